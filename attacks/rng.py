@@ -1,0 +1,104 @@
+"""Random numbers that belong to examples, not to batches.
+
+Every number is a pure function of (seed, purpose, example index, draw, position): Philox4x32-10 of Salmon et al. 2011
+("Parallel random numbers: as easy as 1, 2, 3"), vectorised over examples. An example's numbers therefore never depend on
+the batch that it stands in, the order of the examples, sharding, or the number of workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+
+
+def philox(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox4x32-10: four words of 32 random bits for each counter.
+
+    counter: four int64 tensors that broadcast together, values in [0, 2**32). key: two ints in [0, 2**32).
+    Returns four int64 tensors of the common shape, values in [0, 2**32).
+    """
+    a, b, c, d = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        # int64 products wrap modulo 2**64, so the low 64 bits are those of the unsigned product.
+        p, q = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]
+        a, c = (q >> 32 & _MASK) ^ b ^ k0, (p >> 32 & _MASK) ^ d ^ k1
+        b, d = q & _MASK, p & _MASK
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return a, b, c, d
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExampleRNG:
+    """Streams of random numbers keyed by (seed, purpose, example index, draw).
+
+    Build one with `ExampleRNG.make`. `fork` names an independent stream, `at` moves to another draw of the same stream,
+    `select` keeps some of the examples. The object has no state: the same call gives the same numbers.
+
+    key: 64 bits from the seed, the purpose and the names of the forks. index: the examples' data-set indices, (n,) int64.
+    draw: the number of the draw, (n,) int64.
+    """
+
+    key: tuple[int, int]
+    index: Tensor
+    draw: Tensor
+
+    @staticmethod
+    def make(seed: int, purpose: str, index: Tensor) -> ExampleRNG:
+        """A stream for the examples `index`, shape (n,), of a data set; `purpose` such as attack, oracle, select, report."""
+        index = index.to(torch.int64)
+        return ExampleRNG(_key(f"{seed}/{purpose}"), index, torch.zeros_like(index))
+
+    def fork(self, *names: str | int) -> ExampleRNG:
+        """An independent stream for the same examples, named by `names`."""
+        return replace(self, key=_key(f"{self.key[0]:08x}{self.key[1]:08x}/" + "/".join(map(str, names))))
+
+    def at(self, draw: int | Tensor) -> ExampleRNG:
+        """The same stream at another draw, a number or one per example, in [0, 2**32)."""
+        return replace(self, draw=torch.as_tensor(draw, device=self.index.device).to(torch.int64).expand_as(self.index))
+
+    def select(self, rows: Tensor) -> ExampleRNG:
+        """The streams of the given rows: a bool mask or int64 positions."""
+        return replace(self, index=self.index[rows], draw=self.draw[rows])
+
+    def bits(self, count: int) -> Tensor:
+        """Random words of 32 bits, shape (n, count), int64 in [0, 2**32)."""
+        blocks = torch.arange(-(-count // 4), device=self.index.device).unsqueeze(0)
+        index, draw = self.index.unsqueeze(1), self.draw.unsqueeze(1)
+        words = philox((blocks, draw & _MASK, index & _MASK, index >> 32 & _MASK), self.key)
+        return torch.stack(words, dim=2).flatten(1)[:, :count]
+
+    def uniform(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Uniform numbers in [0, 1), multiples of 2**-24, shape (n, *shape)."""
+        return ((self.bits(math.prod(shape)) >> 8).to(dtype) * 2.0**-24).view(-1, *shape)
+
+    def normal(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Standard normal numbers (Box-Muller, worked in float64, then rounded to `dtype`), shape (n, *shape)."""
+        count = math.prod(shape)
+        half = -(-count // 2)
+        bits = self.bits(2 * half).to(torch.float64)
+        radius = ((bits[:, :half] + 1) * 2.0**-32).log_().mul_(-2).sqrt_()
+        angle = bits[:, half:] * (2 * math.pi * 2.0**-32)
+        return torch.cat((radius * angle.cos(), radius * angle.sin()), dim=1)[:, :count].to(dtype).view(-1, *shape)
+
+    def integers(self, high: int | Tensor, shape: tuple[int, ...] = ()) -> Tensor:
+        """Uniform integers in [0, high), shape (n, *shape), int64; `high` up to 2**31, one number or one per example."""
+        bits = self.bits(max(1, math.prod(shape))).view(-1, *shape)
+        high = torch.as_tensor(high, device=bits.device).to(torch.int64)
+        return bits * high.view(-1, *([1] * len(shape))) >> 32
+
+
+def _key(text: str) -> tuple[int, int]:
+    digest = hashlib.sha256(text.encode()).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")

@@ -1,0 +1,84 @@
+"""What a defense is, and what it leaves behind: a model to score and the surrogates that an adaptive attacker uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias, runtime_checkable
+
+import torch
+from torch import nn
+
+from advbench.zoo.data import DataSet
+from advbench.zoo.training import Budget, Progress
+
+Architecture: TypeAlias = Callable[[], nn.Module]
+"""Makes a fresh, untrained network: images (n, c, h, w) in [0, 1] -> logits (n, classes)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Surrogate:
+    """What an adaptive attacker differentiates in place of the scored model.
+
+    model: images in [0, 1] -> logits; called as ``model(x, rng)`` where `stochastic`.
+    """
+
+    model: nn.Module
+    stochastic: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Defended:
+    """A defended model.
+
+    model: what is scored, images (n, c, h, w) in [0, 1] -> logits (n, classes), normalisation inside; a stochastic one is
+    called as ``model(x, rng)`` with an `ExampleRNG` of n examples and draws every random number from it.
+    surrogates: what the white-box attacker differentiates, by name, the faithful one first; by default the model itself.
+    stochastic: whether the model takes an rng.
+    """
+
+    model: nn.Module
+    stochastic: bool = False
+    surrogates: Mapping[str, Surrogate] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.surrogates:
+            object.__setattr__(self, "surrogates", {"faithful": Surrogate(self.model, self.stochastic)})
+
+    def modules(self) -> nn.ModuleDict:
+        """Everything that has state, as one module whose state dict is the checkpoint."""
+        parts = {"model": self.model}
+        parts |= {f"surrogate-{name}": surrogate.model for name, surrogate in self.surrogates.items()}
+        return nn.ModuleDict(parts)
+
+
+@runtime_checkable
+class Defense(Protocol):
+    """A frozen dataclass of hyper-parameters that turns an architecture and a data set into a `Defended`.
+
+    A field named `epsilon` whose value is None means the radius of the run's threat (or the data set's usual radius for
+    the defense's `norm` where the run's threat has another norm); the plan fills it in before `fit` is called.
+    """
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        """Other defended models that this one is built on: name -> defense spec such as ``none`` or ``pgd-linf``."""
+        ...
+
+    def build(self, architecture: Architecture, data: DataSet, inputs: Mapping[str, Defended]) -> Defended:
+        """The untrained structure, into which a checkpoint is loaded. `data` gives shapes and class counts only."""
+        ...
+
+    def fit(
+        self,
+        architecture: Architecture,
+        data: DataSet,
+        *,
+        inputs: Mapping[str, Defended],
+        seed: int,
+        device: torch.device,
+        budget: Budget,
+        progress: Progress | None = None,
+    ) -> Defended:
+        """The trained defense, on `device`. Only `data.train` and `data.validation` may be used."""
+        ...

@@ -1,0 +1,1 @@
+"""Records, their store, and the statistics derived from them. Never imports torch."""
