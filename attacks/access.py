@@ -135,6 +135,9 @@ class Access:
         rng = self.rng.select(torch.arange(len(self), device=first.device).repeat(self.draws)).at(draw)
         return self.model(x.repeat(self.draws, 1, 1, 1), rng)  # type: ignore[no-any-return]
 
+    def _mean(self, values: Tensor) -> Tensor:
+        return values if self.draws == 1 else values.reshape(self.draws, -1, *values.shape[1:]).mean(dim=0)
+
 
 class WhiteBox(Access):
     """Everything: logits, loss gradients and vector-Jacobian products, averaged over `draws` for a stochastic model."""
@@ -174,9 +177,6 @@ class WhiteBox(Access):
 
         return logits.detach(), pull
 
-    def _mean(self, values: Tensor) -> Tensor:
-        return values if self.draws == 1 else values.unflatten(0, (self.draws, -1)).mean(dim=0)
-
 
 class ScoreBased(Access):
     """Logits only. Every query of a stochastic model is a fresh draw."""
@@ -185,8 +185,7 @@ class ScoreBased(Access):
         """Logits, shape (n, classes); counts one query."""
         self.ledger.queries[self.rows] += 1
         with torch.no_grad():
-            logits = self._forward(x)
-        return logits if self.draws == 1 else logits.unflatten(0, (self.draws, -1)).mean(dim=0)
+            return self._mean(self._forward(x))
 
 
 class DecisionBased(Access):
@@ -196,5 +195,4 @@ class DecisionBased(Access):
         """Predicted labels, shape (n,), int64; counts one query."""
         self.ledger.queries[self.rows] += 1
         with torch.no_grad():
-            logits = self._forward(x)
-        return (logits if self.draws == 1 else logits.unflatten(0, (self.draws, -1)).mean(dim=0)).argmax(dim=1)
+            return self._mean(self._forward(x)).argmax(dim=1)
