@@ -1,0 +1,116 @@
+"""The registry: advbench's own components and those of plug-ins, by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import metadata
+from typing import Any, Literal
+
+from advbench.attacks import ATTACKS
+from advbench.defenses import DEFENSES
+from advbench.sources import source_hash
+from advbench.specs import Spec
+from advbench.zoo import ARCHITECTURES, DATASETS
+
+Kind = Literal["attacks", "defenses", "architectures", "datasets"]
+KINDS: tuple[Kind, ...] = ("attacks", "defenses", "architectures", "datasets")
+
+_OWN: Mapping[Kind, Mapping[str, str]] = {
+    "attacks": ATTACKS,
+    "defenses": DEFENSES,
+    "architectures": ARCHITECTURES,
+    "datasets": DATASETS,
+}
+_OPEN = {"architectures": ("torchvision/",), "datasets": ("npz:", "folder:"), "attacks": (), "defenses": ()}
+
+
+class UnknownNameError(ValueError):
+    """A name that no component has; the message says which names are close."""
+
+
+@cache
+def table(kind: Kind) -> Mapping[str, str]:
+    """Every registered name of a kind with its ``module:factory`` reference; advbench's own names cannot be replaced."""
+    found = dict(_OWN[kind])
+    for point in metadata.entry_points(group=f"advbench.{kind}"):
+        if point.name in found:
+            warnings.warn(f"plug-in {point.value} was left out: {kind} already has the name {point.name!r}", stacklevel=2)
+        else:
+            found[point.name] = point.value
+    return found
+
+
+def names(kind: Kind) -> list[str]:
+    """The registered names of a kind, in the order of registration."""
+    return list(table(kind))
+
+
+def check_name(kind: Kind, name: str) -> None:
+    """Raise UnknownNameError, with the closest names, unless a component of this kind has the name."""
+    if name in table(kind) or name.startswith(_OPEN[kind]):
+        return
+    close = difflib.get_close_matches(name, table(kind), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"`advbench list {kind}` shows all"
+    raise UnknownNameError(f"Expected one of the registered {kind}, got {name!r}: {hint}")
+
+
+def factory(kind: Kind, name: str) -> Callable[..., Any]:
+    """The factory of a registered component. ValueError, in one line, where a plug-in cannot be imported."""
+    check_name(kind, name)
+    module, _, attribute = table(kind)[name].partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+    except Exception as error:
+        raise ValueError(f"The {kind[:-1]} {name!r} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def create(kind: Literal["attacks", "defenses"], spec: Spec) -> Any:
+    """The component of a spec. ValueError names the argument that does not fit."""
+    make = factory(kind, spec.name)
+    accepted = list(inspect.signature(make).parameters)
+    for argument, _ in spec.arguments:
+        if argument not in accepted:
+            close = difflib.get_close_matches(argument, accepted, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(accepted) or 'no arguments'}"
+            raise ValueError(f"The {kind[:-1]} {spec.name!r} has no argument {argument!r}: {hint}")
+    try:
+        return make(**spec.keywords)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{spec}: {error}") from error
+
+
+def describe(kind: Kind, name: str) -> str:
+    """One line: the first line of the factory's docstring, without its full stop."""
+    try:
+        text = inspect.getdoc(factory(kind, name)) or ""
+    except ValueError as error:
+        return f"unavailable: {error}"
+    return text.partition("\n")[0].removesuffix(".")
+
+
+def content(kind: Kind, spec: Spec, component: Any) -> dict[str, Any]:
+    """What names a component in a key: name, every argument with its default expanded, and the hash of its source."""
+    if dataclasses.is_dataclass(component):
+        arguments = {field.name: _plain(getattr(component, field.name)) for field in dataclasses.fields(component)}
+    else:
+        arguments = {key: _plain(value) for key, value in spec.arguments}
+    return {"name": spec.name, "arguments": arguments, "source_hash": source_hash(module_of(kind, spec.name))}
+
+
+def module_of(kind: Kind, name: str) -> str:
+    """The module that defines a component."""
+    if name in table(kind):
+        return table(kind)[name].partition(":")[0]
+    return "advbench.zoo.architectures" if kind == "architectures" else "advbench.zoo.datasets"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, bool | int | float | str | None) else str(value)

@@ -1,0 +1,84 @@
+"""Component specs: a registered name with arguments, as users write them and as keys hold them."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Scalar = bool | int | float | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A registered name and the arguments that the user gave, such as ``pgd(steps=100)``.
+
+    arguments: (name, value) pairs sorted by name; values are JSON scalars or lists of them.
+    """
+
+    name: str
+    arguments: tuple[tuple[str, Any], ...] = field(default=())
+
+    @staticmethod
+    def of(name: str, arguments: Mapping[str, Any] | None = None) -> Spec:
+        """A spec with its arguments in canonical order."""
+        return Spec(name, tuple(sorted((key, _frozen(value)) for key, value in (arguments or {}).items())))
+
+    @staticmethod
+    def parse(text: str) -> Spec:
+        """Read ``name`` or ``name(key=value, ...)`` with Python literals as values; ValueError where it is neither."""
+        name, bracket, rest = text.strip().partition("(")
+        if not bracket:
+            if not name:
+                raise ValueError("Expected the name of a component, got an empty text")
+            return Spec(name)
+        try:
+            call = ast.parse(f"f({rest}", mode="eval").body
+            if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
+                raise ValueError
+            arguments = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            raise ValueError(f"Expected name(key=value, ...) such as pgd(steps=100), got {text!r}") from None
+        return Spec.of(name.strip(), arguments)
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """The arguments as a factory takes them."""
+        return dict(self.arguments)
+
+    def __str__(self) -> str:
+        if not self.arguments:
+            return self.name
+        return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.arguments)})"
+
+
+def split_list(text: str) -> list[str]:
+    """Split a comma-separated list of specs, leaving commas inside brackets and quotes alone."""
+    parts, depth, quote, current = [], 0, "", ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        elif character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+        if character == "," and not depth and not quote:
+            parts.append(current.strip())
+            current = ""
+        else:
+            current += character
+    parts.append(current.strip())
+    return [part for part in parts if part]
+
+
+def canonical(content: Any) -> str:
+    """The one JSON text of a content: sorted keys, no spaces, no NaN."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
