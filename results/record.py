@@ -1,0 +1,256 @@
+"""One scored cell: what was run, against whom, at what cost, and what became of every example."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+SCHEMA_VERSION = 1
+STATUSES = ("ok", "skipped", "error")
+MATRICES = ("white-box", "black-box", "transfer")
+DISTANCES = ("distance_l0", "distance_l1", "distance_l2", "distance_linf", "rms")
+GALLERY_SIZE = 10
+
+Facts: TypeAlias = dict[str, Any]
+"""Values that JSON knows: null, booleans, finite numbers, strings, lists, and objects of these."""
+
+_NUMBER = (int, float)
+_COMPONENT = {"name": (str,), "arguments": (dict,)}
+_PARTS: dict[str, dict[str, tuple[type, ...]]] = {
+    "dataset": {"name": (str,), "split": (str,), "fingerprint": (str,), "n": (int,)},
+    "target": {"label": (str,), "defense": (dict,), "architecture": (dict,), "stochastic": (bool,)},
+    "attack": {"label": (str,), "name": (str,), "arguments": (dict,), "minimal_norm": (bool,), "source_hash": (str,)},
+    "threat": {"norm": (str,), "epsilon": (*_NUMBER, type(None)), "box": (list, type(None))},
+    "counts": {},
+    "details": {},
+    "measured": {},
+}
+_COUNTS = ("examples", "forwards", "backwards", "queries")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One scored cell, or a cell that failed or was skipped. Rates and ranks are derived when read, never stored.
+
+    key: 64 hex digits that name the cell's content. status: ``ok``, ``skipped`` or ``error``, with the `reason` of the
+    latter two. matrix: ``white-box``, ``black-box`` or ``transfer``.
+    dataset: name, split, fingerprint, n. target: label, defense and architecture (name and arguments each), stochastic.
+    source: where the adversarials were crafted, with at least label and kind; None in the white-box matrix.
+    attack: label, name, arguments, minimal_norm, source_hash. threat: norm, epsilon (None for no limit), box.
+    counts: totals over the attacked examples: examples, forwards, backwards, queries.
+    details: free facts such as a substitute's fidelity. measured: seconds of the attack, peak memory, device, threads and
+    environment, which no comparison of two records looks at.
+
+    Tuples become lists, so that a record equals its own round trip through JSON. Raises ValueError for a missing field, a
+    wrong type, or a value that JSON does not know (NaN and infinity among them).
+    """
+
+    key: str
+    status: str
+    reason: str = ""
+    matrix: str
+    dataset: Facts
+    target: Facts
+    source: Facts | None
+    attack: Facts
+    weights_sha256: str
+    threat: Facts
+    seed: int
+    counts: Facts
+    details: Facts
+    measured: Facts
+
+    def __post_init__(self) -> None:
+        check_key(self.key)
+        for name in ("status", "reason", "matrix", "weights_sha256"):
+            _check_type(name, getattr(self, name), (str,))
+        _check_type("seed", self.seed, (int,))
+        _check_choice("status", self.status, STATUSES)
+        _check_choice("matrix", self.matrix, MATRICES)
+        for name, required in _PARTS.items():
+            object.__setattr__(self, name, _checked_part(name, getattr(self, name), required))
+        for name in ("defense", "architecture"):
+            _checked_part(f"target.{name}", self.target[name], _COMPONENT)
+        if self.matrix == "white-box":
+            _check_type("source", self.source, (type(None),))
+        else:
+            source = _checked_part("source", self.source, {"label": (str,), "kind": (str,)})
+            object.__setattr__(self, "source", source)
+        for name in _COUNTS if self.status == "ok" else self.counts:
+            _check_type(f"counts.{name}", self.counts.get(name), (int,))
+
+    def to_json(self) -> str:
+        """The record as JSON text with its schema version, keys sorted."""
+        return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, indent=1, sort_keys=True, allow_nan=False)
+
+    @staticmethod
+    def from_json(text: str) -> Record:
+        """Read what `to_json` wrote. Raises ValueError for anything else."""
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"Expected a record as JSON, got {error}") from None
+        if not isinstance(content, dict):
+            raise ValueError(f"Expected a record as a JSON object, got {type(content).__name__}")
+        version = content.pop("schema_version", None)
+        if version != SCHEMA_VERSION:
+            raise ValueError(
+                f"Expected a record of schema version {SCHEMA_VERSION}, got {version!r}; use a matching advbench"
+            )
+        names = {field.name for field in fields(Record)}
+        for problem, found in (("missing", names - content.keys()), ("unknown", content.keys() - names)):
+            if found:
+                raise ValueError(f"Expected the fields of a record, got {problem} {', '.join(sorted(found))}")
+        return Record(**content)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Examples:
+    """What became of every example of a cell; arrays of shape (n,).
+
+    index: positions in the data set's split, each once. label, clean_prediction: classes. draws: predictions per question,
+    1 for a deterministic model, K for a stochastic one. clean_correct: correct ones of the report draws on the clean image.
+    select_correct, report_correct: correct ones of the draws that choose the worst case, and of the fresh draws that are
+    reported, both on the adversarial image; equal for a deterministic model.
+    distance_*: l0, l1, l2, linf of the perturbation in pixel units, rms: root of its mean square; NaN: not attacked, inf: a
+    minimal-norm attack found nothing. image_l2: the clean image's l2 norm.
+
+    Raises ValueError for shapes that differ, a wrong dtype, counts outside [0, draws], or an index that repeats.
+    """
+
+    index: NDArray[np.int64]
+    label: NDArray[np.int64]
+    clean_prediction: NDArray[np.int64]
+    draws: int
+    clean_correct: NDArray[np.int16]
+    select_correct: NDArray[np.int16]
+    report_correct: NDArray[np.int16]
+    distance_l0: NDArray[np.float64]
+    distance_l1: NDArray[np.float64]
+    distance_l2: NDArray[np.float64]
+    distance_linf: NDArray[np.float64]
+    rms: NDArray[np.float64]
+    image_l2: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        if int(self.draws) < 1:
+            raise ValueError(f"Expected `draws` >= 1, got {self.draws}")
+        object.__setattr__(self, "draws", int(self.draws))
+        for name, dtype in EXAMPLE_DTYPES.items():
+            object.__setattr__(self, name, _array(name, getattr(self, name), dtype, ndim=1))
+        _check_lengths({name: getattr(self, name) for name in EXAMPLE_DTYPES})
+        for name in ("clean_correct", "select_correct", "report_correct"):
+            if len(self) and not 0 <= getattr(self, name).min() <= getattr(self, name).max() <= self.draws:
+                raise ValueError(f"Expected `{name}` in [0, {self.draws}], got values outside")
+        if len(np.unique(self.index)) != len(self.index):
+            raise ValueError("Expected `index` to name every example once, got repeats")
+        for name in DISTANCES:
+            if (getattr(self, name) < 0).any():
+                raise ValueError(f"Expected `{name}` >= 0, NaN or inf, got a negative value")
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Gallery:
+    """A few images of a cell, for reports.
+
+    clean, adversarial: shape (m, c, h, w), float32, m <= 10. index, label, prediction (of the adversarial): shape (m,).
+    """
+
+    clean: NDArray[np.float32]
+    adversarial: NDArray[np.float32]
+    index: NDArray[np.int64]
+    label: NDArray[np.int64]
+    prediction: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        for name, dtype in GALLERY_DTYPES.items():
+            ndim = 4 if dtype is np.float32 else 1
+            object.__setattr__(self, name, _array(name, getattr(self, name), dtype, ndim=ndim))
+        _check_lengths({name: getattr(self, name) for name in GALLERY_DTYPES})
+        if self.clean.shape != self.adversarial.shape or len(self.clean) > GALLERY_SIZE:
+            raise ValueError(
+                f"Expected `clean` and `adversarial` of one shape with at most {GALLERY_SIZE} images, "
+                f"got {self.clean.shape} and {self.adversarial.shape}"
+            )
+
+
+EXAMPLE_DTYPES: dict[str, type[np.generic]] = {
+    **dict.fromkeys(("index", "label", "clean_prediction"), np.int64),
+    **dict.fromkeys(("clean_correct", "select_correct", "report_correct"), np.int16),
+    **dict.fromkeys((*DISTANCES, "image_l2"), np.float64),
+}
+GALLERY_DTYPES: dict[str, type[np.generic]] = {
+    **dict.fromkeys(("clean", "adversarial"), np.float32),
+    **dict.fromkeys(("index", "label", "prediction"), np.int64),
+}
+
+
+def check_key(key: object) -> str:
+    """The key itself where it is 64 lower-case hex digits. Raises ValueError otherwise."""
+    if not isinstance(key, str) or len(key) != 64 or not set(key) <= set("0123456789abcdef"):
+        raise ValueError(f"Expected a key of 64 hex digits, got {key!r}")
+    return key
+
+
+def _check_type(name: str, value: object, types: tuple[type, ...]) -> None:
+    unwanted_bool = isinstance(value, bool) and bool not in types
+    if unwanted_bool or not isinstance(value, types):
+        wanted = " or ".join("None" if kind is type(None) else kind.__name__ for kind in types)
+        raise ValueError(f"Expected `{name}` of a record to be {wanted}, got {value!r:.80}")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"Expected `{name}` of a record to be one of {', '.join(choices)}, got {value!r:.80}")
+
+
+def _checked_part(name: str, value: object, required: Mapping[str, tuple[type, ...]]) -> Facts:
+    """`value` as plain JSON content, where it is an object with the `required` members."""
+    _check_type(name, value, (dict,))
+    plain: Facts = _plain(name, value)
+    for member, types in required.items():
+        if member not in plain:
+            raise ValueError(f"Expected `{name}` of a record to have `{member}`, got {', '.join(plain) or 'nothing'}")
+        _check_type(f"{name}.{member}", plain[member], types)
+    return plain
+
+
+def _plain(name: str, value: object) -> Any:
+    """A copy of `value` in JSON's types, with tuples as lists."""
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(f"{name}[{i}]", item) for i, item in enumerate(value)]
+    if isinstance(value, dict):
+        for member in value:
+            _check_type(f"{name} member", member, (str,))
+        return {member: _plain(f"{name}.{member}", item) for member, item in value.items()}
+    raise ValueError(f"Expected `{name}` of a record to be a value that JSON knows, got {value!r:.80}")
+
+
+def _array(name: str, value: object, dtype: type[np.generic], *, ndim: int) -> NDArray[Any]:
+    array = np.asarray(value)
+    if array.ndim != ndim or not np.can_cast(array.dtype, dtype, casting="same_kind"):
+        wanted = f"{np.dtype(dtype).name} with {ndim} axes"
+        raise ValueError(f"Expected `{name}` to be {wanted}, got {array.dtype.name} of shape {array.shape}")
+    if np.issubdtype(dtype, np.integer) and array.size:
+        limits = np.iinfo(dtype)  # type: ignore[type-var]
+        if array.max() > limits.max or array.min() < limits.min:
+            raise ValueError(f"Expected `{name}` to fit {np.dtype(dtype).name}, got values outside")
+    return np.ascontiguousarray(array, dtype=dtype)
+
+
+def _check_lengths(arrays: Mapping[str, NDArray[Any]]) -> None:
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        shown = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise ValueError(f"Expected arrays of one length, got {shown}")

@@ -1,0 +1,190 @@
+"""The folder of records: every cell is written whole or not at all.
+
+A record lives in ``ROOT/records/<key>/`` as ``record.json``, ``examples.npz`` (where the cell was scored) and
+``gallery.npz`` (where images were kept). It is prepared in ``ROOT/records/.writing/`` and renamed into place once its bytes
+are on the disk, so that a reader sees all of it or nothing, whenever the writer is killed.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from advbench.results.record import Examples, Gallery, Record, check_key
+
+_LOG = logging.getLogger("advbench")
+_LEFTOVER_SECONDS = 3600.0
+_ATTEMPTS = 100
+_Content = TypeVar("_Content", Examples, Gallery)
+
+
+class Store:
+    """Records under `root`, by key.
+
+    root: the folder of a run's output; made at the first write.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.folder = Path(root) / "records"
+
+    def path(self, key: str) -> Path:
+        """The folder of a record. Raises ValueError where `key` is not 64 hex digits."""
+        return self.folder / check_key(key)
+
+    def keys(self) -> list[str]:
+        """The keys of all records, sorted; unreadable ones among them."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(path.name for path in self.folder.iterdir() if _is_key(path.name))
+
+    def status(self, key: str) -> str | None:
+        """The record's status; None where there is none, or where its files are damaged (logged as one line)."""
+        if not self.path(key).is_dir():
+            return None
+        try:
+            record = self.read(key)
+            if record.status == "ok":
+                self.examples(key)
+            self.gallery(key)
+        except (OSError, ValueError) as error:
+            _LOG.warning("damaged record, treated as missing: %s", error)
+            return None
+        return record.status
+
+    def read(self, key: str) -> Record:
+        """The record. Raises FileNotFoundError where there is none, ValueError where it is damaged."""
+        path = self.path(key) / "record.json"
+        try:
+            record = Record.from_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        if record.key != key:
+            raise ValueError(f"{path}: Expected the key of its folder, got {record.key}")
+        return record
+
+    def examples(self, key: str) -> Examples:
+        """The outcome of every example. Raises FileNotFoundError where there is none, ValueError where it is damaged."""
+        return _load(self.path(key) / "examples.npz", Examples)
+
+    def gallery(self, key: str) -> Gallery | None:
+        """The images that were kept, None where there are none. Raises ValueError where the file is damaged."""
+        path = self.path(key) / "gallery.npz"
+        return _load(path, Gallery) if path.is_file() else None
+
+    def write(self, record: Record, examples: Examples | None = None, gallery: Gallery | None = None) -> bool:
+        """Keep a record; True where it was stored, False where a readable ``ok`` record was there already and stays.
+
+        A failed, skipped or damaged record of the same key is replaced. Raises ValueError where a scored record comes
+        without its examples.
+        """
+        if record.status == "ok" and examples is None:
+            raise ValueError("Expected a scored record with its `examples`, got None")
+        self.sweep()
+        prepared = self._prepare(record, examples, gallery)
+        try:
+            return self._publish(record.key, prepared)
+        finally:
+            shutil.rmtree(prepared, ignore_errors=True)
+
+    def sweep(self, older_than: float = _LEFTOVER_SECONDS) -> None:
+        """Remove what killed writers left behind, once it is `older_than` seconds old."""
+        with suppress(FileNotFoundError):
+            for leftover in (self.folder / ".writing").iterdir():
+                with suppress(OSError):
+                    if time.time() - leftover.stat().st_mtime >= older_than:
+                        shutil.rmtree(leftover)
+
+    def _prepare(self, record: Record, examples: Examples | None, gallery: Gallery | None) -> Path:
+        """Write all files of a record into a fresh folder, down to the disk."""
+        folder = self._workspace()
+        try:
+            if examples is not None:
+                _save(folder / "examples.npz", examples)
+            if gallery is not None:
+                _save(folder / "gallery.npz", gallery)
+            with (folder / "record.json").open("w", encoding="utf-8") as file:
+                file.write(record.to_json() + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            _flush_folder(folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return folder
+
+    def _workspace(self) -> Path:
+        """A fresh folder on the records' file system, swept when its writer is killed."""
+        folder = self.folder / ".writing" / uuid.uuid4().hex
+        folder.mkdir(parents=True)
+        return folder
+
+    def _publish(self, key: str, prepared: Path) -> bool:
+        """Rename a prepared folder into place, moving a record that may be replaced out of the way."""
+        for _ in range(_ATTEMPTS):
+            try:
+                prepared.rename(self.path(key))
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                    raise
+            else:
+                _flush_folder(self.folder)
+                return True
+            if self.status(key) == "ok":
+                return False
+            retired = self._workspace()
+            with suppress(FileNotFoundError):
+                self.path(key).rename(retired / "record")
+            shutil.rmtree(retired, ignore_errors=True)
+        raise OSError(f"Expected to replace {self.path(key)}, but other writers kept doing so")
+
+
+def _is_key(name: str) -> bool:
+    try:
+        check_key(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _load(path: Path, kind: type[_Content]) -> _Content:
+    """Read an `Examples` or a `Gallery` from `path`, without pickle."""
+    names = [field.name for field in fields(kind)]
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in names}
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # zipfile and zlib answer damaged bytes with a dozen kinds of exceptions
+        raise ValueError(f"{path}: Expected an archive of the arrays {', '.join(names)}, got {error!r:.80}") from None
+    try:
+        return kind(**arrays)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _save(path: Path, content: Examples | Gallery) -> None:
+    arrays: dict[str, Any] = {field.name: getattr(content, field.name) for field in fields(content)}
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Bring a folder's list of names to the disk, where the system can."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
