@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import torch
 from torch import Tensor, nn
+
+from advbench.zoo.data import DataSet, Split
+from advbench.zoo.preprocessing import fit_statistics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,9 +22,12 @@ class Budget:
     """How long and how a model is trained.
 
     epochs: passes over the training images. train_examples: how many of them, all where None. batch_size: images per step.
-    optimizer: `adam` or `sgd`. learning_rate: the first one. weight_decay: L2 coefficient on weight matrices (not on biases
-    and norms). schedule: `constant`, `cosine` or `one-cycle`. patience: epochs without a better validation loss before the
-    training stops and the best weights come back; None trains to the end and keeps the last.
+    optimizer: `adam` or `sgd`. learning_rate: the highest one. momentum: of sgd (Nesterov). weight_decay: L2 coefficient on
+    weight matrices (not on biases and norms). schedule: `constant`, `cosine` (down to 0) or `one-cycle` (up from 0 over the
+    first quarter, then down to 0, both straight). patience: epochs without a better validation loss before the training
+    stops and the best weights come back; None trains to the end and keeps the last.
+
+    Raises ValueError for an unknown optimizer or schedule, or a number out of range.
     """
 
     epochs: int = 10
@@ -28,6 +39,41 @@ class Budget:
     weight_decay: float = 0.0
     schedule: str = "one-cycle"
     patience: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "train_examples", "batch_size", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"Expected `{name}` >= 1, got {value}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"Expected `learning_rate` > 0, got {self.learning_rate}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"Expected `momentum` in [0, 1), got {self.momentum}")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"Expected `weight_decay` >= 0, got {self.weight_decay}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"Expected `optimizer` among {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"Expected `schedule` among {', '.join(SCHEDULES)}, got {self.schedule!r}")
+
+
+def _adam(groups: list[dict[str, object]], budget: Budget) -> torch.optim.Optimizer:
+    return torch.optim.Adam(groups, lr=budget.learning_rate)
+
+
+def _sgd(groups: list[dict[str, object]], budget: Budget) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=budget.learning_rate, momentum=budget.momentum, nesterov=budget.momentum > 0)
+
+
+OPTIMIZERS: dict[str, Callable[[list[dict[str, object]], Budget], torch.optim.Optimizer]] = {"adam": _adam, "sgd": _sgd}
+"""name -> (parameter groups, budget) -> optimizer."""
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda _: 1.0,
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "one-cycle": lambda done: min(done / 0.25, (1 - done) / 0.75),
+}
+"""name -> (share of the steps done, in (0, 1)) -> factor of the learning rate."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,3 +96,209 @@ Objective: TypeAlias = Callable[[nn.Module, Tensor, Tensor, Step], Mapping[str, 
 
 Progress: TypeAlias = Callable[[int, int], None]
 """(steps done, steps in all), called after every step."""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What happened in each epoch that ran.
+
+    terms: mean of each loss term over the training images. validation_loss: the objective on the validation split, empty
+    without `patience`. validation_accuracy: in [0, 1], NaN where the model gives no logits. seconds: wall-clock time.
+    kept_epoch: the epoch, from 0, whose weights the model ends with.
+    """
+
+    terms: tuple[Mapping[str, float], ...]
+    validation_loss: tuple[float, ...]
+    validation_accuracy: tuple[float, ...]
+    seconds: tuple[float, ...]
+    kept_epoch: int
+
+
+def cross_entropy(model: nn.Module, x: Tensor, y: Tensor, _: Step) -> Mapping[str, Tensor]:
+    """The plain objective: mean cross-entropy of clean images."""
+    return {"cross_entropy": nn.functional.cross_entropy(model(x), y)}
+
+
+def derive_seed(seed: int, purpose: str) -> int:
+    """A seed of 63 bits for one purpose of a training, so that purposes share no random numbers."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:8], "little") >> 1
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Seed torch's global generators of the CPU and of `device`, and put their states back afterwards."""
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put `model` in evaluation mode, and give every submodule its mode back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def accuracy(model: nn.Module, split: Split, batch: int = 512) -> float:
+    """Share of the images of `split` that `model` labels right, in [0, 1]; `split` lies on the model's device.
+
+    Raises ValueError for an empty split.
+    """
+    if not len(split):
+        raise ValueError("Expected at least one image to measure accuracy on, got none")
+    with evaluating(model), torch.inference_mode():
+        pairs = zip(torch.split(split.x, batch), torch.split(split.y, batch), strict=True)
+        correct = [(model(x).argmax(dim=1) == y).sum() for x, y in pairs]
+    return int(torch.stack(correct).sum()) / len(split)
+
+
+def train(
+    model: nn.Module,
+    objective: Objective,
+    data: DataSet,
+    *,
+    budget: Budget,
+    seed: int,
+    device: torch.device | str,
+    progress: Progress | None = None,
+) -> History:
+    """Minimise the sum of the objective's terms, in place; the model ends on `device` in evaluation mode.
+
+    Submodules with a ``fit_statistics(x)`` method see the training images first. Parameters that need no gradient stay as
+    they are. The same seed, device and thread count give the same bits; torch's global generators are left untouched.
+
+    Raises FloatingPointError when a loss term is not finite, and ValueError for an objective without terms.
+    """
+    device = torch.device(device)
+    training, validation = data.train.first(budget.train_examples).to(device), data.validation.to(device)
+    model.to(device)
+    fit_statistics(model, training.x)
+    cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+    with seeded(derive_seed(seed, "layers"), device), cudnn:
+        history = _Loop(model, objective, training, validation, budget, seed, progress).run()
+    model.eval()
+    return history
+
+
+class _Loop:
+    """One training run: where it stands, what happened so far, and the best weights."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        training: Split,
+        validation: Split,
+        budget: Budget,
+        seed: int,
+        progress: Progress | None,
+    ) -> None:
+        self.model = model
+        self.objective = objective
+        self.training = training
+        self.validation = validation
+        self.budget = budget
+        self.seed = seed
+        self.progress = progress
+        self.optimizer = OPTIMIZERS[budget.optimizer](_parameter_groups(model, budget.weight_decay), budget)
+        self.order = torch.Generator().manual_seed(derive_seed(seed, "order"))
+        self.batches = -(-len(training) // budget.batch_size)
+        self.iteration = 0
+        self.best_weights: dict[str, Tensor] = {}
+
+    def run(self) -> History:
+        """Train until the budget is spent or patience runs out."""
+        terms, losses, accuracies, seconds = [], [], [], []
+        kept = 0
+        for epoch in range(self.budget.epochs):
+            start = time.perf_counter()
+            terms.append(self._epoch(epoch))
+            kept = epoch
+            if self.budget.patience is not None:
+                losses.append(self._validation_loss(epoch))
+                kept = losses.index(min(losses))
+                if kept == epoch:
+                    self.best_weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+            accuracies.append(self._validation_accuracy())
+            seconds.append(time.perf_counter() - start)
+            if self.budget.patience is not None and epoch - kept >= self.budget.patience:
+                break
+        if self.best_weights:
+            self.model.load_state_dict(self.best_weights)
+        return History(tuple(terms), tuple(losses), tuple(accuracies), tuple(seconds), kept)
+
+    def _epoch(self, epoch: int) -> dict[str, float]:
+        """One pass in a fresh order, in batches whose sizes differ by at most one; the mean of each loss term."""
+        self.model.train()
+        order = torch.randperm(len(self.training), generator=self.order).to(self.training.index.device)
+        sums: dict[str, Tensor] = {}
+        for rows in order.tensor_split(self.batches):
+            batch = self.training.select(rows)
+            step = Step(self.seed, epoch, self.iteration, batch.index)
+            terms = _terms(self.objective(self.model, batch.x, batch.y, step))
+            self._descend(sum(terms.values(), start=torch.zeros((), device=batch.x.device)))
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0) + value.detach() * len(batch)
+            if self.progress is not None:
+                self.progress(self.iteration, self.batches * self.budget.epochs)
+        return _finite({name: float(value) / len(self.training) for name, value in sums.items()}, epoch)
+
+    def _descend(self, loss: Tensor) -> None:
+        factor = SCHEDULES[self.budget.schedule]((self.iteration + 0.5) / (self.batches * self.budget.epochs))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.budget.learning_rate * factor
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.iteration += 1
+
+    def _validation_loss(self, epoch: int) -> float:
+        """The objective on the validation split in evaluation mode, averaged over images."""
+        total = 0.0
+        with evaluating(self.model):
+            for start in range(0, len(self.validation), self.budget.batch_size):
+                batch = self.validation.select(slice(start, start + self.budget.batch_size))
+                step = Step(self.seed, epoch, self.iteration, batch.index, training=False)
+                terms = _terms(self.objective(self.model, batch.x, batch.y, step))
+                total += sum(float(value.detach()) for value in terms.values()) * len(batch)
+        return _finite({"validation": total / len(self.validation)}, epoch)["validation"]
+
+    def _validation_accuracy(self) -> float:
+        with evaluating(self.model), torch.inference_mode():
+            is_classifier = self.model(self.validation.x[:1]).ndim == 2
+        return accuracy(self.model, self.validation) if is_classifier else math.nan
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Trainable parameters in two groups: matrices and filters with weight decay, biases and norms without."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ValueError("Expected a model with trainable parameters, got none")
+    return [
+        {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _terms(terms: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    if not terms:
+        raise ValueError("Expected an objective to return at least one loss term, got none")
+    return terms
+
+
+def _finite(values: dict[str, float], epoch: int) -> dict[str, float]:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"Training diverged at epoch {epoch + 1}: loss term {name!r} is {value}; lower the learning rate"
+            )
+    return values
