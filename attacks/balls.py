@@ -1,0 +1,227 @@
+"""The geometry of lp balls around images: distances, projections, steepest directions, random points.
+
+Every function is vectorised over the first dimension, keeps the dtype and the device, and treats an example by itself. The
+clean images `x` lie inside the box. l0 counts changed values (each channel of a pixel is one).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from advbench.attacks.rng import ExampleRNG
+from advbench.attacks.threat import Norm, ThreatModel
+
+_ORDERS = {"linf": float("inf"), "l2": 2.0, "l1": 1.0, "l0": 0.0}
+
+DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
+"""The dual norm: the inner product of a gradient with its steepest direction in `norm` is its length in ``DUAL[norm]``."""
+
+
+def per_example(values: Tensor, x: Tensor) -> Tensor:
+    """`values`, shape (n,), as (n, 1, ..., 1), so that they broadcast over `x`, shape (n, ...)."""
+    return values.reshape(-1, *[1] * (x.dim() - 1))
+
+
+def distance(delta: Tensor, norm: Norm) -> Tensor:
+    """The length of each perturbation, shape (n,), in the dtype of `delta`, shape (n, ...).
+
+    Raises ValueError for the norm ``none``, which has no length.
+    """
+    if norm not in _ORDERS:
+        raise ValueError(f"Expected `norm` to be one of {', '.join(_ORDERS)} to measure a length, got {norm!r}")
+    length: Tensor = torch.linalg.vector_norm(delta.flatten(1), ord=_ORDERS[norm], dim=1)
+    return length
+
+
+def distances(x_adv: Tensor, x: Tensor) -> dict[str, Tensor]:
+    """All distances that a record holds, worked in float64: l0, l1, l2, linf and rms, each of shape (n,).
+
+    rms is the root of the mean squared difference of the values of an image.
+    """
+    delta = x_adv.double() - x.double()
+    lengths = {norm: distance(delta, norm) for norm in ("l0", "l1", "l2", "linf")}
+    return {**lengths, "rms": lengths["l2"] / max(1, delta[0:1].numel()) ** 0.5}
+
+
+def project(x_adv: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
+    """The point nearest to `x_adv` (in l2) among the images that `threat` allows around `x`; shapes (n, ...).
+
+    This is the exact projection on the intersection of ball and box, not one after the other: a clamp for linf, a scaling
+    whose clipped values are refilled for l2, soft thresholding between bounds for l1 (Croce & Hein 2021, arXiv:2103.01208,
+    section 3.1), the values that save the most for l0. Images that are inside come back bit for bit. Without an epsilon only
+    the box counts, without a box only the ball.
+    """
+    boxed = x_adv if threat.box is None else x_adv.clamp(*threat.box)
+    if threat.epsilon is None or threat.norm == "none":
+        return boxed
+    if threat.norm == "linf":
+        return boxed.clamp(x - threat.epsilon, x + threat.epsilon)
+    outside = distance(boxed - x, threat.norm) > threat.epsilon
+    if not outside.any():
+        return boxed
+    nearest = {"l2": stretch, "l1": _project_l1, "l0": _project_l0}[threat.norm]
+    return boxed.index_put((outside,), nearest(x_adv[outside], x[outside], threat))
+
+
+def stretch(x_adv: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
+    """The last point of the ray from `x` through `x_adv`, clipped to the box, that the ball contains; shapes (n, ...).
+
+    It lies on the sphere, or in the box's corner where the box keeps the ray inside the ball; a zero perturbation stays
+    zero. For l2 and a point outside this is also the projection on ball and box, whose form is clip(s delta), s in (0, 1].
+
+    Raises ValueError without an epsilon or for a norm other than linf, l2, l1.
+    """
+    epsilon = _radius(threat, "stretch")
+    delta = x_adv - x
+    size = distance(delta, "linf")
+    delta = delta / per_example(size.where(size > 0, 1), delta)
+    rates, room = delta.abs().flatten(1), _room(delta, x, threat).flatten(1)
+    match threat.norm:
+        case "linf":
+            factor = (epsilon / rates).where(room >= epsilon, torch.inf).amin(dim=1)
+        case "l2":
+            factor = _level(rates.square(), room.square(), epsilon**2).sqrt()
+        case _:
+            factor = _level(rates, room, epsilon)
+    lengths = (factor.clamp(max=torch.finfo(x.dtype).max).unsqueeze(1) * rates).minimum(room)
+    return _boxed(x + delta.sign() * lengths.view_as(x), threat)
+
+
+def steepest(gradient: Tensor, threat: ThreatModel) -> Tensor:
+    """The direction of unit length in `threat.norm` with the largest inner product with `gradient`; shapes (n, ...).
+
+    The sign for linf, the normalised gradient for l2, the sign of the largest component alone for l1 (Shaham et al. 2015,
+    arXiv:1511.05432, equation 11). A zero gradient gives a zero direction; NaN counts as zero; any magnitude is safe.
+
+    Raises ValueError for a norm other than linf, l2, l1.
+    """
+    gradient = gradient.nan_to_num()
+    match threat.norm:
+        case "linf":
+            return gradient.sign()
+        case "l2":
+            size = distance(gradient, "linf")
+            scaled = gradient / per_example(size.where(size > 0, 1), gradient)
+            return scaled / per_example(distance(scaled, "l2").clamp(min=1), gradient)
+        case "l1":
+            flat = gradient.flatten(1)
+            largest = flat.abs().argmax(dim=1, keepdim=True)
+            return torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest).sign()).view_as(gradient)
+    raise ValueError(f"Expected a threat in linf, l2 or l1 for a steepest direction, got {threat.norm}")
+
+
+def random_start(x: Tensor, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
+    """A point drawn uniformly from the ball's volume around each image, then clipped to the box; shapes (n, ...).
+
+    l2: a normal direction and a radius u**(1/d). l1: d of d + 1 exponentials over their sum, with random signs.
+
+    Raises ValueError without an epsilon or for a norm other than linf, l2, l1.
+    """
+    epsilon = _radius(threat, "random start")
+    shape, d = tuple(x.shape[1:]), x[0:1].numel()
+    match threat.norm:
+        case "linf":
+            delta = 2 * rng.uniform(shape, x.dtype) - 1
+        case "l2":
+            delta = rng.normal(shape, x.dtype)
+            radius = rng.fork("radius").uniform((), x.dtype) ** (1 / max(1, d))
+            delta = delta * per_example(radius / distance(delta, "l2"), x)
+        case _:
+            exponentials = -torch.log1p(-rng.uniform((d + 1,), x.dtype))
+            signs = 1 - 2 * rng.fork("sign").integers(2, shape)
+            delta = (exponentials / exponentials.sum(dim=1, keepdim=True))[:, :d].reshape(x.shape) * signs
+    return _boxed(x + epsilon * delta, threat)
+
+
+def violations(x_adv: Tensor, x: Tensor, threat: ThreatModel, tolerance: float = 1e-5) -> Tensor:
+    """Which images `threat` forbids: NaN or infinite, outside the box, or outside the ball; shape (n,), bool.
+
+    Distances are worked in float64. The ball is widened by `tolerance` of its radius, and by what rounding x + delta to the
+    dtype of `x_adv` can add: half a unit in the last place of every value. The box is widened by `tolerance` of its width.
+
+    Raises ValueError where the shapes differ.
+    """
+    if x_adv.shape != x.shape:
+        raise ValueError(f"Expected `x_adv` of the shape of `x`, {tuple(x.shape)}, got {tuple(x_adv.shape)}")
+    values = x_adv.double().flatten(1)
+    bad = ~values.isfinite().all(dim=1)
+    if threat.box is not None:
+        low, high = threat.box
+        slack = tolerance * (high - low)
+        bad |= ((values < low - slack) | (values > high + slack)).any(dim=1)
+    if threat.epsilon is None or threat.norm == "none":
+        return bad
+    if threat.norm == "l0":
+        return bad | (distance(x_adv - x, "l0") > threat.epsilon)
+    size = x.double().flatten(1)
+    rounding = torch.finfo(x_adv.dtype).eps / 2 * size.abs().maximum(values.abs())
+    limit = threat.epsilon * (1 + tolerance) + distance(rounding, threat.norm)
+    return bad | ~(distance(values - size, threat.norm) <= limit)
+
+
+def _radius(threat: ThreatModel, what: str) -> float:
+    if threat.norm not in DUAL or threat.epsilon is None:
+        raise ValueError(f"Expected a threat in linf, l2 or l1 with an epsilon for a {what}, got {threat}")
+    return threat.epsilon
+
+
+def _boxed(x: Tensor, threat: ThreatModel) -> Tensor:
+    return x if threat.box is None else x.clamp(*threat.box)
+
+
+def _room(delta: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
+    """How far each value may move in the direction of `delta` before it leaves the box."""
+    if threat.box is None:
+        return torch.full_like(x, torch.inf)
+    low, high = threat.box
+    return torch.where(delta > 0, high - x, x - low).clamp(min=0)
+
+
+def _level(rates: Tensor, caps: Tensor, volume: float) -> Tensor:
+    """The smallest t, shape (n,), with sum_i min(t rates_i, caps_i) = volume; infinite where the caps hold less.
+
+    The sum is increasing, concave and piecewise linear in t, so Newton's steps from t = 0 rise to the root without passing
+    it, and end there after finitely many: each step caps what has overflowed and shares the rest among the others.
+
+    rates, caps: non-negative, shape (n, d).
+    """
+    full = torch.zeros_like(rates, dtype=torch.bool)
+    level = rates.new_zeros(len(rates))
+    while True:
+        free = rates.masked_fill(full, 0).sum(dim=1)
+        rest = volume - caps.where(full, 0).sum(dim=1)
+        level = level.maximum((rest / free).where(free > 0, torch.inf))
+        overflown = full | (level.unsqueeze(1) * rates >= caps)
+        if torch.equal(overflown, full):
+            return level
+        full = overflown
+
+
+def _project_l1(x_adv: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
+    """Projection of points outside: lengths min(max(|delta| - shift, 0), room), whose sum falls to epsilon as shift grows.
+
+    The sum is piecewise linear in the shift, with kinks where a value leaves zero (at |delta|) and where it reaches its
+    bound (at |delta| - room); sorting them finds the linear piece that crosses epsilon, and on it the shift is exact.
+    """
+    delta = x_adv - x
+    size, room = delta.abs().flatten(1), _room(delta, x, threat).flatten(1)
+    kinks, order = torch.cat((size, (size - room).clamp(min=0)), dim=1).sort(dim=1, descending=True)
+    below = torch.nn.functional.pad(kinks[:, 1:], (0, 1))
+    slope = torch.where(order < size.shape[1], 1, -1).cumsum(dim=1)
+    total = (slope * (kinks - below).double()).cumsum(dim=1)
+    crossed = total >= threat.radius
+    piece = crossed.to(torch.uint8).argmax(dim=1, keepdim=True)
+    surplus = ((total.gather(1, piece) - threat.radius) / slope.gather(1, piece)).to(size.dtype)
+    # A point that is outside by rounding alone may never cross: then nothing is to be shifted.
+    shift = (below.gather(1, piece) + surplus).where(crossed.any(dim=1, keepdim=True), 0)
+    lengths = (size - shift).clamp(min=0).minimum(room)
+    return _boxed(x + delta.sign() * lengths.view_as(x), threat)
+
+
+def _project_l0(x_adv: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
+    """Keep the epsilon values whose change, clipped to the box, saves the most squared distance."""
+    boxed = _boxed(x_adv, threat).flatten(1)
+    delta, error = (x_adv - x).flatten(1), x_adv.flatten(1) - boxed
+    kept = (delta.square() - error.square()).topk(int(threat.radius), dim=1).indices
+    return x.flatten(1).scatter(1, kept, boxed.gather(1, kept)).view_as(x)
