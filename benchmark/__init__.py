@@ -1,3 +1,27 @@
-"""advbench: a benchmark and leaderboard harness for adversarial robustness."""
+"""advbench: a benchmark and leaderboard harness for adversarial robustness.
+
+`advbench.run` does what ``advbench run`` does. Importing the package is cheap: public names are loaded when first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from advbench.api import RunResult, run
+    from advbench.reporting import report
 
 __version__ = "0.1.0"
+__all__ = ["RunResult", "__version__", "report", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "report":
+        from advbench import reporting
+
+        return reporting.report
+    if name in __all__:
+        from advbench import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'advbench' has no attribute {name!r}")

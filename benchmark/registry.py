@@ -27,7 +27,13 @@ _OWN: Mapping[Kind, Mapping[str, str]] = {
     "architectures": ARCHITECTURES,
     "datasets": DATASETS,
 }
-_OPEN = {"architectures": ("torchvision/",), "datasets": ("npz:", "folder:"), "attacks": (), "defenses": ()}
+OPEN_NAMES: Mapping[Kind, str] = {
+    "architectures": "torchvision/NAME for every classifier of torchvision, on 3-channel images",
+    "datasets": "npz:PATH (Keras convention: x_train, y_train, x_test, y_test) and folder:PATH (ImageFolder)",
+}
+"""Kinds with names beyond the table, described in a line."""
+
+_OPEN_PREFIXES: Mapping[Kind, tuple[str, ...]] = {"architectures": ("torchvision/",), "datasets": ("npz:", "folder:")}
 
 
 class UnknownNameError(ValueError):
@@ -53,7 +59,7 @@ def names(kind: Kind) -> list[str]:
 
 def check_name(kind: Kind, name: str) -> None:
     """Raise UnknownNameError, with the closest names, unless a component of this kind has the name."""
-    if name in table(kind) or name.startswith(_OPEN[kind]):
+    if name in table(kind) or name.startswith(_OPEN_PREFIXES.get(kind, ())):
         return
     close = difflib.get_close_matches(name, table(kind), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else f"`advbench list {kind}` shows all"
@@ -114,3 +120,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value if isinstance(value, bool | int | float | str | None) else str(value)
+
+
+def restore(kind: Literal["attacks", "defenses"], content: Mapping[str, Any]) -> Any:
+    """The component that `content` described: the factory's, with every field set to the described value."""
+    component = factory(kind, content["name"])()
+    if not dataclasses.is_dataclass(component) or isinstance(component, type):
+        return factory(kind, content["name"])(**content["arguments"])
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in content["arguments"].items()}
+    return dataclasses.replace(component, **values)

@@ -1,0 +1,258 @@
+"""The command line. Heavy imports happen inside the commands, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from advbench import __version__
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from advbench.api import RunResult
+    from advbench.plan import Plan
+    from advbench.scheduler import Status, Watcher
+
+app = typer.Typer(
+    name="advbench",
+    help="Benchmark and leaderboard harness for adversarial robustness.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Norm(StrEnum):
+    """The norms of the boards."""
+
+    linf = "linf"
+    l2 = "l2"
+    l1 = "l1"
+
+
+class Backend(StrEnum):
+    """How tasks run side by side."""
+
+    loky = "loky"
+    threading = "threading"
+
+
+class ListKind(StrEnum):
+    """What can be listed."""
+
+    attacks = "attacks"
+    defenses = "defenses"
+    architectures = "architectures"
+    datasets = "datasets"
+
+
+def main() -> None:
+    """Run the command line; bad input ends with one clear line and exit code 2."""
+    app()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"advbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    config: Annotated[Path | None, typer.Argument(help="A TOML file that sets the same things; flags override it.")] = None,
+    matrix: Annotated[str | None, typer.Option(help="white-box, black-box, transfer or all. [default: all]")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="A data set's name, npz:PATH or folder:PATH. [default: digits]")
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where the data sets lie. [default: $ADVBENCH_DATA]")] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="Architectures, such as gu2014/convnet,sgr2018/mnist-cnn.")
+    ] = None,
+    defense: Annotated[str | None, typer.Option(help="Defenses, such as none,pgd-linf(steps=10).")] = None,
+    attack: Annotated[str | None, typer.Option(help="Attacks, such as fgsm,pgd(steps=100).")] = None,
+    substitute: Annotated[str | None, typer.Option(help="Architectures of the black-box attacker's substitute.")] = None,
+    norm: Annotated[Norm | None, typer.Option(help="The norm of the threat. [default: linf]")] = None,
+    epsilon: Annotated[
+        str | None, typer.Option(help="One radius or several, such as 8/255 or 0.1,0.2. [default: the data set's usual one]")
+    ] = None,
+    seed: Annotated[str | None, typer.Option(help="Training seeds, such as 0,1,2. [default: 0]")] = None,
+    n_examples: Annotated[int | None, typer.Option(help="Test images to score. [default: all]")] = None,
+    train_examples: Annotated[int | None, typer.Option(help="Training images. [default: all]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Training epochs. [default: the data set's]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, or cuda:0,cuda:1. [default: auto]")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Tasks side by side. [default: one per core, or per GPU]")] = None,
+    backend: Annotated[Backend | None, typer.Option(help="Processes or threads. [default: loky]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the results go. [default: advbench-out]")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do everything again, whatever is there.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and run nothing.")] = False,
+) -> None:
+    """Cross defenses and attacks into the matrices and publish a leaderboard.
+
+    With no argument: all three matrices on the embedded digits with the default suite. Finished work is kept, so the same
+    command after an interruption continues.
+
+    Exit codes: 0 all cells scored, 1 some cell failed (the table says which), 2 bad input, 130 interrupted.
+    """
+    settings = {
+        name: (value.value if isinstance(value, StrEnum) else value)
+        for name, value in locals().items()
+        if name not in ("config", "dry_run", "fresh")
+    }
+    try:
+        from advbench.config import make_config
+        from advbench.plan import make_plan
+
+        plan = make_plan(make_config(config, fresh=fresh or None, **settings), measure=not dry_run)
+    except (ValueError, OSError) as error:
+        _refuse(error)
+    if dry_run:
+        _print_plan(plan)
+        return
+    raise typer.Exit(_run(plan))
+
+
+@app.command("list")
+def list_components(
+    kind: Annotated[ListKind | None, typer.Argument(help="Which components; all where absent.")] = None,
+) -> None:
+    """List the registered components, one line each, with the paper that they come from."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from advbench import registry
+
+    console = Console()
+    for each in registry.KINDS if kind is None else (kind.value,):
+        table = Table(title=each, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
+        for name in registry.names(each):
+            table.add_row(name, registry.describe(each, name))
+        console.print(table)
+        if each in registry.OPEN_NAMES:
+            console.print(f"  and {registry.OPEN_NAMES[each]}", highlight=False)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="The output folder of a run.")],
+    every: Annotated[bool, typer.Option("--all", help="All records in the folder, not only those of its last run.")] = False,
+) -> None:
+    """Rebuild the reports of an output folder from its records. Nothing is run, and torch is not needed."""
+    try:
+        from advbench import reporting
+
+        paths = reporting.report(folder, every=every)
+    except (ValueError, OSError) as error:
+        _refuse(error)
+    for path in paths:
+        print(path)
+
+
+def _run(plan: Plan) -> int:
+    """Run a plan with progress, print the leaderboard, and return the exit code."""
+    from rich.console import Console
+
+    from advbench.api import finish
+
+    console = Console()
+    with _watcher(plan, console) as watch:
+        result = finish(plan, watch)
+    _print_result(plan, result, console)
+    return result.exit_code
+
+
+def _refuse(error: Exception) -> NoReturn:
+    message = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else str(error)
+    print(f"advbench: {' '.join(message.split())}", file=sys.stderr)
+    raise typer.Exit(2) from None
+
+
+@contextmanager
+def _watcher(plan: Plan, console: Console) -> Iterator[Watcher]:
+    """Live progress on a terminal, a plain line per finished task elsewhere."""
+    if not console.is_terminal:
+        yield _plain_lines()
+        return
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+        TextColumn("[dim]{task.fields[running]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("tasks", total=len(plan.pending()), left="", running="")
+
+        def watch(status: Status) -> None:
+            left = status.seconds_left
+            progress.update(
+                bar,
+                completed=status.done,
+                total=status.total,
+                left="" if left is None else f"about {left:.0f} s left",
+                running=escape("; ".join(status.running[:2])),
+            )
+
+        yield watch
+
+
+def _plain_lines() -> Watcher:
+    last = -1
+
+    def watch(status: Status) -> None:
+        nonlocal last
+        tenth = 10 * status.done // max(1, status.total)
+        if tenth != last and status.done:
+            last = tenth
+            left = f", about {status.seconds_left:.0f} s left" if status.seconds_left and status.done < status.total else ""
+            print(f"{status.done} of {status.total} tasks done{left}", flush=True)
+
+    return watch
+
+
+def _print_plan(plan: Plan) -> None:
+    """What a run would do, and how much of it is already there."""
+    pending = {task.key for task in plan.pending()}
+    names = {
+        "train": "models to train",
+        "substitute": "substitutes to train",
+        "clean": "models to check on clean images",
+        "craft": "attacks to craft",
+        "score": "cells to score",
+    }
+    for kind, name in names.items():
+        tasks = [task for task in plan.tasks.values() if task.kind == kind]
+        waiting = sum(task.key in pending for task in tasks)
+        there = sum(plan.done(task) for task in tasks)
+        print(f"{name:32}{len(tasks):6}  already done {there:6}  to do {waiting:6}")
+
+
+def _print_result(plan: Plan, result: RunResult, console: Console) -> None:
+    from advbench.reports.terminal import print_leaderboard
+
+    print_leaderboard(result.out, result.cells, console)
+    for key, reason in list(result.failures.items())[:20]:
+        console.print(f"failed: {plan.tasks[key].label}: {reason}", markup=False, highlight=False)
+    if result.interrupted:
+        console.print("interrupted: what is finished is kept; the same command continues", markup=False)
+    for path in result.reports:
+        print(path)

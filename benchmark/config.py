@@ -1,0 +1,157 @@
+"""The configuration of a run: what the command line and a TOML file set, checked in one place."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from advbench.specs import Spec, split_list
+
+Matrix = Literal["white-box", "black-box", "transfer"]
+MATRICES: tuple[Matrix, ...] = ("white-box", "black-box", "transfer")
+
+
+def _specs(value: Any) -> Any:
+    """Component lists: ``"a,b(x=1)"``, or a list of names and ``{name = "a", x = 1}`` tables."""
+    if value is None:
+        return None
+    items = split_list(value) if isinstance(value, str) else value
+    if not isinstance(items, list | tuple):
+        raise ValueError(f"Expected a list of components, got {value!r}")
+    return tuple(_spec(item) for item in items)
+
+
+def _spec(item: Any) -> Spec:
+    if isinstance(item, Spec):
+        return item
+    if isinstance(item, str):
+        return Spec.parse(item)
+    if isinstance(item, Mapping) and isinstance(item.get("name"), str):
+        return Spec.of(item["name"], {key: value for key, value in item.items() if key != "name"})
+    raise ValueError(f'Expected a name or a table such as {{name = "pgd", steps = 100}}, got {item!r}')
+
+
+def _numbers(value: Any) -> Any:
+    """One number, a list of numbers, or a text such as ``0,1,2``."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return tuple(_fraction(part) for part in split_list(value))
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def _fraction(text: str) -> float | str:
+    """A number; ``8/255`` is one."""
+    above, slash, below = text.partition("/")
+    try:
+        return float(above) / float(below) if slash else float(text) if not text.lstrip("-").isdigit() else int(text)
+    except (ValueError, ZeroDivisionError):
+        return text
+
+
+Specs = Annotated[tuple[Spec, ...], BeforeValidator(_specs)]
+
+
+class Config(BaseModel):
+    """One run of advbench. Every field stands under the same name in a TOML file, with ``-`` or ``_``.
+
+    matrix: which matrices, `all` for the three. dataset: a registered name, ``npz:PATH`` or ``folder:PATH``. epsilon: one
+    radius or several, in pixel units of [0, 1]; the data set's usual one where absent. n_examples: scored test images, all
+    where absent. draws: passes averaged per gradient for a stochastic defense (EOT). score_draws: K, the passes that choose
+    the worst candidate of a stochastic defense, and again as many that score it. substitute, substitute_rounds,
+    substitute_step, substitute_seeds: the black-box attacker's architectures, rounds of Jacobian-based augmentation, its
+    step lambda, and how many held-out images it starts from. batch: images per compute batch, measured where absent.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, arbitrary_types_allowed=True, alias_generator=lambda name: name.replace("_", "-")
+    )
+
+    matrix: tuple[Matrix, ...] = MATRICES
+    dataset: str = "digits"
+    data_dir: Path | None = None
+    architecture: Specs | None = None
+    defense: Specs | None = None
+    attack: Specs | None = None
+    substitute: Specs | None = None
+    norm: Literal["linf", "l2", "l1"] = "linf"
+    epsilon: Annotated[tuple[float, ...] | None, BeforeValidator(_numbers)] = None
+    seed: Annotated[tuple[int, ...], BeforeValidator(_numbers)] = (0,)
+    n_examples: int | None = Field(default=None, ge=1)
+    train_examples: int | None = Field(default=None, ge=1)
+    epochs: int | None = Field(default=None, ge=1)
+    device: str = "auto"
+    jobs: int | None = Field(default=None, ge=1)
+    backend: Literal["loky", "threading"] = "loky"
+    out: Path = Path("advbench-out")
+    fresh: bool = False
+    draws: int = Field(default=4, ge=1)
+    score_draws: int = Field(default=10, ge=1)
+    substitute_rounds: int = Field(default=3, ge=0)
+    substitute_step: float = Field(default=0.1, gt=0)
+    substitute_seeds: int = Field(default=150, ge=10)
+    batch: int | None = Field(default=None, ge=1)
+
+    @field_validator("matrix", mode="before")
+    @classmethod
+    def _all_matrices(cls, value: Any) -> Any:
+        items = split_list(value) if isinstance(value, str) else list(value)
+        chosen = MATRICES if "all" in items else items
+        return tuple(dict.fromkeys(chosen))
+
+    @field_validator("epsilon")
+    @classmethod
+    def _radii(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        for epsilon in value or ():
+            if not (math.isfinite(epsilon) and epsilon > 0):
+                raise ValueError(f"Expected `epsilon` > 0, got {epsilon:g}")
+        return tuple(sorted(set(value))) if value else None
+
+    @field_validator("seed")
+    @classmethod
+    def _seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or min(value) < 0:
+            raise ValueError(f"Expected seeds >= 0 such as 0,1,2, got {','.join(map(str, value)) or 'none'}")
+        return tuple(dict.fromkeys(value))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file; ValueError in one line where there is none or where it does not parse."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"Expected a TOML file at {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: expected UTF-8 text") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: not valid TOML: {error}") from None
+
+
+def make_config(file: Path | None = None, **settings: Any) -> Config:
+    """The configuration from a TOML file (or none) and settings that override it; those that are None do not count.
+
+    Raises ValueError in one line that names the field, what was expected and what came.
+    """
+    values = {key.replace("_", "-"): value for key, value in (read_toml(file) if file else {}).items()}
+    values |= {key.replace("_", "-"): value for key, value in settings.items() if value is not None}
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(_one_line(error, file)) from None
+
+
+def _one_line(error: ValidationError, file: Path | None) -> str:
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"]) or "configuration"
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        known = [name.replace("_", "-") for name in Config.model_fields]
+        return f"{file or 'settings'}: unknown setting {field!r}; known are {', '.join(known)}"
+    if message.startswith("Expected"):
+        return f"`{field}`: {message}"
+    return f"`{field}`: {message[:1].lower() + message[1:]}, got {first['input']!r}"

@@ -1,0 +1,224 @@
+"""Craft and score: the attack proposes, the harness verifies.
+
+Nothing here trusts an attack. Every adversarial image is checked for shape, NaN, box and budget, and success is what a
+fresh forward pass says (DESIGN invariants 1 and 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from advbench.attacks import balls
+from advbench.attacks.access import Ledger, WhiteBox, frozen
+from advbench.attacks.rng import ExampleRNG
+from advbench.attacks.threat import Norm, ThreatModel, Untargeted, cross_entropy
+from advbench.clocks import Measured, stopwatch
+from advbench.defenses.defended import Defended, Surrogate
+from advbench.results.record import Examples
+from advbench.zoo.data import Split
+
+
+class ViolationError(RuntimeError):
+    """An attack returned images that the threat model does not allow, or a model answered with NaN."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Craft:
+    """Adversarial images and what they cost.
+
+    x_adv: (n, c, h, w), float32, on the CPU. ledger: counts per example. measured: seconds and peak memory.
+    """
+
+    x_adv: Tensor
+    ledger: Ledger
+    measured: Measured
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Counts:
+    """How a model answered on some images, counted over draws.
+
+    prediction: (n,) int64, the label that most report draws gave. select, report: (n,) int64, correct answers of `draws`.
+    """
+
+    prediction: Tensor
+    select: Tensor
+    report: Tensor
+    draws: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scored:
+    """A scored cell: per-example outcomes, the chosen images (n, c, h, w), and the model's labels for them (n,)."""
+
+    examples: Examples
+    x_adv: Tensor
+    prediction: Tensor
+
+
+_FARTHER_THAN_ANY_IMAGE = 1e12
+
+
+def craft(
+    attack: Any,
+    surrogate: Surrogate,
+    split: Split,
+    threat: ThreatModel,
+    *,
+    seed: int,
+    draws: int,
+    batch: int,
+    device: torch.device,
+    progress: Callable[[int, int], None] | None = None,
+) -> Craft:
+    """Attack every image of `split` in compute batches, and verify what comes back.
+
+    Raises ViolationError where the attack leaves the budget or the box, changes the shape, or returns NaN.
+    """
+    _warm_up(surrogate, split, seed=seed, batch=batch, device=device)
+    images, ledgers = [], []
+    with stopwatch(device) as measured:
+        for start in range(0, len(split), batch):
+            part = split.select(slice(start, start + batch)).to(device)
+            rng = ExampleRNG.make(seed, "attack", part.index)
+            access = attack.knowledge(surrogate.model, rng.fork("model"), stochastic=surrogate.stochastic, draws=draws)
+            with access:
+                x_adv = attack(access, part.x.clone(), Untargeted(part.y), threat, rng.fork("attack"))
+            images.append(_verified(x_adv, part, threat).cpu())
+            ledgers.append(access.ledger)
+            if progress is not None:
+                progress(min(start + batch, len(split)), len(split))
+    counts = [torch.cat([getattr(one, field) for one in ledgers]).cpu() for field in ("forwards", "backwards", "queries")]
+    return Craft(torch.cat(images), Ledger(*counts), measured)
+
+
+def count(defended: Defended, split: Split, *, seed: int, draws: int, batch: int, device: torch.device) -> Counts:
+    """Answers of the scored model on the images of `split`, on `draws` select draws and as many fresh report draws.
+
+    A deterministic model is asked once, and both counts are that one answer.
+    """
+    passes = draws if defended.stochastic else 1
+    parts = []
+    with frozen(defended.model), torch.inference_mode():
+        for start in range(0, len(split), batch):
+            part = split.select(slice(start, start + batch)).to(device)
+            parts.append(_count(defended, part, seed, passes))
+    prediction, select, report = (torch.cat(columns).cpu() for columns in zip(*parts, strict=True))
+    return Counts(prediction, select, report, passes)
+
+
+def score(
+    defended: Defended,
+    split: Split,
+    clean: Counts,
+    candidates: Sequence[Tensor],
+    *,
+    norm: Norm,
+    minimal_norm: bool,
+    seed: int,
+    batch: int,
+    device: torch.device,
+) -> Scored:
+    """Score candidate images, the worst per example, on fresh forward passes.
+
+    candidates: one image tensor (n, c, h, w) per surrogate. For a stochastic model the clean image is a candidate too; the
+    select draws choose and the report draws count (DESIGN, invariant 2). Of a minimal-norm attack the nearest candidate
+    that fools the model is chosen, else the one that fools it most often.
+    """
+    found = [
+        count(defended, Split(x_adv, split.y, split.index), seed=seed, draws=clean.draws, batch=batch, device=device)
+        for x_adv in candidates
+    ]
+    pool = list(candidates)
+    if defended.stochastic:
+        found, pool = [*found, clean], [*pool, split.x]
+    select = torch.stack([one.select for one in found])
+    preference = select.to(torch.float64)
+    if minimal_norm:
+        distance = torch.stack([balls.distance(x_adv - split.x, norm) for x_adv in pool]).to(torch.float64)
+        preference = torch.where(2 * select < clean.draws, distance, _FARTHER_THAN_ANY_IMAGE + preference)
+    choice, rows = preference.argmin(dim=0), torch.arange(len(split))
+    x_adv = torch.stack(pool)[choice, rows]
+    prediction, chosen, report = (
+        torch.stack([getattr(one, name) for one in found])[choice, rows] for name in ("prediction", "select", "report")
+    )
+    failed = (2 * chosen >= clean.draws) if minimal_norm else torch.zeros(len(split), dtype=torch.bool)
+    untouched = (clean.report == 0) & (x_adv == split.x).flatten(1).all(dim=1) & (not defended.stochastic)
+    examples = Examples(
+        index=split.index.numpy(),
+        label=split.y.numpy(),
+        clean_prediction=clean.prediction.numpy(),
+        draws=clean.draws,
+        clean_correct=clean.report.numpy(),
+        select_correct=chosen.numpy(),
+        report_correct=report.numpy(),
+        **_distances(x_adv, split.x, failed=failed, untouched=untouched),
+    )
+    return Scored(examples, x_adv, prediction)
+
+
+def _distances(x_adv: Tensor, x: Tensor, *, failed: Tensor, untouched: Tensor) -> dict[str, Any]:
+    """The distances of a record: infinity where a minimal-norm attack failed, NaN where nothing was attacked."""
+    delta = (x_adv - x).to(torch.float64)
+    found = {f"distance_{norm}": balls.distance(delta, norm) for norm in ("l0", "l1", "l2", "linf")}
+    found["rms"] = found["distance_l2"] / delta[0].numel() ** 0.5 if len(delta) else found["distance_l2"]
+    for values in found.values():
+        values[failed] = torch.inf
+        values[untouched] = torch.nan
+    found["image_l2"] = x.to(torch.float64).flatten(1).norm(dim=1)
+    return {name: values.numpy() for name, values in found.items()}
+
+
+def _count(defended: Defended, part: Split, seed: int, passes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Most frequent report label, and correct answers on select and on report draws, of one batch; each (n,) int64."""
+    if not defended.stochastic:
+        prediction = _labels(defended.model(part.x))
+        correct = (prediction == part.y).to(torch.int64)
+        return prediction, correct, correct
+    answers = {
+        purpose: torch.stack(
+            [_labels(defended.model(part.x, ExampleRNG.make(seed, purpose, part.index).at(draw))) for draw in range(passes)]
+        )
+        for purpose in ("select", "report")
+    }
+    select, report = ((answers[purpose] == part.y).sum(dim=0) for purpose in ("select", "report"))
+    return answers["report"].mode(dim=0).values, select, report
+
+
+def _labels(logits: Tensor) -> Tensor:
+    if not torch.isfinite(logits).all():
+        bad = int((~torch.isfinite(logits)).any(dim=1).sum())
+        raise ViolationError(f"Expected finite logits, got NaN or infinity on {bad} of {len(logits)} images")
+    return logits.argmax(dim=1)
+
+
+def _verified(x_adv: Tensor, part: Split, threat: ThreatModel) -> Tensor:
+    """The images that an attack returned, where the threat model allows them."""
+    if x_adv.shape != part.x.shape or x_adv.dtype != part.x.dtype:
+        wanted, came = (f"{tuple(one.shape)} {one.dtype}" for one in (part.x, x_adv))
+        raise ViolationError(f"Expected adversarial images {wanted}, got {came}")
+    bad = balls.violations(x_adv, part.x, threat)
+    if bad.any():
+        first = int(part.index[bad][0])
+        delta = x_adv[bad] - part.x[bad]
+        worst = float(balls.distance(delta, threat.norm).max()) if threat.norm != "none" else float(delta.abs().max())
+        raise ViolationError(
+            f"Expected images within {threat.norm} {threat.epsilon} and the box {threat.box}, got {int(bad.sum())} of "
+            f"{len(bad)} outside (worst distance {worst:.6g}, first at example {first})"
+        )
+    return x_adv.detach()
+
+
+def _warm_up(surrogate: Surrogate, split: Split, *, seed: int, batch: int, device: torch.device) -> None:
+    """One gradient on a few images, uncounted, so that first-call costs are not timed (DESIGN, invariant 11)."""
+    few = split.select(slice(min(batch, 8))).to(device)
+    with WhiteBox(surrogate.model, ExampleRNG.make(seed, "warm-up", few.index), stochastic=surrogate.stochastic) as access:
+        try:
+            access.loss_gradient(few.x, Untargeted(few.y), cross_entropy)
+        except RuntimeError:
+            access.logits(few.x)  # a model without a gradient can still be attacked with scores or labels

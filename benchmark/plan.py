@@ -1,0 +1,466 @@
+"""The plan: the registry crossed into tasks, each named by what it computes.
+
+A task's key is the SHA-256 of its canonical content, so that a changed hyper-parameter, seed, data set or source file is
+another task, and a finished one is never done twice (DESIGN, sections 2 and 3).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from advbench import registry
+from advbench.batch import compute_batch
+from advbench.clocks import device_name, resolve_devices
+from advbench.config import Config
+from advbench.defenses.defended import Defended
+from advbench.models import architecture_of, build_defended
+from advbench.results.store import Store
+from advbench.sources import source_hash
+from advbench.specs import Spec, canonical
+from advbench.zoo import checkpoints, datasets
+from advbench.zoo.data import DataSet, Split
+
+Kind = Literal["train", "substitute", "clean", "craft", "score"]
+DEFAULT_ARCHITECTURE = Spec("gu2014/n200-200-10")
+DEFAULT_SUBSTITUTE = Spec("gu2014/n100-100-10")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """One node of the plan.
+
+    key: SHA-256 of the canonical `content`. needs: keys of the tasks whose results it reads. label: for people. cost: a
+    rough measure, for running the longest first. facts: what the record of a score shows beside its content.
+    """
+
+    kind: Kind
+    key: str
+    content: Mapping[str, Any]
+    needs: tuple[str, ...]
+    label: str
+    cost: float
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Target:
+    """A defended model of the plan: its training task, its untrained structure's properties, and its names."""
+
+    key: str
+    label: str
+    seed: int
+    defense: Mapping[str, Any]
+    architecture: Mapping[str, Any]
+    stochastic: bool
+    surrogates: tuple[str, ...]
+    batch: int
+    cost: float
+
+    def facts(self) -> dict[str, Any]:
+        """The target as a record shows it."""
+        names = ("name", "arguments")
+        return {
+            "label": self.label,
+            "defense": {name: self.defense[name] for name in names},
+            "architecture": {name: self.architecture[name] for name in names},
+            "stochastic": self.stochastic,
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """Everything that a run computes. tasks: by key, needs before those who need them. cells: the keys of the scores."""
+
+    config: Config
+    data: DataSet
+    devices: list[torch.device]
+    tasks: Mapping[str, Task]
+    cells: tuple[str, ...]
+
+    @property
+    def store(self) -> Store:
+        """Where the records go."""
+        return Store(self.config.out)
+
+    def done(self, task: Task) -> bool:
+        """Whether the task's result lies finished in its place."""
+        if task.kind == "score":
+            return self.store.status(task.key) == "ok"
+        return artefact(task.kind, task.key, self.config.out).exists()
+
+    def pending(self) -> list[Task]:
+        """The tasks that must run, in order: the cells without a result, and what they need that is not there."""
+        wanted: set[str] = set()
+        waiting = [key for key in self.cells if not self.done(self.tasks[key])]
+        while waiting:
+            key = waiting.pop()
+            if key not in wanted:
+                wanted.add(key)
+                waiting.extend(need for need in self.tasks[key].needs if not self.done(self.tasks[need]))
+        return [task for key, task in self.tasks.items() if key in wanted]
+
+
+def artefact(kind: Kind, key: str, out: Path) -> Path:
+    """The file of a finished task: models in the user's cache, everything else under the output folder."""
+    if kind in ("train", "substitute"):
+        return checkpoints.cache_dir() / "models" / f"{key}.safetensors"
+    if kind == "score":
+        return out / "records" / key
+    return out / "store" / kind / f"{key}.npz"
+
+
+def scored_split(data: DataSet, n: int | None) -> Split:
+    """The scored test images: all, or `n` of them by a fixed permutation, in the order of the data set."""
+    if n is None or n >= len(data.test):
+        return data.test
+    generator = torch.Generator().manual_seed(0)
+    return data.test.select(torch.randperm(len(data.test), generator=generator)[:n].sort().values)
+
+
+def make_plan(config: Config, *, measure: bool = True) -> Plan:
+    """Cross the components of `config` into tasks. ValueError, in one line, for anything that does not fit.
+
+    measure: whether to measure a compute batch that is not yet known on this machine (a dry run does not).
+    """
+    registry.check_name("datasets", config.dataset)
+    return _Planner(config, measure).plan()
+
+
+class _Planner:
+    """Builds a plan, task by task."""
+
+    def __init__(self, config: Config, measure: bool) -> None:
+        self.config = config
+        self.measure = measure
+        self.devices = resolve_devices(config.device)
+        self.device = self.devices[0]
+        self.data = datasets.load(config.dataset, config.data_dir)
+        self.radii = config.epsilon or self._usual_radius()
+        self.split = scored_split(self.data, config.n_examples)
+        self.attacks = [self._attack(spec) for spec in _suite(config).attacks]
+        self.budget = dataclasses.asdict(self._budget())
+        self.tasks: dict[str, Task] = {}
+        self.cells: list[str] = []
+
+    def plan(self) -> Plan:
+        suite = _suite(self.config)
+        for seed in self.config.seed:
+            targets = [
+                self._target(defense, architecture, seed, alone=len(suite.architectures) == 1)
+                for architecture in suite.architectures
+                for defense in suite.defenses
+            ]
+            if "white-box" in self.config.matrix:
+                for target in targets:
+                    self._white_box(target)
+            if "black-box" in self.config.matrix:
+                for target in targets:
+                    for substitute in suite.substitutes:
+                        self._black_box(target, substitute)
+            if "transfer" in self.config.matrix:
+                self._transfer(targets)
+        return Plan(self.config, self.data, self.devices, self.tasks, tuple(self.cells))
+
+    # --- components
+
+    def _usual_radius(self) -> tuple[float, ...]:
+        try:
+            return (self.data.radii[self.config.norm],)
+        except KeyError:
+            raise ValueError(
+                f"The data set {self.data.name} has no usual {self.config.norm} radius: give --epsilon"
+            ) from None
+
+    def _attack(self, spec: Spec) -> tuple[Spec, Any, dict[str, Any]]:
+        attack = registry.create("attacks", spec)
+        if self.config.norm not in attack.norms:
+            raise ValueError(
+                f"The attack {spec.name!r} is for {', '.join(sorted(attack.norms))}, got norm {self.config.norm!r}"
+            )
+        return spec, attack, registry.content("attacks", spec, attack)
+
+    def _budget(self) -> Any:
+        budget = datasets.default_budget(self.config.dataset)
+        changes = {
+            name: value
+            for name, value in (("epochs", self.config.epochs), ("train_examples", self.config.train_examples))
+            if value is not None
+        }
+        return dataclasses.replace(budget, **changes)
+
+    def _defense(self, spec: Spec) -> tuple[Any, dict[str, Any]]:
+        """The component, its unset radius filled in, and its content."""
+        defense = registry.create("defenses", spec)
+        if getattr(defense, "epsilon", 0.0) is None:
+            norm = getattr(defense, "norm", self.config.norm)
+            radius = max(self.radii) if norm == self.config.norm else self.data.radii.get(norm)
+            if radius is None:
+                raise ValueError(f"{spec}: the data set {self.data.name} has no usual {norm} radius: give epsilon")
+            defense = dataclasses.replace(defense, epsilon=radius)
+        return defense, registry.content("defenses", spec, defense)
+
+    # --- tasks
+
+    def _add(self, kind: Kind, content: dict[str, Any], needs: Iterable[str], label: str, cost: float, **facts: Any) -> str:
+        content = {"task": kind, **content}
+        key = hashlib.sha256(canonical(content).encode()).hexdigest()
+        self.tasks.setdefault(key, Task(kind, key, content, tuple(needs), label, cost, facts))
+        return key
+
+    def _train(self, spec: Spec, architecture: Spec, seed: int) -> str:
+        """The training task of a defense, after those of its inputs."""
+        defense, content = self._defense(spec)
+        inputs = {name: self._train(Spec.parse(text), architecture, seed) for name, text in sorted(defense.inputs.items())}
+        cost = self.budget["epochs"] * (1 + getattr(defense, "steps", 0)) * 10.0
+        return self._add(
+            "train",
+            {
+                "defense": content,
+                "architecture": registry.content("architectures", architecture, None),
+                "fingerprint": self.data.fingerprint,
+                "budget": self.budget,
+                "seed": seed,
+                "inputs": inputs,
+                "source_hash": source_hash("advbench.models"),
+            },
+            inputs.values(),
+            f"train {spec} on {architecture}",
+            cost,
+        )
+
+    def _target(self, defense: Spec, architecture: Spec, seed: int, *, alone: bool) -> Target:
+        key = self._train(defense, architecture, seed)
+        contents = {name: task.content for name, task in self.tasks.items()}
+        structure = build_defended(contents[key], contents, self.data)
+        batch = self.config.batch or compute_batch(
+            structure,
+            self.data.shape,
+            draws=self.config.draws,
+            device=self.device,
+            memory=checkpoints.cache_dir() / "compute-batch.json",
+            measure=self.measure,
+        )
+        passes = self.config.draws if structure.stochastic else 1
+        return Target(
+            key,
+            str(defense) if alone else f"{defense} / {architecture}",
+            seed,
+            contents[key]["defense"],
+            contents[key]["architecture"],
+            structure.stochastic,
+            tuple(structure.surrogates),
+            batch,
+            float(passes),
+        )
+
+    def _clean(self, target: Target) -> str:
+        return self._add(
+            "clean",
+            {"target": target.key, "draws": self.config.score_draws, **self._where(target.batch, target.seed)},
+            [target.key],
+            f"clean accuracy of {target.label}",
+            target.cost,
+        )
+
+    def _craft(
+        self,
+        source: str,
+        label: str,
+        attack: tuple[Spec, Any, dict[str, Any]],
+        epsilon: float | None,
+        *,
+        batch: int,
+        seed: int,
+        surrogate: str | None,
+        transfer: bool,
+        cost: float,
+    ) -> str:
+        spec, component, content = attack
+        return self._add(
+            "craft",
+            {
+                "source": source,
+                "surrogate": surrogate,
+                "attack": content,
+                "threat": self._threat(epsilon),
+                "transfer": transfer,
+                "draws": self.config.draws,
+                **self._where(batch, seed),
+            },
+            [source],
+            f"{spec} on {label}",
+            cost * (1 + getattr(component, "steps", 1)),
+        )
+
+    def _score(
+        self,
+        matrix: str,
+        target: Target,
+        attack: tuple[Spec, Any, dict[str, Any]],
+        epsilon: float,
+        crafts: list[str],
+        source: dict[str, Any] | None,
+        *,
+        substitute: str | None = None,
+    ) -> None:
+        spec, component, content = attack
+        clean = self._clean(target)
+        minimal = bool(component.minimal_norm) and matrix == "white-box"
+        key = self._add(
+            "score",
+            {
+                "matrix": matrix,
+                "target": target.key,
+                "clean": clean,
+                "crafts": crafts,
+                "substitute": substitute,
+                "threat": self._threat(epsilon),
+                "minimal_norm": minimal,
+                "dataset": self.data.name,
+                **self._where(target.batch, target.seed),
+            },
+            [target.key, clean, *crafts, *([substitute] if substitute else [])],
+            f"score {spec} from {source['label'] if source else 'itself'} on {target.label}",
+            target.cost,
+            target=target.facts(),
+            source=source,
+            attack={"label": str(spec), "minimal_norm": minimal, **content},
+        )
+        self.cells.append(key)
+
+    def _threat(self, epsilon: float | None) -> dict[str, Any]:
+        return {"norm": self.config.norm, "epsilon": epsilon, "box": [0.0, 1.0]}
+
+    def _where(self, batch: int, seed: int) -> dict[str, Any]:
+        """What the bits of an outcome depend on beside the components: images, seed, harness, device and batch."""
+        return {
+            "seed": seed,
+            "fingerprint": self.data.fingerprint,
+            "split": "test",
+            "n": len(self.split),
+            "batch": batch,
+            "device": device_name(self.device),
+            "harness": source_hash("advbench.evaluation"),
+        }
+
+    # --- matrices
+
+    def _white_box(self, target: Target) -> None:
+        for attack in self.attacks:
+            crafts: dict[float | None, list[str]] = {}
+            for epsilon in self.radii:
+                radius = None if attack[1].minimal_norm else epsilon
+                if radius not in crafts:
+                    crafts[radius] = [
+                        self._craft(
+                            target.key,
+                            target.label if len(target.surrogates) == 1 else f"{target.label} ({surrogate})",
+                            attack,
+                            radius,
+                            batch=target.batch,
+                            seed=target.seed,
+                            surrogate=surrogate,
+                            transfer=False,
+                            cost=target.cost,
+                        )
+                        for surrogate in target.surrogates
+                    ]
+                self._score("white-box", target, attack, epsilon, crafts[radius], None)
+
+    def _black_box(self, target: Target, architecture: Spec) -> None:
+        content = registry.content("architectures", architecture, None)
+        substitute = self._add(
+            "substitute",
+            {
+                "target": target.key,
+                "architecture": content,
+                "rounds": self.config.substitute_rounds,
+                "step": self.config.substitute_step,
+                "seeds": self.config.substitute_seeds,
+                "fingerprint": self.data.fingerprint,
+                "seed": target.seed,
+                "source_hash": source_hash("advbench.models"),
+            },
+            [target.key],
+            f"substitute {architecture} for {target.label}",
+            20.0 * 2**self.config.substitute_rounds,
+        )
+        label = f"substitute {architecture}"
+        batch = self._substitute_batch(architecture)
+        for attack in self.attacks:
+            for epsilon in self.radii:
+                craft = self._craft(
+                    substitute,
+                    f"{label} for {target.label}",
+                    attack,
+                    epsilon,
+                    batch=batch,
+                    seed=target.seed,
+                    surrogate=None,
+                    transfer=True,
+                    cost=1.0,
+                )
+                source = {"label": label, "kind": "substitute", "architecture": {"name": content["name"]}}
+                self._score("black-box", target, attack, epsilon, [craft], source, substitute=substitute)
+
+    def _substitute_batch(self, architecture: Spec) -> int:
+        return self.config.batch or compute_batch(
+            Defended(architecture_of(architecture.name, architecture.keywords, self.data)),
+            self.data.shape,
+            draws=1,
+            device=self.device,
+            memory=checkpoints.cache_dir() / "compute-batch.json",
+            measure=self.measure,
+        )
+
+    def _transfer(self, targets: list[Target]) -> None:
+        for attack in self.attacks:
+            for epsilon in self.radii:
+                for source in targets:
+                    craft = self._craft(
+                        source.key,
+                        source.label,
+                        attack,
+                        epsilon,
+                        batch=source.batch,
+                        seed=source.seed,
+                        surrogate=source.surrogates[0],
+                        transfer=True,
+                        cost=source.cost,
+                    )
+                    facts = source.facts()
+                    for target in targets:
+                        self._score("transfer", target, attack, epsilon, [craft], {**facts, "kind": "model"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Suite:
+    defenses: tuple[Spec, ...]
+    attacks: tuple[Spec, ...]
+    architectures: tuple[Spec, ...]
+    substitutes: tuple[Spec, ...]
+
+
+def _suite(config: Config) -> _Suite:
+    """The components of a run: those that were named, and the default suite for the rest."""
+    norm = config.norm
+    first_order = "fgsm" if norm == "linf" else "fgm"
+    attacks = [Spec(first_order), Spec("pgd")] + ([Spec("deepfool")] if norm in ("linf", "l2") else [])
+    defenses = (Spec("none"), Spec(f"robust-{norm}"), Spec(f"pgd-{norm}"), Spec("input-noise"))
+    return _Suite(
+        _unique(config.defense or defenses),
+        _unique(config.attack or attacks),
+        _unique(config.architecture or (DEFAULT_ARCHITECTURE,)),
+        _unique(config.substitute or (DEFAULT_SUBSTITUTE,)),
+    )
+
+
+def _unique(specs: Iterable[Spec]) -> tuple[Spec, ...]:
+    return tuple(dict.fromkeys(specs))

@@ -1,0 +1,305 @@
+"""What a worker does with a task: it gets keys and contents, never live objects, and writes the result in its place."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advbench import registry
+from advbench.attacks.access import Ledger
+from advbench.attacks.threat import ThreatModel
+from advbench.attacks.transfer import for_transfer
+from advbench.clocks import Measured, device_name, environment, single_thread, stopwatch
+from advbench.defenses.defended import Defended, Surrogate
+from advbench.evaluation import Counts, Craft, count, craft, score
+from advbench.models import architecture_of, fit_defended, fit_substitute, load_defended
+from advbench.plan import Task, artefact, scored_split
+from advbench.results.record import Examples, Gallery, Record
+from advbench.results.store import Store
+from advbench.zoo import checkpoints, datasets
+from advbench.zoo.data import DataSet, Split
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What all tasks of a run share.
+
+    out: the output folder. dataset, data_dir: what to load. contents: of all model tasks, by key. tasks_beside: how many
+    other tasks may run on the machine at the same time.
+    """
+
+    out: Path
+    dataset: str
+    data_dir: Path | None
+    contents: Mapping[str, Mapping[str, Any]]
+    tasks_beside: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a task ended: `reason` is empty where it finished. seconds: wall-clock of the whole task."""
+
+    key: str
+    seconds: float
+    reason: str = ""
+
+
+def execute(task: Task, context: Context, device: str) -> Outcome:
+    """Run one task on one thread, and write its result. Whatever goes wrong comes back as the outcome's reason."""
+    place = torch.device(device)
+    with stopwatch(place) as measured:
+        try:
+            with single_thread():
+                _ACTIONS[task.kind](task, context, place)
+            reason = ""
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+    return Outcome(task.key, measured.seconds, reason)
+
+
+def failed_record(task: Task, reason: str) -> Record:
+    """The row of a cell that has no numbers, and why."""
+    return _record(task, status="error", reason=reason)
+
+
+def _train(task: Task, context: Context, device: torch.device) -> None:
+    with _RANDOM, stopwatch(device) as measured:
+        fitted = fit_defended(task.key, context.contents, _data(context), _checkpoint, device)
+    metadata = {"seconds": f"{measured.seconds:.3f}", "device": device_name(device), "label": task.label}
+    checkpoints.save(_checkpoint(task.key), fitted.modules(), metadata)
+
+
+def _substitute(task: Task, context: Context, device: torch.device) -> None:
+    target = _defended(task.content["target"], context, device)
+    with _RANDOM, stopwatch(device) as measured:
+        found = fit_substitute(task.content, target, _data(context), device)
+    metadata = {
+        "seconds": f"{measured.seconds:.3f}",
+        "queries": str(found.queries),
+        "fidelity": f"{found.fidelity:.6f}",
+        "sizes": ",".join(map(str, found.sizes)),
+    }
+    checkpoints.save(artefact("substitute", task.key, context.out), found.model, metadata)
+
+
+def _clean(task: Task, context: Context, device: torch.device) -> None:
+    content = task.content
+    defended = _defended(content["target"], context, device)
+    split = scored_split(_data(context), content["n"])
+    found = count(defended, split, seed=content["seed"], draws=content["draws"], batch=content["batch"], device=device)
+    _save(
+        artefact("clean", task.key, context.out),
+        prediction=found.prediction.numpy(),
+        select=found.select.numpy(),
+        report=found.report.numpy(),
+        draws=np.array(found.draws),
+        weights_sha256=np.array(checkpoints.fingerprint(defended.model)),
+    )
+
+
+def _craft(task: Task, context: Context, device: torch.device) -> None:
+    content = task.content
+    attack = registry.restore("attacks", content["attack"])
+    threat = _threat(content["threat"])
+    if content["transfer"]:
+        attack = for_transfer(attack)
+    found = craft(
+        attack,
+        _source(content, context, device),
+        scored_split(_data(context), content["n"]),
+        threat,
+        seed=content["seed"],
+        draws=content["draws"],
+        batch=content["batch"],
+        device=device,
+    )
+    _save(
+        artefact("craft", task.key, context.out),
+        x_adv=found.x_adv.numpy(),
+        **{field: getattr(found.ledger, field).numpy() for field in ("forwards", "backwards", "queries")},
+        seconds=np.array(found.measured.seconds),
+        peak_memory_bytes=np.array(found.measured.peak_memory_bytes),
+    )
+
+
+def _score(task: Task, context: Context, device: torch.device) -> None:
+    content = task.content
+    split = scored_split(_data(context), content["n"])
+    clean, weights = _read_clean(artefact("clean", content["clean"], context.out))
+    crafts = [_read_craft(artefact("craft", key, context.out)) for key in content["crafts"]]
+    found = score(
+        _defended(content["target"], context, device),
+        split,
+        clean,
+        [one.x_adv for one in crafts],
+        norm=content["threat"]["norm"],
+        minimal_norm=content["minimal_norm"],
+        seed=content["seed"],
+        batch=content["batch"],
+        device=device,
+    )
+    record = _record(
+        task,
+        weights_sha256=weights,
+        counts={
+            "examples": len(split),
+            **{
+                field: sum(int(getattr(one.ledger, field).sum()) for one in crafts)
+                for field in ("forwards", "backwards", "queries")
+            },
+        },
+        details=_details(task, context),
+        measured={
+            "seconds": sum(one.measured.seconds for one in crafts),
+            "peak_memory_bytes": max(one.measured.peak_memory_bytes for one in crafts),
+            "device": content["device"],
+            "threads": 1,
+            "tasks_beside": context.tasks_beside,
+            "environment": environment(),
+        },
+    )
+    Store(context.out).write(record, found.examples, _gallery(found.examples, split, found.x_adv, found.prediction))
+
+
+_RANDOM = threading.RLock()
+"""Held where torch's global generator is used (initialisation, training), so that threads do not share a sequence."""
+
+_ACTIONS: dict[str, Callable[[Task, Context, torch.device], None]] = {
+    "train": _train,
+    "substitute": _substitute,
+    "clean": _clean,
+    "craft": _craft,
+    "score": _score,
+}
+
+
+def _record(task: Task, **fields: Any) -> Record:
+    content = task.content
+    values: dict[str, Any] = {
+        "status": "ok",
+        "weights_sha256": "",
+        "counts": {},
+        "details": {},
+        "measured": {"device": content["device"], "environment": environment()},
+    }
+    return Record(
+        key=task.key,
+        matrix=content["matrix"],
+        dataset={"name": content["dataset"], "split": "test", "fingerprint": content["fingerprint"], "n": content["n"]},
+        target=dict(task.facts["target"]),
+        source=task.facts["source"],
+        attack=dict(task.facts["attack"]),
+        threat=dict(content["threat"]),
+        seed=content["seed"],
+        **(values | fields),
+    )
+
+
+def _details(task: Task, context: Context) -> dict[str, Any]:
+    content = task.content
+    details: dict[str, Any] = {
+        "compute_batch": content["batch"],
+        "model_key": content["target"],
+        "train": dict(context.contents[content["target"]]["budget"]),
+    }
+    trained = checkpoints.metadata(_checkpoint(content["target"]))
+    details["train_seconds"] = float(trained["seconds"])
+    if content["substitute"]:
+        facts = checkpoints.metadata(artefact("substitute", content["substitute"], context.out))
+        details["substitute"] = {
+            "queries": int(facts["queries"]),
+            "fidelity": float(facts["fidelity"]),
+            "sizes": [int(size) for size in facts["sizes"].split(",")],
+            "seconds": float(facts["seconds"]),
+        }
+    return details
+
+
+def _gallery(examples: Examples, split: Split, x_adv: Tensor, prediction: Tensor) -> Gallery:
+    """The first image of each class, ten at most, the same ones in every cell of a data set."""
+    firsts = {int(label): row for row, label in reversed(list(enumerate(split.y.tolist())))}
+    rows = sorted(firsts.values())[:10]
+    return Gallery(
+        clean=split.x[rows].numpy(),
+        adversarial=x_adv[rows].numpy(),
+        index=examples.index[rows],
+        label=split.y[rows].numpy(),
+        prediction=prediction[rows].numpy(),
+    )
+
+
+def _source(content: Mapping[str, Any], context: Context, device: torch.device) -> Surrogate:
+    """What a craft differentiates: a surrogate of a defended model, or a black-box substitute."""
+    source = context.contents[content["source"]]
+    if source["task"] == "train":
+        return _defended(content["source"], context, device).surrogates[content["surrogate"]]
+    with _RANDOM:
+        model = architecture_of(source["architecture"]["name"], source["architecture"]["arguments"], _data(context))
+    checkpoints.load(artefact("substitute", content["source"], context.out), model)
+    return Surrogate(model.to(device).eval())
+
+
+def _defended(key: str, context: Context, device: torch.device) -> Defended:
+    with _RANDOM:
+        return load_defended(key, context.contents, _data(context), _checkpoint, device)
+
+
+def _checkpoint(key: str) -> Path:
+    return artefact("train", key, Path())
+
+
+def _data(context: Context) -> DataSet:
+    return _load(context.dataset, context.data_dir)
+
+
+@lru_cache(maxsize=2)
+def _load(name: str, data_dir: Path | None) -> DataSet:
+    return datasets.load(name, data_dir)
+
+
+def _threat(content: Mapping[str, Any]) -> ThreatModel:
+    low, high = content["box"]
+    return ThreatModel(content["norm"], content["epsilon"], (low, high))
+
+
+def _read_clean(path: Path) -> tuple[Counts, str]:
+    with np.load(path, allow_pickle=False) as file:
+        counts = Counts(
+            *(torch.from_numpy(file[name]) for name in ("prediction", "select", "report")), draws=int(file["draws"])
+        )
+        return counts, str(file["weights_sha256"])
+
+
+def _read_craft(path: Path) -> Craft:
+    with np.load(path, allow_pickle=False) as file:
+        ledger = Ledger(*(torch.from_numpy(file[name]) for name in ("forwards", "backwards", "queries")))
+        measured = Measured(float(file["seconds"]), int(file["peak_memory_bytes"]))
+        return Craft(torch.from_numpy(file["x_adv"]), ledger, measured)
+
+
+def _save(path: Path, **arrays: Any) -> None:
+    """Write an npz file as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
