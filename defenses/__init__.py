@@ -3,4 +3,18 @@
 `DEFENSES` maps a name to an entry-point reference (``module:factory``), the form that plug-ins use too.
 """
 
-DEFENSES: dict[str, str] = {}
+_TRAINING = "advbench.defenses.training"
+_INFERENCE = "advbench.defenses.inference"
+
+DEFENSES: dict[str, str] = {
+    "none": f"{_TRAINING}.plain:Plain",
+    "weight-decay": f"{_TRAINING}.weight_decay:WeightDecay",
+    "robust-linf": f"{_TRAINING}.robust_optimisation:RobustLinf",
+    "robust-l2": f"{_TRAINING}.robust_optimisation:RobustL2",
+    "robust-l1": f"{_TRAINING}.robust_optimisation:RobustL1",
+    "pgd-linf": f"{_TRAINING}.pgd:PGDLinf",
+    "pgd-l2": f"{_TRAINING}.pgd:PGDL2",
+    "pgd-l1": f"{_TRAINING}.pgd:PGDL1",
+    "input-noise": f"{_INFERENCE}.noise:InputNoise",
+    "gaussian-blur": f"{_INFERENCE}.blur:GaussianBlur",
+}

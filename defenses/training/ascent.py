@@ -1,0 +1,88 @@
+"""The inner maximisation of adversarial training: ascent steps on the loss of the network that is being trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from advbench.attacks import balls
+from advbench.attacks.rng import ExampleRNG
+from advbench.attacks.threat import ThreatModel, Untargeted, cross_entropy
+
+
+def ascend(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    steps: int,
+    step_size: float,
+    random_start: bool,
+    rng: ExampleRNG,
+) -> Tensor:
+    """Images of higher loss in the ball around `x`: projected steepest ascent on the cross-entropy.
+
+    One step of size 1 without a box is the first-order maximiser of Shaham et al. 2015 (arXiv:1511.05432, algorithm 1);
+    several steps from a random start are the adversary of Madry et al. 2018 (arXiv:1706.06083, section 2.1).
+
+    Inside a box the step is the steepest among the directions that stay in it: see `feasible`.
+
+    The network runs in the mode that it is in: batch statistics and dropout while it trains, as in the code of both papers.
+    It comes back as it was: no parameter gradient is computed, no buffer (running statistics) changes.
+
+    x: images (n, c, h, w). y: labels (n,). threat: the ball, with a radius, and the box. steps: gradient steps, each one
+    forward and one backward. step_size: as a fraction of epsilon. random_start: from a uniform point of the ball, drawn
+    from `rng`. Returns images (n, c, h, w) without a graph.
+    """
+    if threat.epsilon is None:
+        raise ValueError("Expected a threat with a radius, got epsilon None: an ascent needs a ball to stay in")
+    x = x.detach()
+    x_adv = balls.random_start(x, threat, rng) if random_start else x
+    with unchanged(model):
+        for _ in range(steps):
+            gradient = feasible(input_gradient(model, x_adv, y), x_adv, threat)
+            direction = balls.steepest(gradient, threat)
+            x_adv = balls.project(x_adv + step_size * threat.epsilon * direction, x, threat)
+    return x_adv
+
+
+def input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The gradient of the batch's summed cross-entropy in the images, shape (n, c, h, w)."""
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        loss = cross_entropy(model(x), Untargeted(y)).sum()
+        (gradient,) = torch.autograd.grad(loss, x)
+    return gradient
+
+
+def feasible(gradient: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
+    """`gradient` without the components along which a pixel of `x` would leave the box at once; shapes (n, ...).
+
+    Pixels at the end of their range are most of an image of digits. Without this rule the one pixel of an l1 step is often
+    one that cannot move, step after step, and an l2 step spends its length on pixels that are clipped back.
+    """
+    if threat.box is None:
+        return gradient
+    low, high = threat.box
+    return gradient.masked_fill(((x <= low) & (gradient < 0)) | ((x >= high) & (gradient > 0)), 0)
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Freeze the parameters of `model`, keep its mode, and put back parameters' flags and buffers whatever happens."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    for parameter, _ in flags:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, requires_grad in flags:
+            parameter.requires_grad_(requires_grad)
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)

@@ -1,0 +1,43 @@
+"""PGD adversarial training: robust optimisation with a multi-step adversary from a random start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from advbench.attacks.threat import Norm
+from advbench.defenses.training.robust_optimisation import RobustOptimisation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PGDTraining(RobustOptimisation):
+    """PGD adversarial training, Madry et al. 2018, arXiv:1706.06083.
+
+    The fields are those of `RobustOptimisation`. The defaults are the paper's for CIFAR-10 (7 steps of 2/255 at epsilon
+    8/255); on MNIST the paper takes 40 steps of 0.01 at epsilon 0.3.
+    """
+
+    steps: int = 7
+    step_size: float = 0.25
+    random_start: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PGDLinf(PGDTraining):
+    """PGD adversarial training in the linf ball, Madry et al. 2018, arXiv:1706.06083."""
+
+    norm: ClassVar[Norm] = "linf"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PGDL2(PGDTraining):
+    """PGD adversarial training in the l2 ball, Madry et al. 2018, arXiv:1706.06083."""
+
+    norm: ClassVar[Norm] = "l2"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PGDL1(PGDTraining):
+    """PGD adversarial training in the l1 ball, one pixel per step, Madry et al. 2018, arXiv:1706.06083."""
+
+    norm: ClassVar[Norm] = "l1"
