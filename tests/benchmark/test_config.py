@@ -1,0 +1,63 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from advbench.config import MATRICES, make_config
+from advbench.specs import Spec
+
+
+def test_the_defaults_are_the_main_job():
+    config = make_config()
+    assert (config.matrix, config.dataset, config.norm, config.draws) == (MATRICES, "digits", "linf", 4)
+    assert config.defense is None
+    assert str(config.out) == "advbench-out"
+
+
+def test_a_file_sets_and_flags_override(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text(
+        'matrix = "transfer"\nepsilon = [0.2, 0.1]\nn-examples = 50\nattack = ["fgsm", {name = "pgd", steps = 100}]\nseed = 3\n'
+    )
+    config = make_config(file, n_examples=60, seed="0,1")
+    assert config.matrix == ("transfer",)
+    assert config.epsilon == (0.1, 0.2)
+    assert config.n_examples == 60
+    assert config.seed == (0, 1)
+    assert config.attack == (Spec("fgsm"), Spec.of("pgd", {"steps": 100}))
+
+
+@given(st.integers(1, 255), st.integers(1, 255))
+def test_a_radius_may_be_a_fraction(above, below):
+    assert make_config(epsilon=f"{above}/{below}").epsilon == (above / below,)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epsilon": "-0.1"}, "`epsilon`: Expected `epsilon` > 0, got -0.1"),
+        ({"epsilon": "nan"}, "`epsilon`: Expected `epsilon` > 0, got nan"),
+        ({"epsilon": "1/0"}, "epsilon"),
+        ({"epsilon": "much"}, "got 'much'"),
+        ({"seed": "-1"}, "Expected seeds >= 0"),
+        ({"seed": ""}, "Expected seeds >= 0"),
+        ({"n_examples": 0}, "`n-examples`"),
+        ({"norm": "l3"}, "`norm`"),
+        ({"matrix": "grey-box"}, "'white-box', 'black-box' or 'transfer'"),
+        ({"attack": [7]}, "got 7"),
+        ({"atack": "pgd"}, "unknown setting 'atack'"),
+    ],
+)
+def test_bad_settings_are_one_clear_line(settings, message):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is what is tested
+        make_config(**settings)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"a = ", "not valid TOML"), (b"\xff", "UTF-8"), (None, "TOML file at")])
+def test_a_bad_file_is_one_clear_line(tmp_path, content, message):
+    file = tmp_path / "run.toml"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        make_config(file)
