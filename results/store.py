@@ -160,7 +160,7 @@ def _load(path: Path, kind: type[_Content]) -> _Content:
     """Read an `Examples` or a `Gallery` from `path`, without pickle."""
     names = [field.name for field in fields(kind)]
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in names}
     except FileNotFoundError:
         raise
