@@ -1,30 +1,23 @@
-"""Models from their contents: built, trained, loaded, and the black-box attacker's substitute."""
+"""Models from their contents: built, trained, loaded."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from advbench import registry
-from advbench.attacks.access import DecisionBased
-from advbench.attacks.rng import ExampleRNG
-from advbench.attacks.substitute import Substitute, train_substitute
 from advbench.defenses.defended import Defended
 from advbench.specs import Spec
 from advbench.zoo import architectures, checkpoints, training
-from advbench.zoo.data import DataSet, Split
+from advbench.zoo.data import DataSet
 from advbench.zoo.training import Budget, Progress
 
 Contents = Mapping[str, Mapping[str, Any]]
 """The contents of training tasks, by key."""
-
-SUBSTITUTE_BUDGET = Budget(epochs=30, batch_size=64, learning_rate=2e-3)
 
 
 def architecture_of(name: str, arguments: Mapping[str, Any], data: DataSet) -> nn.Module:
@@ -76,41 +69,6 @@ def fit_defended(
             progress=progress,
         )
     return fitted
-
-
-def fit_substitute(content: Mapping[str, Any], target: Defended, data: DataSet, device: torch.device) -> Substitute:
-    """The substitute of Papernot et al. for the labels of `target`, from held-out images that are never scored.
-
-    The seed images are the first of the validation split; the rest of that split measures the fidelity.
-    """
-    seed = int(content["seed"])
-    held_out = data.validation.first(int(content["seeds"])).to(device)
-    rest = data.validation.select(slice(int(content["seeds"]), None)).to(device)
-
-    def oracle(rng: ExampleRNG) -> DecisionBased:
-        return DecisionBased(target.model, rng, stochastic=target.stochastic)
-
-    return train_substitute(
-        oracle,
-        held_out.x,
-        fit=partial(_fit_round, content=content, data=data, seed=seed, device=device),
-        rounds=int(content["rounds"]),
-        step=float(content["step"]),
-        seed=seed,
-        held_out_x=rest.x,
-    )
-
-
-def _fit_round(
-    x: Tensor, labels: Tensor, round_: int, *, content: Mapping[str, Any], data: DataSet, seed: int, device: torch.device
-) -> nn.Module:
-    """Train a fresh substitute on the images and oracle labels of one round."""
-    with training.seeded(seed + 1000 * (round_ + 1)):
-        model = architecture_of(content["architecture"]["name"], content["architecture"]["arguments"], data).to(device)
-    split = Split.of(x.cpu(), labels.cpu())
-    queried = dataclasses.replace(data, train=split, validation=split.first(1), fingerprint="queried")
-    training.train(model, training.cross_entropy, queried, budget=SUBSTITUTE_BUDGET, seed=seed + round_, device=device)
-    return model
 
 
 def defense_of(content: Mapping[str, Any]) -> Any:

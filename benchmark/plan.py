@@ -386,7 +386,7 @@ class _Planner:
                 "seeds": self.config.substitute_seeds,
                 "fingerprint": self.data.fingerprint,
                 "seed": target.seed,
-                "source_hash": source_hash("advbench.models"),
+                "source_hash": source_hash("advbench.substitutes"),
             },
             [target.key],
             f"substitute {architecture} for {target.label}",

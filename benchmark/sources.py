@@ -9,6 +9,10 @@ from importlib import metadata, util
 from pathlib import Path
 
 _PACKAGE = "advbench"
+_LOOKUPS = frozenset(
+    {"advbench.registry", "advbench.attacks", "advbench.defenses", "advbench.zoo", "advbench.zoo.architectures"}
+)
+"""Modules that only find others: adding a component there changes no result."""
 
 
 @cache
@@ -51,8 +55,10 @@ def _imports(module: str) -> frozenset[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return frozenset(name for name in names if name.startswith(f"{_PACKAGE}.") and _path(name))
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                names.add(inner if node.module.startswith(_PACKAGE) and _path(inner) else node.module)
+    return frozenset(name for name in names if name.startswith(f"{_PACKAGE}.") and name not in _LOOKUPS and _path(name))
 
 
 @cache

@@ -23,10 +23,11 @@ from advbench.attacks.transfer import for_transfer
 from advbench.clocks import Measured, device_name, environment, single_thread, stopwatch
 from advbench.defenses.defended import Defended, Surrogate
 from advbench.evaluation import Counts, Craft, count, craft, score
-from advbench.models import architecture_of, fit_defended, fit_substitute, load_defended
+from advbench.models import architecture_of, fit_defended, load_defended
 from advbench.plan import Task, artefact, scored_split
 from advbench.results.record import Examples, Gallery, Record
 from advbench.results.store import Store
+from advbench.substitutes import fit_substitute
 from advbench.zoo import checkpoints, datasets
 from advbench.zoo.data import DataSet, Split
 
@@ -275,10 +276,8 @@ def _threat(content: Mapping[str, Any]) -> ThreatModel:
 
 def _read_clean(path: Path) -> tuple[Counts, str]:
     with np.load(path, allow_pickle=False) as file:
-        counts = Counts(
-            *(torch.from_numpy(file[name]) for name in ("prediction", "select", "report")), draws=int(file["draws"])
-        )
-        return counts, str(file["weights_sha256"])
+        prediction, select, report = (torch.from_numpy(file[name]) for name in ("prediction", "select", "report"))
+        return Counts(prediction, select, report, int(file["draws"])), str(file["weights_sha256"])
 
 
 def _read_craft(path: Path) -> Craft:

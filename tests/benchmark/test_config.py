@@ -16,7 +16,8 @@ def test_the_defaults_are_the_main_job():
 def test_a_file_sets_and_flags_override(tmp_path):
     file = tmp_path / "run.toml"
     file.write_text(
-        'matrix = "transfer"\nepsilon = [0.2, 0.1]\nn-examples = 50\nattack = ["fgsm", {name = "pgd", steps = 100}]\nseed = 3\n'
+        'matrix = "transfer"\nepsilon = [0.2, 0.1]\nn-examples = 50\nseed = 3\n'
+        'attack = ["fgsm", {name = "pgd", steps = 100}]\n'
     )
     config = make_config(file, n_examples=60, seed="0,1")
     assert config.matrix == ("transfer",)

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from advbench import registry
+from advbench import registry, sources
 from advbench.sources import source_hash
 from advbench.specs import Spec
 
@@ -28,7 +28,7 @@ def test_a_component_comes_back_from_its_content(kind):
 
 
 def test_an_unknown_name_gets_a_hint():
-    with pytest.raises(registry.UnknownNameError, match="did you mean .*pgd"):
+    with pytest.raises(registry.UnknownNameError, match=r"did you mean .*pgd"):
         registry.create("attacks", Spec("pdg"))
     with pytest.raises(ValueError, match="did you mean steps"):
         registry.create("attacks", Spec.of("pgd", {"step": 3}))
@@ -51,4 +51,14 @@ def test_source_hashes_follow_what_a_module_imports():
     attack, geometry = source_hash("advbench.attacks.pgd"), source_hash("advbench.attacks.balls")
     assert len(attack) == 64
     assert attack != geometry
-    assert source_hash("advbench.attacks.pgd") == attack
+    assert "advbench.attacks.balls" in sources._closure("advbench.attacks.pgd")
+
+
+def test_a_new_component_changes_the_hash_of_no_other():
+    """The tables of components are look-ups: nothing that is hashed may reach them."""
+    reached = {
+        module
+        for start in ("advbench.evaluation", "advbench.models", "advbench.substitutes")
+        for module in sources._closure(start)
+    }
+    assert not reached & sources._LOOKUPS

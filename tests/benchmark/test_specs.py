@@ -31,7 +31,9 @@ def test_a_list_of_specs_splits_where_it_was_joined(specs):
     assert split_list(",".join(texts)) == texts
 
 
-@pytest.mark.parametrize("text", ["", "  ", "pgd(", "pgd(10)", "pgd(steps=)", "pgd(**x)", "pgd(steps=open('x'))", "pgd)(", "a(b=1)c"])
+@pytest.mark.parametrize(
+    "text", ["", "  ", "pgd(", "pgd(10)", "pgd(steps=)", "pgd(**x)", "pgd(steps=open('x'))", "pgd)(", "a(b=1)c"]
+)
 def test_what_is_no_spec_is_refused_in_one_line(text):
     with pytest.raises(ValueError, match="Expected") as caught:
         Spec.parse(text)
