@@ -96,6 +96,15 @@ class Lab:
         return defended.model(x)  # type: ignore[no-any-return]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """Threads cost more than they bring on tiny tensors, most of all beside other work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def lab() -> Lab:
     return Lab()

@@ -132,6 +132,17 @@ def strong_and_weak_features(n: int, seed: int) -> Split:
     return Split.of(torch.cat((strong, weak), dim=1).clamp(0, 1).view(n, 1, 8, 8), y)
 
 
+class Centred(nn.Module):
+    """A linear model of pixels around 1/2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x.flatten(1) - 0.5)
+
+
 def robust_accuracy(model: nn.Module, split: Split, threat: ThreatModel) -> float:
     rng = ExampleRNG.make(0, "attack", split.index)
     x_adv = ascend(model, split.x, split.y, threat, steps=20, step_size=0.2, random_start=True, rng=rng)
@@ -147,14 +158,8 @@ def test_pgd_training_defends_where_plain_training_does_not(lab):
     threat = ThreatModel("linf", 0.1)
     accuracy = {}
     for name in ("none", "robust-linf", "pgd-linf"):
-        defended = lab.resolve(name, data).fit(
-            lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 2)),
-            data,
-            inputs={},
-            seed=0,
-            device=torch.device("cpu"),
-            budget=budget,
-        )
+        defense, device = lab.resolve(name, data), torch.device("cpu")
+        defended = defense.fit(Centred, data, inputs={}, seed=0, device=device, budget=budget)
         accuracy[name] = robust_accuracy(defended.model, data.validation, threat)
     assert accuracy["none"] < 0.3
     assert accuracy["robust-linf"] > 0.8

@@ -28,7 +28,7 @@ def test_adds_the_penalty_to_the_training_loss_alone():
     model, x, y = network(), torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 2, 0])
     index = torch.arange(4)
     terms = WeightDecay(coefficient=0.01).objective(model, x, y, Step(0, 0, 0, index))
-    assert float(terms["weight_decay"]) == pytest.approx(0.01 * 600)
+    assert terms["weight_decay"].item() == pytest.approx(0.01 * 600)
     torch.testing.assert_close(terms["cross_entropy"], nn.functional.cross_entropy(model(x), y))
     assert list(WeightDecay().objective(model, x, y, Step(0, 0, 0, index, training=False))) == ["cross_entropy"]
 
@@ -37,7 +37,7 @@ def test_shrinks_the_weights(lab):
     plain, decayed = (
         squared_weights(lab.fit(spec).model, convolutions=False) for spec in ("none", "weight-decay(coefficient=1.0)")
     )
-    assert decayed < 0.9 * plain
+    assert decayed < 0.95 * plain
 
 
 def test_rejects_what_makes_no_sense():
