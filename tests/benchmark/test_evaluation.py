@@ -1,0 +1,165 @@
+"""The harness verifies: budgets, boxes, NaN, re-prediction, and two-stage scoring of stochastic models."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from advbench.attacks.access import WhiteBox
+from advbench.attacks.threat import ThreatModel
+from advbench.defenses.defended import Defended, Surrogate
+from advbench.evaluation import ViolationError, count, craft, score
+from advbench.zoo.data import Split
+
+CPU = torch.device("cpu")
+LINF = ThreatModel("linf", 0.1)
+
+
+class Linear(nn.Module):
+    """Two classes, split by the sum of the pixels minus `threshold`."""
+
+    def __init__(self, threshold=2.0):
+        super().__init__()
+        self.threshold = threshold
+
+    def forward(self, x):
+        margin = x.flatten(1).sum(dim=1) - self.threshold
+        return torch.stack((-margin, margin), dim=1)
+
+
+class Coin(nn.Module):
+    """Answers class 1 with a probability that is the image's mean, by a draw of its own for every kind of image."""
+
+    def forward(self, x, rng):
+        p = x.flatten(1).mean(dim=1)
+        one = rng.fork(f"{float(p[0]):.5f}").uniform((), x.dtype) < p
+        return torch.stack((~one, one), dim=1).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Moves every pixel by a constant."""
+
+    amount: float
+    norms: ClassVar = frozenset({"linf"})
+    minimal_norm: ClassVar = False
+    knowledge: ClassVar = WhiteBox
+
+    def __call__(self, access, x, goal, threat, rng):
+        access.logits(x)
+        return x + self.amount
+
+
+def images(n=6, value=0.5):
+    return Split.of(torch.full((n, 1, 2, 2), value), torch.ones(n, dtype=torch.int64))
+
+
+def attack_with(attack, split=None, threat=LINF, batch=4):
+    return craft(attack, Surrogate(Linear()), split or images(), threat, seed=0, draws=1, batch=batch, device=CPU)
+
+
+def test_a_craft_counts_every_pass_of_every_example():
+    found = attack_with(Shift(0.05))
+    assert found.ledger.forwards.tolist() == [1] * 6
+    assert found.ledger.backwards.tolist() == [0] * 6
+    assert torch.equal(found.x_adv, torch.full((6, 1, 2, 2), 0.5) + 0.05)
+    assert found.measured.seconds > 0
+    assert found.measured.peak_memory_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("attack", "split", "message"),
+    [
+        (Shift(0.2), images(), "within linf 0.1 .* 4 of 4 outside"),
+        (Shift(0.05), images(value=1.0), "outside"),
+        (Shift(float("nan")), images(), "outside"),
+    ],
+)
+def test_what_the_threat_forbids_is_an_error_and_never_a_silent_clip(attack, split, message):
+    with pytest.raises(ViolationError, match=message):
+        attack_with(attack, split)
+
+
+def test_a_changed_shape_is_an_error():
+    class Grow(Shift):
+        def __call__(self, access, x, goal, threat, rng):
+            return x.repeat(1, 1, 2, 1)
+
+    with pytest.raises(ViolationError, match="Expected adversarial images"):
+        attack_with(Grow(0.0))
+
+
+def test_success_is_what_the_fresh_forward_says():
+    split = images(value=0.55)
+    defended = Defended(Linear())
+    clean = count(defended, split, seed=0, draws=10, batch=4, device=CPU)
+    assert clean.draws == 1
+    assert clean.report.tolist() == [1] * 6
+    wrong, right = split.x - 0.1, split.x.clone()
+    mixed = torch.cat((wrong[:3], right[3:]))
+    found = score(defended, split, clean, [mixed], norm="linf", minimal_norm=False, seed=0, batch=4, device=CPU)
+    assert found.examples.report_correct.tolist() == [0, 0, 0, 1, 1, 1]
+    assert found.prediction.tolist() == [0, 0, 0, 1, 1, 1]
+    np.testing.assert_allclose(found.examples.distance_linf, [0.1] * 3 + [0.0] * 3, atol=1e-6)
+    np.testing.assert_allclose(found.examples.distance_l2, [0.2] * 3 + [0.0] * 3, atol=1e-6)
+
+
+def test_the_cell_is_the_worst_over_surrogates_per_example():
+    split = images(value=0.55)
+    defended = Defended(Linear())
+    clean = count(defended, split, seed=0, draws=1, batch=8, device=CPU)
+    first, second = split.x.clone(), split.x.clone()
+    first[:2] -= 0.1
+    second[1:4] -= 0.09
+    found = score(defended, split, clean, [first, second], norm="linf", minimal_norm=False, seed=0, batch=8, device=CPU)
+    assert found.examples.report_correct.tolist() == [0, 0, 0, 0, 1, 1]
+    nearest = score(defended, split, clean, [first, second], norm="linf", minimal_norm=True, seed=0, batch=8, device=CPU)
+    np.testing.assert_allclose(nearest.examples.distance_linf[:4], [0.1, 0.09, 0.09, 0.09], atol=1e-6)
+    assert np.isinf(nearest.examples.distance_linf[4:]).all()
+
+
+def test_an_example_that_was_left_alone_has_no_distance():
+    split = images(value=0.4)
+    defended = Defended(Linear())
+    clean = count(defended, split, seed=0, draws=1, batch=8, device=CPU)
+    found = score(defended, split, clean, [split.x], norm="linf", minimal_norm=True, seed=0, batch=8, device=CPU)
+    assert found.examples.report_correct.tolist() == [0] * 6
+    assert np.isnan(found.examples.distance_l2).all()
+
+
+def test_a_model_that_answers_nan_is_an_error_and_not_robust():
+    with pytest.raises(ViolationError, match="NaN or infinity on 4 of 4"):
+        count(Defended(Linear(threshold=float("nan"))), images(), seed=0, draws=1, batch=4, device=CPU)
+
+
+def test_reported_draws_are_fresh_and_unbiased():
+    """The worst of many equal candidates must not look worse than it is: the choice and the report share no noise."""
+    split = images(n=400, value=0.6)
+    defended = Defended(Coin(), stochastic=True)
+    clean = count(defended, split, seed=3, draws=10, batch=128, device=CPU)
+    assert clean.draws == 10
+    assert abs(clean.report.double().mean() / 10 - 0.6) < 0.03
+    assert not torch.equal(clean.select, clean.report)
+    candidates = [split.x + shift for shift in (0.0, 1e-4, 2e-4, 3e-4, 4e-4)]
+    found = score(defended, split, clean, candidates, norm="linf", minimal_norm=False, seed=3, batch=128, device=CPU)
+    assert found.examples.select_correct.mean() / 10 < 0.5
+    assert abs(found.examples.report_correct.mean() / 10 - 0.6) < 0.03
+
+
+def test_a_clean_image_is_a_candidate_for_a_stochastic_model():
+    split = images(n=50, value=0.2)
+    defended = Defended(Coin(), stochastic=True)
+    clean = count(defended, split, seed=0, draws=10, batch=64, device=CPU)
+    found = score(defended, split, clean, [split.x + 0.7], norm="linf", minimal_norm=False, seed=0, batch=64, device=CPU)
+    assert found.examples.report_correct.mean() < 4
+
+
+def test_draws_do_not_depend_on_the_batch():
+    split = images(n=30)
+    defended = Defended(Coin(), stochastic=True)
+    one, other = (count(defended, split, seed=1, draws=5, batch=batch, device=CPU) for batch in (4, 30))
+    assert torch.equal(one.select, other.select)
+    assert torch.equal(one.report, other.report)
