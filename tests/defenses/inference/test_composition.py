@@ -10,6 +10,7 @@ from advbench.attacks.rng import ExampleRNG
 from advbench.defenses.defended import Defended, Surrogate
 from advbench.defenses.inference.blur import GaussianBlur, blur
 from advbench.defenses.inference.composition import call, in_front_of
+from advbench.zoo import checkpoints
 
 
 def test_blur_in_front_of_noise_passes_the_rng_on(lab):
@@ -42,9 +43,10 @@ def test_a_trained_defense_may_stand_behind_blur(lab):
 
 
 @pytest.mark.parametrize("spec", ["gaussian-blur(base='input-noise')", "input-noise(base='gaussian-blur')"])
-def test_a_checkpoint_of_a_composition_loads_into_the_built_structure(lab, spec):
+def test_a_checkpoint_of_a_composition_loads_into_the_built_structure(lab, spec, tmp_path):
     split, fitted, built = lab.data.validation, lab.fitted(spec), lab.build(spec)
-    built.modules().load_state_dict(fitted.modules().state_dict())
+    checkpoints.save(tmp_path / "weights.safetensors", fitted.modules(), {})
+    checkpoints.load(tmp_path / "weights.safetensors", built.modules())
     assert torch.equal(lab.logits(built, split.x, split.index), lab.logits(fitted, split.x, split.index))
     assert list(fitted.surrogates) == ["faithful", "faithful-base", "base"]
 

@@ -119,6 +119,7 @@ def test_the_defaults_are_those_of_the_papers():
     assert list(inspect.signature(RobustL1).parameters) == fields
     assert (RobustLinf().steps, RobustLinf().step_size, RobustLinf().random_start) == (1, 1.0, False)
     assert (PGDLinf().steps, PGDLinf().step_size, PGDLinf().random_start) == (7, 2 / 8, True)
+    assert not PGDL1().random_start
 
 
 def strong_and_weak_features(n: int, seed: int) -> Split:
