@@ -80,6 +80,10 @@ class Noisy(nn.Module):
         self.passes = passes
         self.stochastic = stochastic
 
+    def extra_repr(self) -> str:
+        """What the structure is, beside its parts."""
+        return f"sigma={self.sigma}, passes={self.passes}"
+
     def forward(self, x: Tensor, rng: ExampleRNG) -> Tensor:
         """Log mean probabilities (n, classes) of images (n, c, h, w); all passes run in one forward of n * passes images."""
         rng = tiled(rng.fork("input-noise"), self.passes)
