@@ -1,0 +1,95 @@
+"""The cells of a run as reports read them: records with their outcomes and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from advbench.results.record import MATRICES, Examples, Gallery, Record
+from advbench.results.statistics import CellStatistics, Outcome, cell_statistics
+from advbench.results.store import Store
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cell:
+    """A record with its outcomes and figures; both None where the cell failed or was skipped."""
+
+    record: Record
+    examples: Examples | None = None
+    statistics: CellStatistics | None = None
+    gallery: Gallery | None = None
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What the worst case is taken over."""
+        return None if self.examples is None else (self.record, self.examples)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """All cells of a report, in reading order, and the keys that have no readable record."""
+
+    cells: tuple[Cell, ...]
+    missing: tuple[str, ...] = ()
+
+    @cached_property
+    def scored(self) -> tuple[Cell, ...]:
+        """The cells with numbers."""
+        return tuple(cell for cell in self.cells if cell.examples is not None)
+
+    @cached_property
+    def unscored(self) -> tuple[Cell, ...]:
+        """The cells that failed or were skipped."""
+        return tuple(cell for cell in self.cells if cell.examples is None)
+
+
+def load(store: Store, keys: Sequence[str] | None = None, *, galleries: bool = False) -> Cells:
+    """Read the cells `keys` of a store, all where None. A damaged record is logged and counts as missing."""
+    wanted = store.keys() if keys is None else list(dict.fromkeys(keys))
+    statuses = {key: store.status(key) for key in wanted}
+    found = [_cell(store, key, status, galleries) for key, status in statuses.items() if status is not None]
+    return Cells(in_order(found), tuple(key for key, status in statuses.items() if status is None))
+
+
+def from_records(records: Iterable[Record], store: Store) -> Cells:
+    """The cells of records that were read already."""
+    return Cells(
+        tuple(
+            _scored(record, store.examples(record.key), None) if record.status == "ok" else Cell(record)
+            for record in records
+        )
+    )
+
+
+def in_order(cells: Iterable[Cell]) -> tuple[Cell, ...]:
+    """Cells by data set, threat, matrix, target, attack, source and seed."""
+    return tuple(sorted(cells, key=lambda cell: _order(cell.record)))
+
+
+def _cell(store: Store, key: str, status: str, galleries: bool) -> Cell:
+    record = store.read(key)
+    if status != "ok":
+        return Cell(record)
+    return _scored(record, store.examples(key), store.gallery(key) if galleries else None)
+
+
+def _scored(record: Record, examples: Examples, gallery: Gallery | None) -> Cell:
+    return Cell(record, examples, cell_statistics(record, examples), gallery)
+
+
+def _order(record: Record) -> tuple[str | int | float, ...]:
+    epsilon = record.threat["epsilon"]
+    return (
+        record.dataset["name"],
+        record.dataset["split"],
+        record.dataset["n"],
+        record.threat["norm"],
+        -1.0 if epsilon is None else epsilon,
+        MATRICES.index(record.matrix),
+        record.target["label"],
+        record.attack["label"],
+        record.source["label"] if record.source else "",
+        record.seed,
+        record.key,
+    )

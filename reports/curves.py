@@ -1,0 +1,144 @@
+"""Robust accuracy against the radius: from the distances of minimal-norm attacks, and from runs at several radii."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import numpy as np
+
+from advbench.reports import figures, wording
+from advbench.reports.boards import Board, Threat
+from advbench.reports.cells import Cell
+from advbench.reports.section import Column, Drawing, Section, Table
+from advbench.results.statistics import Values, distance, robust_curve
+
+_POINTS = 120
+_TABULATED = (0.25, 0.5, 0.75, 1.0, 1.5)
+
+
+def curve_sections(boards: Sequence[Board], cells: Sequence[Cell]) -> list[Section]:
+    """One section for each data set and norm that has minimal-norm attacks or several radii.
+
+    boards: all boards of the report. cells: the scored cells.
+    """
+    families = {board.threat._replace(epsilon=None): None for board in boards if board.threat.norm != "none"}
+    families |= {_family(cell): None for cell in cells if cell.record.attack["minimal_norm"]}
+    sections = (_section(family, boards, cells) for family in families)
+    return [section for section in sections if section is not None]
+
+
+def _family(cell: Cell) -> Threat:
+    dataset, threat = cell.record.dataset, cell.record.threat
+    return Threat(dataset["name"], dataset["split"], dataset["n"], dataset["fingerprint"], threat["norm"], None)
+
+
+def _section(family: Threat, boards: Sequence[Board], cells: Sequence[Cell]) -> Section | None:
+    siblings = [board for board in boards if board.threat._replace(epsilon=None) == family]
+    minimal = [cell for cell in cells if cell.record.attack["minimal_norm"] and _family(cell) == family]
+    radii = sorted(board.threat.epsilon for board in siblings if board.threat.epsilon is not None)
+    groups = _by_attack(minimal)
+    panels = [_minimal_panel(name, group, radii) for name, group in groups]
+    if len(radii) > 1:
+        panels.append(_worst_panel(siblings))
+    if not panels:
+        return None
+    title = f"Accuracy against epsilon: {family.norm} on {family.dataset}"
+    tables = [_minimal_table(name, group, radii) for name, group in groups]
+    return Section(
+        title=title,
+        anchor=wording.anchor(title),
+        text="Robust accuracy at every radius. Curves of a minimal-norm attack follow from its distances; points are worst "
+        "cases over all attacks that were run at that radius. Dotted lines mark the radii of the leaderboards.",
+        tables=(*tables, *([_worst_table(siblings)] if len(radii) > 1 else [])),
+        figures=(_drawing(panels, family),),
+    )
+
+
+def _drawing(panels: Sequence[figures.Panel], family: Threat) -> Drawing:
+    return figures.line_plots(
+        panels,
+        x_label=f"{family.norm} distance",
+        y_label="robust accuracy",
+        caption=f"Robust accuracy against the {family.norm} radius on {family.dataset}",
+        alt=f"Falling curves of robust accuracy over the {family.norm} radius, the numbers of the tables of this section",
+    )
+
+
+def _by_attack(cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
+    """Cells of one matrix, attack and source together, and of one radius each, since distances do not depend on it."""
+
+    def name(cell: Cell) -> str:
+        return wording.strategy(cell.record.matrix, cell.record.attack["label"], wording.source(cell.record))
+
+    first = {(name(cell), cell.record.target["label"], cell.record.seed): cell for cell in reversed(cells)}
+    return [(key, list(group)) for key, group in groupby(sorted(first.values(), key=name), key=name)]
+
+
+def _by_target(cells: Sequence[Cell], radii: Values) -> dict[str, Values]:
+    """Curves of shape (m,) by target, the mean over seeds."""
+    curves: dict[str, list[Values]] = {}
+    for cell in cells:
+        if cell.examples is not None:
+            curves.setdefault(cell.record.target["label"], []).append(robust_curve(cell.record, cell.examples, radii))
+    return {target: np.mean(values, axis=0) for target, values in sorted(curves.items())}
+
+
+def _reach(cells: Sequence[Cell], radii: Sequence[float]) -> float:
+    """How far the axis goes: half as far again as the largest radius, or where nearly all examples are broken."""
+    if radii:
+        return 1.5 * max(radii)
+    distances = np.concatenate([distance(cell.record, cell.examples) for cell in cells if cell.examples is not None])
+    finite = distances[np.isfinite(distances)]
+    return float(np.quantile(finite, 0.95)) if len(finite) and finite.max() > 0 else 1.0
+
+
+def _minimal_panel(name: str, cells: Sequence[Cell], radii: Sequence[float]) -> figures.Panel:
+    x = np.linspace(0, _reach(cells, radii), _POINTS)
+    lines = tuple(figures.Curve(target, x, y) for target, y in _by_target(cells, x).items())
+    return figures.Panel(name, lines, tuple(radii))
+
+
+def _minimal_table(name: str, cells: Sequence[Cell], radii: Sequence[float]) -> Table:
+    largest = max(radii) if radii else _reach(cells, radii) / 1.5
+    x = np.unique(np.concatenate((largest * np.array(_TABULATED), radii)))
+    curves = _by_target(cells, x)
+    columns = (Column("Target", heading=True), *(Column(f"at {wording.radius(float(value))}", numeric=True) for value in x))
+    rows = tuple(
+        (wording.text_entry(target), *(wording.number_entry(float(value), wording.percent(float(value))) for value in y))
+        for target, y in curves.items()
+    )
+    return Table(f"Robust accuracy against {name} by radius", columns, rows)
+
+
+def _worst_panel(boards: Sequence[Board]) -> figures.Panel:
+    lines = []
+    for target, values in _worst_by_target(boards).items():
+        x = np.array([epsilon for epsilon, value in values if value is not None])
+        y = np.array([value for _, value in values if value is not None])
+        lines.append(figures.Curve(target, x, y, marked=True))
+    return figures.Panel("worst case over all attacks", tuple(lines))
+
+
+def _worst_by_target(boards: Sequence[Board]) -> dict[str, list[tuple[float, float | None]]]:
+    """Worst-case robust accuracy by target and radius; None where the target is incomplete there."""
+    ordered = sorted((board.threat.epsilon, board) for board in boards if board.threat.epsilon is not None)
+    targets = sorted({standing.label for _, board in ordered for standing in board.standings})
+    found: dict[str, list[tuple[float, float | None]]] = {target: [] for target in targets}
+    for epsilon, board in ordered:
+        complete = {one.label: one.robust for one in board.standings if one.rank is not None}
+        for target, values in found.items():
+            rate = complete.get(target)
+            values.append((epsilon, rate.estimate.value if rate else None))
+    return found
+
+
+def _worst_table(boards: Sequence[Board]) -> Table:
+    found = _worst_by_target(boards)
+    radii = sorted({epsilon for values in found.values() for epsilon, _ in values})
+    columns = (Column("Target", heading=True), *(Column(f"at {wording.radius(value)}", numeric=True) for value in radii))
+    rows = tuple(
+        (wording.text_entry(target), *(wording.number_entry(value, wording.percent(value)) for _, value in values))
+        for target, values in found.items()
+    )
+    return Table("Worst-case robust accuracy of complete targets by radius", columns, rows)

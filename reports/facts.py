@@ -1,0 +1,246 @@
+"""Everything behind the leaderboard: every cell, what failed, what it cost, and where it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from advbench.reports import wording
+from advbench.reports.cells import Cell, Cells
+from advbench.reports.section import Column, Entry, Section, Table
+from advbench.results.record import Record
+from advbench.results.statistics import CellStatistics, Distortion
+
+_PLACE = (
+    Column("Matrix", choice=True),
+    Column("Target", heading=True, choice=True),
+    Column("Attack", choice=True),
+    Column("Source"),
+    Column("Data and threat", choice=True),
+    Column("Seed", numeric=True),
+)
+_RATES = (
+    Column("Clean", "Accuracy on the clean images", numeric=True),
+    Column("Robust", "Robust accuracy at the record's radius", numeric=True),
+    Column("Success, all", "Share of all images that are wrong after the attack, clean errors among them", numeric=True),
+    Column("Success, clean-correct", "Share of the clean-correct images that the attack made wrong", numeric=True),
+    Column("Median distance", "Over clean-correct images, failures at infinity; minimal-norm attacks only", numeric=True),
+    Column("Mean RMS", "Over successes; a survivors' figure where fewer than 99% succeed", numeric=True),
+    Column("Mean |r|/|x|", "Over successes; l2 of the perturbation over l2 of the image", numeric=True),
+)
+_COSTS = (
+    Column("Time per image", numeric=True),
+    Column("Forwards", "Per image", numeric=True),
+    Column("Backwards", "Per image", numeric=True),
+    Column("Queries", "Per image", numeric=True),
+    Column("Peak memory", numeric=True),
+)
+
+
+def failure_section(cells: Cells) -> Section | None:
+    """The cells that have no numbers, and why; None where all have."""
+    rows = [_failure(cell.record) for cell in cells.unscored]
+    rows += [
+        (
+            Entry("missing", order="missing", tone="warning"),
+            *[Entry(wording.NONE, tone="muted")] * 6,
+            wording.text_entry(f"no record {key}"),
+        )
+        for key in cells.missing
+    ]
+    if not rows:
+        return None
+    columns = (Column("Status", choice=True), *_PLACE, Column("Reason"))
+    counts = ", ".join(
+        f"{sum(row[0].text == status for row in rows)} {status}"
+        for status in ("failed", "skipped", "missing")
+        if any(row[0].text == status for row in rows)
+    )
+    return Section(
+        title="Cells without numbers",
+        anchor="failed",
+        text=f"These cells never count as robust: {counts}.",
+        tables=(Table("Failed, skipped and missing cells", columns, tuple(rows), filterable=len(rows) > 8),),
+    )
+
+
+def all_cells_section(cells: Cells) -> Section:
+    """A row for every scored cell."""
+    rows = tuple((*_place(cell.record), *_rates(cell.statistics)) for cell in cells.scored if cell.statistics is not None)
+    return Section(
+        title="All cells",
+        anchor="cells",
+        text="Rates over all images with 95% intervals: Wilson's for deterministic models, a bootstrap over images for "
+        "stochastic ones.",
+        tables=(Table("All scored cells", (*_PLACE, *_RATES), rows, filterable=True),),
+    )
+
+
+def cost_sections(cells: Cells) -> list[Section]:
+    """What the attacks cost, in one table for each device."""
+    devices: dict[str, list[Cell]] = {}
+    for cell in cells.scored:
+        devices.setdefault(str(cell.record.measured.get("device", "unknown device")), []).append(cell)
+    if not devices:
+        return []
+    tables = tuple(_cost_table(device, group) for device, group in sorted(devices.items()))
+    return [
+        Section(
+            title="Costs",
+            anchor="costs",
+            text="Measured on the attack alone: without loading, warm-up and scoring. Times of different devices are not "
+            "comparable. Images of the transfer matrix are crafted once for each source.",
+            tables=tables,
+        )
+    ]
+
+
+def provenance_section(cells: Cells) -> Section:
+    """Versions, devices, data and seeds, and every component with every argument."""
+    records = [cell.record for cell in cells.cells]
+    return Section(
+        title="Provenance",
+        anchor="provenance",
+        text="What these numbers are made of.",
+        tables=(
+            Table("Run", (Column("What", heading=True), Column("Value")), tuple(_facts(records))),
+            Table("Targets", _TARGET_COLUMNS, tuple(_targets(records))),
+            Table("Attacks", _ATTACK_COLUMNS, tuple(_attacks(records))),
+        ),
+    )
+
+
+_TARGET_COLUMNS = (
+    Column("Target", heading=True),
+    Column("Defense"),
+    Column("Architecture"),
+    Column("Kind"),
+    Column("Weights (SHA-256) by seed"),
+)
+_ATTACK_COLUMNS = (
+    Column("Attack", heading=True),
+    Column("Configuration"),
+    Column("Kind"),
+    Column("Source hash"),
+)
+
+
+def _failure(record: Record) -> tuple[Entry, ...]:
+    status = "failed" if record.status == "error" else record.status
+    return (Entry(status, order=status, tone="warning"), *_place(record), wording.text_entry(record.reason))
+
+
+def _place(record: Record) -> tuple[Entry, ...]:
+    threat = f"{record.dataset['name']}, {wording.threat(record.threat['norm'], record.threat['epsilon'])}"
+    if record.threat["box"] is None:
+        threat += ", no box"
+    return (
+        wording.text_entry(record.matrix),
+        wording.text_entry(record.target["label"]),
+        wording.text_entry(record.attack["label"]),
+        wording.text_entry(wording.source(record)),
+        wording.text_entry(threat),
+        Entry(str(record.seed), order=record.seed),
+    )
+
+
+def _rates(found: CellStatistics) -> tuple[Entry, ...]:
+    return (
+        wording.share_entry(found.clean_accuracy),
+        wording.share_entry(found.robust_accuracy),
+        wording.share_entry(found.success_all),
+        wording.share_entry(found.success_clean_correct),
+        *_distortion(found.distortion),
+    )
+
+
+def _distortion(found: Distortion | None) -> tuple[Entry, Entry, Entry]:
+    if found is None:
+        nothing = Entry(wording.NONE, tone="muted")
+        return nothing, nothing, nothing
+    note = f"{wording.number(found.median.low)}–{wording.number(found.median.high)}"
+    survivors = "survivors" if found.survivors else ""
+    rms, ratio = (
+        Entry(wording.number(value), survivors if value == value else "", None if value != value else value)
+        for value in (found.mean_rms, found.mean_ratio)
+    )
+    return Entry(wording.number(found.median.value), note, found.median.value), rms, ratio
+
+
+def _cost_table(device: str, cells: Sequence[Cell]) -> Table:
+    beside = sorted(
+        {(cell.record.measured.get("threads"), cell.record.measured.get("tasks_beside")) for cell in cells}, key=str
+    )
+    settings = "; ".join(f"{threads} threads, {tasks} tasks beside" for threads, tasks in beside if threads is not None)
+    rows = tuple((*_place(cell.record), *_costs(cell)) for cell in cells)
+    caption = f"Costs on {device}" + (f" ({settings})" if settings else "")
+    return Table(caption, (*_PLACE, *_COSTS), rows, filterable=len(rows) > 8)
+
+
+def _costs(cell: Cell) -> tuple[Entry, ...]:
+    found, memory = cell.statistics, cell.record.measured.get("peak_memory_bytes")
+    values = [found.seconds, found.forwards, found.backwards, found.queries] if found else [None] * 4
+    words = [wording.seconds(values[0]), *(wording.number(value) for value in values[1:])]
+    entries = (wording.number_entry(value, word) for value, word in zip(values, words, strict=True))
+    return (*entries, wording.number_entry(memory, wording.megabytes(memory)))
+
+
+def _facts(records: Sequence[Record]) -> Iterable[tuple[Entry, Entry]]:
+    """What all records have in common, or each of the values that occur."""
+    statuses = {status: sum(record.status == status for record in records) for status in ("ok", "error", "skipped")}
+    yield Entry("cells"), Entry(", ".join(f"{count} {status}" for status, count in statuses.items() if count) or "none")
+    data = {
+        f"{record.dataset['name']}, {record.dataset['n']:,} images of the {record.dataset['split']} split, "
+        f"fingerprint {record.dataset['fingerprint'][:16]}": None
+        for record in records
+    }
+    yield Entry("data"), Entry("; ".join(data))
+    yield Entry("seeds"), Entry(", ".join(map(str, sorted({record.seed for record in records}))))
+    for name in ("device", "threads", "tasks_beside"):
+        values = _values(record.measured.get(name) for record in records)
+        if values:
+            yield Entry(name.replace("_", " ")), Entry(values)
+    environments = [record.measured["environment"] for record in records if _is_mapping(record.measured.get("environment"))]
+    for name in dict.fromkeys(name for environment in environments for name in environment):
+        values = _values(environment.get(name) for environment in environments)
+        if values:
+            yield Entry(name), Entry(values)
+
+
+def _is_mapping(value: object) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _values(values: Iterable[Any]) -> str:
+    return "; ".join(dict.fromkeys(str(value) for value in values if value is not None))
+
+
+def _targets(records: Sequence[Record]) -> Iterable[tuple[Entry, ...]]:
+    seen: dict[tuple[str, str, str, str], dict[int, str]] = {}
+    for record in records:
+        target = record.target
+        kind = "stochastic" if target["stochastic"] else "deterministic"
+        row = (target["label"], _component(target["defense"]), _component(target["architecture"]), kind)
+        weights = seen.setdefault(row, {})
+        if record.weights_sha256:
+            weights[record.seed] = record.weights_sha256[:16]
+    for row, weights in sorted(seen.items()):
+        hashes = ", ".join(f"{seed}: {digest}" for seed, digest in sorted(weights.items()))
+        yield (*map(wording.text_entry, row), wording.text_entry(hashes))
+
+
+def _attacks(records: Sequence[Record]) -> Iterable[tuple[Entry, ...]]:
+    rows = {
+        (
+            record.attack["label"],
+            _component(record.attack),
+            "minimal norm" if record.attack["minimal_norm"] else "fixed radius",
+            record.attack["source_hash"][:16],
+        )
+        for record in records
+    }
+    return (tuple(map(wording.text_entry, row)) for row in sorted(rows))
+
+
+def _component(spec: Mapping[str, Any]) -> str:
+    return f"{spec['name']}({wording.arguments(spec['arguments'])})"

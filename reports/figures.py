@@ -1,0 +1,238 @@
+"""Figures as SVG that takes its text colour from the page, so that they read on light and dark paper."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+import numpy as np
+
+from advbench.reports.section import Drawing
+from advbench.results.statistics import Values
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_INK = "#010203"
+_PALETTE = ("#0f8b8d", "#d1495b", "#7a6fd0", "#c08318", "#3b82c4", "#5a9e3a", "#b0569b", "#7d7d7d")
+_STYLES = ("-", "--", "-.", ":")
+_SETTINGS: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "advbench",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "legend.frameon": False,
+}
+_LONGEST_NAME = 30
+_INHERITED = {"font-family", "mix-blend-mode"}
+_DECIMALS = re.compile(r"-?\d+\.\d+")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Curve:
+    """A line of a plot: name, x and y of shape (m,). marked: whether its points are measurements of their own."""
+
+    name: str
+    x: Values
+    y: Values
+    marked: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Panel:
+    """One plot of several side by side. verticals: positions of vertical lines that mark a radius."""
+
+    title: str
+    curves: tuple[Curve, ...]
+    verticals: tuple[float, ...] = ()
+
+
+def heat_map(
+    values: Values,
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    words: Sequence[Sequence[str]],
+    caption: str,
+    alt: str,
+    framed: Sequence[tuple[int, int]] = (),
+    divider: int | None = None,
+) -> Drawing:
+    """A matrix of shares in [0, 1] as colours with their percentages.
+
+    values: shape (rows, columns), NaN where there is none: the cell then holds its word. framed: cells (row, column) that
+    get a frame. divider: the row before which a gap is drawn.
+    """
+    from matplotlib.patches import Rectangle
+    from seaborn import heatmap
+
+    row_names, column_names = [shorten(name) for name in rows], [shorten(name) for name in columns]
+    left = 0.25 + 0.075 * max(map(len, row_names))
+    slanted = max(map(len, column_names)) > 9
+    top = 0.3 if not slanted else 0.3 + 0.045 * max(map(len, column_names))
+    right = 0.1 if not slanted else 0.1 + 0.055 * max(map(len, column_names))
+    width, height = 0.78 * len(columns), 0.4 * len(rows)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_axes((left / (left + width + right), 0.0, width / (left + width + right), height / (height + top)))
+        heatmap(
+            values,
+            ax=axes,
+            vmin=0,
+            vmax=1,
+            cmap="crest",
+            cbar=False,
+            annot=100 * values,
+            fmt=".1f",
+            linewidths=1.5,
+            xticklabels=column_names,
+            yticklabels=row_names,
+        )
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0, pad=4)
+        axes.set_yticks(axes.get_yticks(), row_names, rotation=0)
+        if slanted:
+            axes.set_xticks(axes.get_xticks(), column_names, rotation=35, ha="left", rotation_mode="anchor")
+        for row, column in framed:
+            place = Rectangle((column + 0.05, row + 0.07), 0.9, 0.86, fill=False, edgecolor="#ffffff", linewidth=1.3)
+            axes.add_patch(place)
+        for row, column in np.argwhere(np.isnan(values)):
+            axes.text(column + 0.5, row + 0.5, words[row][column] or "–", ha="center", va="center", alpha=0.7)
+        if divider is not None:
+            axes.axhline(divider, color=_INK, linewidth=1.2)
+
+    return Drawing(_svg((left + width + right, height + top), draw), alt, caption)
+
+
+def line_plots(panels: Sequence[Panel], *, x_label: str, y_label: str, caption: str, alt: str) -> Drawing:
+    """Curves in panels side by side with one legend below; y runs over shares in [0, 1]."""
+    names = list(dict.fromkeys(curve.name for panel in panels for curve in panel.curves))
+    across = min(3, len(panels))
+    down = -(-len(panels) // across)
+    legend_rows = -(-len(names) // across)
+    width, height = 3.0 * across + 0.3, 2.35 * down + 0.22 * legend_rows
+
+    def draw(figure: Figure) -> None:
+        grid = figure.subplots(down, across, squeeze=False, sharey=True)
+        bottom = (0.5 + 0.22 * legend_rows) / height
+        figure.subplots_adjust(0.55 / width, bottom, 1 - 0.08 / width, 1 - 0.3 / height, wspace=0.1, hspace=0.45)
+        for axes, panel in zip(grid.flat, panels, strict=False):
+            _draw_panel(axes, panel, names, x_label)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_axis_off()
+        for axes in grid[:, 0]:
+            axes.set_ylabel(y_label)
+        handles = {line.get_label(): line for axes in grid.flat for line in axes.get_lines()}
+        shown = [handles[name] for name in names]
+        figure.legend(shown, [shorten(name) for name in names], loc="lower left", ncols=across, borderaxespad=0.1)
+
+    return Drawing(_svg((width, height), draw), alt, caption)
+
+
+def shorten(name: str) -> str:
+    """A name that fits beside a figure."""
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+
+
+def _draw_panel(axes: Axes, panel: Panel, names: Sequence[str], x_label: str) -> None:
+    for position in panel.verticals:
+        axes.axvline(position, color=_INK, linewidth=0.8, alpha=0.45, linestyle=(0, (2, 2)))
+    for curve in panel.curves:
+        place = names.index(curve.name)
+        axes.plot(
+            curve.x,
+            curve.y,
+            label=curve.name,
+            color=_PALETTE[place % len(_PALETTE)],
+            linestyle=_STYLES[place // len(_PALETTE) % len(_STYLES)],
+            marker="o" if curve.marked else None,
+            markersize=4,
+            linewidth=1.7,
+        )
+    axes.set_title(shorten(panel.title), loc="left", fontsize=10)
+    axes.set_xlabel(x_label)
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
+    axes.grid(color=_INK, alpha=0.13, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _svg(size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
+    """Draw a figure of `size` inches without pyplot's global state, and return it as markup for a page."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    buffer = io.StringIO()
+    with rc_context(_SETTINGS), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # names may hold letters that the measuring font does not have
+        figure = Figure(figsize=size)
+        FigureCanvasSVG(figure)
+        draw(figure)
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _page_markup(buffer.getvalue())
+
+
+def _page_markup(svg: str) -> str:
+    """Matplotlib's SVG without style attributes, metadata and fixed ink, fit for a page that forbids inline styles."""
+    root = ElementTree.fromstring(svg)
+    prefix = f"f{hashlib.sha256(svg.encode()).hexdigest()[:8]}-"
+    referenced = set(re.findall(r"#([\w.-]+)", svg))
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.rpartition("}")[2] in ("metadata", "style"):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        attributes = dict(_attributes(element, prefix, referenced))
+        element.attrib.clear()
+        element.attrib.update(attributes)
+        element.tail = None
+        if element.text is not None and not element.text.strip():
+            element.text = None
+    for side in ("width", "height"):
+        root.set(side, f"{float(root.get(side, '0').removesuffix('pt')) * 4 / 3:.0f}")
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _attributes(element: ElementTree.Element, prefix: str, referenced: set[str]) -> Iterator[tuple[str, str]]:
+    """The attributes of an element: names that are its own in the page, no style, the page's ink, short numbers."""
+    for name, value in element.attrib.items():
+        name = name.rpartition("}")[2]
+        if name == "style":
+            yield from _presentation(value)
+        elif name == "id":
+            if value in referenced:
+                yield name, prefix + value
+        elif name == "d":
+            yield (
+                name,
+                " ".join(_DECIMALS.sub(lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), value).split()),
+            )
+        elif name != "transform" or not value.startswith("rotate(-0 "):
+            yield name, value.replace("#", f"#{prefix}") if name in ("href", "clip-path") else value
+
+
+def _presentation(style: str) -> Iterator[tuple[str, str]]:
+    """The declarations of a style attribute as presentation attributes; the page chooses the font's family."""
+    for declaration in style.split(";"):
+        name, _, value = (part.strip() for part in declaration.partition(":"))
+        if name == "font":
+            size = re.search(r"[\d.]+px", value)
+            if size:
+                yield "font-size", size[0]
+        elif name and name not in _INHERITED:
+            yield name, "currentColor" if value == _INK else value

@@ -1,0 +1,91 @@
+"""Cells as a pandas DataFrame, a row each, for a user's own analyses and results.csv."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from advbench.reports import wording
+from advbench.reports.cells import Cell, from_records
+from advbench.results.record import Record
+from advbench.results.statistics import Estimate
+from advbench.results.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_RATES = ("clean_accuracy", "robust_accuracy", "success_all", "success_clean_correct")
+_COSTS = ("seconds", "forwards", "backwards", "queries")
+
+
+def frame(records: Sequence[Record], store: Store) -> pd.DataFrame:
+    """A row for each record, failed and skipped ones among them, whose figures are then missing.
+
+    Columns: what was run, rates in [0, 1] each with ``_low`` and ``_high`` of its 95% interval, distortions in pixel units,
+    costs per image, and the device they were measured on.
+    """
+    return cell_frame(from_records(records, store).cells)
+
+
+def cell_frame(cells: Sequence[Cell], missing: Sequence[str] = ()) -> pd.DataFrame:
+    """The same for cells that were read already; keys without a record are rows with the status ``missing``."""
+    import pandas as pd
+
+    rows = [_row(cell) for cell in cells] + [{"key": key, "status": "missing"} for key in missing]
+    return pd.DataFrame(rows, columns=list(_COLUMNS))
+
+
+def _row(cell: Cell) -> dict[str, Any]:
+    record, found = cell.record, cell.statistics
+    defense, architecture = wording.names(record)
+    row: dict[str, Any] = {
+        "key": record.key,
+        "status": record.status,
+        "reason": record.reason,
+        "matrix": record.matrix,
+        "dataset": record.dataset["name"],
+        "split": record.dataset["split"],
+        "n": record.dataset["n"],
+        "target": record.target["label"],
+        "defense": defense,
+        "architecture": architecture,
+        "stochastic": record.target["stochastic"],
+        "source": record.source["label"] if record.source else None,
+        "attack": record.attack["label"],
+        "attack_arguments": json.dumps(record.attack["arguments"], sort_keys=True),
+        "minimal_norm": record.attack["minimal_norm"],
+        "norm": record.threat["norm"],
+        "epsilon": record.threat["epsilon"],
+        "seed": record.seed,
+        "device": record.measured.get("device"),
+        "peak_memory_bytes": record.measured.get("peak_memory_bytes"),
+    }
+    if found is None:
+        return row
+    for name in _RATES:
+        row |= _estimate(name, getattr(found, name))
+    if found.distortion is not None:
+        row |= _estimate("median_distance", found.distortion.median)
+        row |= {
+            "mean_rms": found.distortion.mean_rms,
+            "mean_ratio": found.distortion.mean_ratio,
+            "survivors": found.distortion.survivors,
+        }
+    return row | {f"{name}_per_image": getattr(found, name) for name in _COSTS}
+
+
+def _estimate(name: str, estimate: Estimate | None) -> dict[str, float]:
+    if estimate is None:
+        return {}
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+_COLUMNS = (
+    *("key", "status", "reason", "matrix", "dataset", "split", "n", "target", "defense", "architecture", "stochastic"),
+    *("source", "attack", "attack_arguments", "minimal_norm", "norm", "epsilon", "seed"),
+    *(f"{name}{end}" for name in (*_RATES, "median_distance") for end in ("", "_low", "_high")),
+    *("mean_rms", "mean_ratio", "survivors"),
+    *(f"{name}_per_image" for name in _COSTS),
+    *("device", "peak_memory_bytes"),
+)

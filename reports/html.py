@@ -1,0 +1,82 @@
+"""Sections as one HTML file that needs no network and runs nothing but its own script."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from importlib import resources
+from itertools import groupby
+
+from advbench.reports.section import Drawing, Entry, ImageGrid, Section
+
+_BAR = 100.0
+
+
+def to_html(sections: Sequence[Section], *, title: str, summary: Sequence[tuple[str, str]] = ()) -> str:
+    """The report as HTML.
+
+    summary: facts (name, value) under the title. Every text is escaped; the Content-Security-Policy allows this file's own
+    style and script, by their hashes, and images from within.
+    """
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    style, script = _template("style.css"), _template("tables.js")
+    environment = Environment(
+        loader=FunctionLoader(_template), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    environment.filters |= {"base64": _base64, "bar": _bar, "order": _order}
+    return environment.get_template("report.html").render(
+        title=title,
+        summary=summary,
+        sections=sections,
+        drawings=_drawings,
+        grids=_grids,
+        zip=zip,
+        style=style,
+        script=script,
+        policy=_policy(style, script),
+    )
+
+
+def _template(name: str) -> str:
+    return (resources.files("advbench.reports.templates") / name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
+    return (
+        f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def _drawings(section: Section) -> list[Drawing]:
+    return [figure for figure in section.figures if isinstance(figure, Drawing)]
+
+
+def _grids(section: Section) -> list[tuple[str, list[ImageGrid]]]:
+    """Image grids by group, groups in the order in which they first come."""
+    grids = [figure for figure in section.figures if isinstance(figure, ImageGrid)]
+    order = list(dict.fromkeys(grid.group for grid in grids))
+    ordered = sorted(grids, key=lambda grid: order.index(grid.group))
+    return [(name, list(group)) for name, group in groupby(ordered, key=lambda grid: grid.group)]
+
+
+def _bar(entry: Entry) -> dict[str, str]:
+    """Lengths of an interval's bar, on a scale of 0 to 100."""
+    if entry.interval is None:
+        return {}
+    shares = {"value": entry.interval.value, "low": entry.interval.low, "high": entry.interval.high}
+    return {name: f"{_BAR * share:.2f}" for name, share in shares.items()}
+
+
+def _order(entry: Entry) -> str:
+    """What the script sorts by."""
+    if entry.order is None:
+        return ""
+    return entry.order if isinstance(entry.order, str) else repr(float(entry.order)).replace("inf", "Infinity")

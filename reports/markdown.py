@@ -1,0 +1,49 @@
+"""Sections as Markdown, for a repository or a terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from advbench.reports.section import Entry, Section, Table
+
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|~$])")
+
+
+def to_markdown(sections: Sequence[Section], *, title: str) -> str:
+    """The report as Markdown. Figures are left to the HTML report, which is named where they stand."""
+    parts = [f"# {escape(title)}", *(_section(section) for section in sections)]
+    return "\n\n".join(parts) + "\n"
+
+
+def escape(text: str) -> str:
+    """`text` so that Markdown shows it as it is, on one line."""
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split())).replace("&", "&amp;")
+
+
+def _section(section: Section) -> str:
+    parts = [f"## {escape(section.title)}", escape(section.text)]
+    parts += [f"> **Note:** {escape(caveat)}" for caveat in section.caveats]
+    parts += [_table(table) for table in section.tables]
+    if section.figures:
+        figures = "1 figure" if len(section.figures) == 1 else f"{len(section.figures)} figures"
+        parts.append(f"[{figures}](leaderboard.html#{section.anchor})")
+    return "\n\n".join(parts)
+
+
+def _table(table: Table) -> str:
+    from tabulate import tabulate
+
+    body = tabulate(
+        [[_entry(entry) for entry in row] for row in table.rows],
+        headers=[escape(column.name) for column in table.columns],
+        tablefmt="pipe",
+        colalign=["right" if column.numeric else "left" for column in table.columns] if table.rows else None,
+        disable_numparse=True,
+    )
+    return f"**{escape(table.caption)}**\n\n{body}"
+
+
+def _entry(entry: Entry) -> str:
+    text = escape(entry.text) + (f" ({escape(entry.note)})" if entry.note else "")
+    return f"**{text}**" if entry.tone == "best" else text

@@ -1,0 +1,236 @@
+"""The three matrices of a board: who withstands which attack, crafted where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from advbench.reports import figures, wording
+from advbench.reports.boards import Board, Strategy, strategy_of
+from advbench.reports.cells import Cell
+from advbench.reports.section import Column, Drawing, Entry, Section, Table
+from advbench.results.statistics import OverSeeds, over_seeds, robust
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Grid:
+    """Rates by target and strategy; a cell without one has the reason in its place."""
+
+    rates: Mapping[tuple[str, Strategy], OverSeeds | str]
+
+    def value(self, target: str, strategy: Strategy) -> float:
+        """Robust accuracy, NaN where there is none."""
+        found = self.rates.get((target, strategy))
+        return found.estimate.value if isinstance(found, OverSeeds) else np.nan
+
+    def entry(self, target: str, strategy: Strategy) -> Entry:
+        """The cell of a table."""
+        found = self.rates.get((target, strategy))
+        if isinstance(found, OverSeeds):
+            return wording.share_entry(found.estimate)
+        return Entry(found, tone="warning") if found else Entry(wording.NONE, tone="muted")
+
+    def word(self, target: str, strategy: Strategy) -> str:
+        """What stands in a cell without a number."""
+        found = self.rates.get((target, strategy))
+        return found if isinstance(found, str) else ""
+
+
+def matrix_sections(board: Board) -> list[Section]:
+    """The sections of those matrices that the board has, in the order of knowledge."""
+    grid = _grid(board)
+    builders: dict[str, Callable[[Board, _Grid], Section]] = {
+        "white-box": _white_box,
+        "black-box": _black_box,
+        "transfer": _transfer,
+    }
+    run = {cell.record.matrix for cell in board.cells}
+    return [build(board, grid) for matrix, build in builders.items() if matrix in run]
+
+
+def _grid(board: Board) -> _Grid:
+    groups: dict[tuple[str, Strategy], list[Cell]] = {}
+    for cell in board.cells:
+        groups.setdefault((cell.record.target["label"], strategy_of(cell.record)), []).append(cell)
+    return _Grid({place: _rate(group, board.threat.epsilon) for place, group in groups.items()})
+
+
+def _rate(cells: Sequence[Cell], epsilon: float | None) -> OverSeeds | str:
+    """The mean over seeds; the status of a seed that has no numbers, since a mean over fewer seeds is another quantity."""
+    values = []
+    for cell in cells:
+        if cell.examples is None:
+            return "failed" if cell.record.status == "error" else "skipped"
+        values.append(robust(cell.record, cell.examples, epsilon))
+    return over_seeds(values) if len({len(value) for value in values}) == 1 else "misaligned"
+
+
+def _targets(board: Board) -> list[str]:
+    return [standing.label for standing in board.standings]
+
+
+def _strategies(board: Board, matrix: str) -> list[Strategy]:
+    found = {strategy_of(cell.record) for cell in board.cells if cell.record.matrix == matrix}
+    return sorted(found)
+
+
+def _white_box(board: Board, grid: _Grid) -> Section:
+    strategies = _strategies(board, "white-box")
+    labels = [strategy.attack for strategy in strategies]
+    return Section(
+        title=f"White-box: {board.threat.title}",
+        anchor=wording.anchor(f"white box {board.threat.title}"),
+        text="The attacker differentiates the target itself. Robust accuracy with its 95% interval, targets from the top of "
+        "the leaderboard.",
+        tables=(_table(board, grid, strategies, labels, "White-box robust accuracy"),),
+        figures=(_heat_map(board, grid, strategies, labels, "White-box robust accuracy"),),
+    )
+
+
+def _black_box(board: Board, grid: _Grid) -> Section:
+    strategies = _strategies(board, "black-box")
+    origins = {strategy.source for strategy in strategies}
+    labels = [name.attack if len(origins) == 1 else f"{name.attack} from {name.source}" for name in strategies]
+    return Section(
+        title=f"Black-box: {board.threat.title}",
+        anchor=wording.anchor(f"black box {board.threat.title}"),
+        text="The attacker trains a substitute on the target's answers, attacks the substitute, and hands the images to the "
+        f"target. Substitutes: {', '.join(sorted(origins))}.",
+        tables=(_table(board, grid, strategies, labels, "Black-box robust accuracy"), *_substitutes(board)),
+        figures=(_heat_map(board, grid, strategies, labels, "Black-box robust accuracy"),),
+    )
+
+
+def _table(board: Board, grid: _Grid, strategies: Sequence[Strategy], labels: Sequence[str], caption: str) -> Table:
+    columns = (Column("Target", heading=True), *(Column(label, numeric=True) for label in labels))
+    rows = tuple(
+        (wording.text_entry(target), *(grid.entry(target, strategy) for strategy in strategies))
+        for target in _targets(board)
+    )
+    return Table(f"{caption}, {board.threat.title}", columns, rows)
+
+
+def _heat_map(board: Board, grid: _Grid, strategies: Sequence[Strategy], labels: Sequence[str], caption: str) -> Drawing:
+    targets = _targets(board)
+    return figures.heat_map(
+        np.array([[grid.value(target, strategy) for strategy in strategies] for target in targets]),
+        rows=targets,
+        columns=labels,
+        words=[[grid.word(target, strategy) for strategy in strategies] for target in targets],
+        caption=f"{caption}, {board.threat.title}",
+        alt=f"Heat map of the table {caption}: {len(targets)} targets by {wording.plural(len(labels), 'attack')}",
+    )
+
+
+def _substitutes(board: Board) -> list[Table]:
+    """How good the substitutes are, where the records say it."""
+    rows: dict[tuple[str, str, int], tuple[Entry, ...]] = {}
+    for cell in board.cells:
+        record, facts = cell.record, cell.record.details.get("substitute")
+        if record.matrix != "black-box" or not isinstance(facts, dict):
+            continue
+        fidelity, queries, seconds = (_real(facts.get(name)) for name in ("fidelity", "queries", "seconds"))
+        rows[record.target["label"], wording.source(record), record.seed] = (
+            wording.text_entry(record.target["label"]),
+            wording.text_entry(wording.source(record)),
+            Entry(str(record.seed), order=record.seed),
+            wording.number_entry(fidelity, wording.percent(fidelity)),
+            wording.number_entry(queries, wording.number(queries)),
+            wording.number_entry(seconds, wording.seconds(seconds)),
+        )
+    columns = (
+        Column("Target", heading=True),
+        Column("Substitute"),
+        Column("Seed", numeric=True),
+        Column("Fidelity", "Share of held-out images on which substitute and target agree", numeric=True),
+        Column("Queries", "Labels that the attacker asked the target for", numeric=True),
+        Column("Training time", numeric=True),
+    )
+    return [Table(f"Substitutes, {board.threat.title}", columns, tuple(rows.values()))] if rows else []
+
+
+def _real(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _transfer(board: Board, grid: _Grid) -> Section:
+    attacks = sorted({strategy.attack for strategy in _strategies(board, "transfer")})
+    return Section(
+        title=f"Transfer: {board.threat.title}",
+        anchor=wording.anchor(f"transfer {board.threat.title}"),
+        text="Images that were crafted on a source (rows) are shown to a target (columns). Robust accuracy of the target; "
+        "on the diagonal, marked with a frame, both are the same model. The mean leaves the diagonal out. The white-box "
+        "row repeats the same attack with full knowledge of the target.",
+        tables=tuple(_transfer_table(board, grid, attack) for attack in attacks),
+        figures=tuple(_transfer_map(board, grid, attack) for attack in attacks),
+    )
+
+
+def _sources(board: Board, attack: str) -> list[str]:
+    """The sources of an attack: first those that are targets too, in the same order, then the others."""
+    found = {
+        str(cell.record.source["label"])
+        for cell in board.cells
+        if cell.record.source and cell.record.matrix == "transfer" and cell.record.attack["label"] == attack
+    }
+    targets = [target for target in _targets(board) if target in found]
+    return targets + sorted(found - set(targets))
+
+
+def _pair(source: str, target: str, attack: str) -> Strategy:
+    return Strategy("transfer", attack, "itself" if source == target else source)
+
+
+def _transfer_means(board: Board, grid: _Grid, attack: str) -> list[float]:
+    """The mean over the other sources, by target; NaN where one of them has no number."""
+    means = []
+    for target in _targets(board):
+        others = [source for source in _sources(board, attack) if source != target]
+        values = [grid.value(target, _pair(source, target, attack)) for source in others]
+        means.append(float(np.mean(values)) if values else np.nan)
+    return means
+
+
+def _transfer_table(board: Board, grid: _Grid, attack: str) -> Table:
+    targets = _targets(board)
+    rows = [
+        (wording.text_entry(source), *(_transfer_entry(grid, source, target, attack) for target in targets))
+        for source in _sources(board, attack)
+    ]
+    means = [wording.number_entry(mean, wording.percent(mean)) for mean in _transfer_means(board, grid, attack)]
+    rows.append((Entry("mean without the diagonal"), *means))
+    white_box = Strategy("white-box", attack, "")
+    if any((target, white_box) in grid.rates for target in targets):
+        rows.append((Entry("white-box"), *(grid.entry(target, white_box) for target in targets)))
+    columns = (Column("Source", heading=True), *(Column(target, numeric=True) for target in targets))
+    return Table(f"Transfer of {attack}, {board.threat.title}", columns, tuple(rows))
+
+
+def _transfer_entry(grid: _Grid, source: str, target: str, attack: str) -> Entry:
+    entry = grid.entry(target, _pair(source, target, attack))
+    if source != target:
+        return entry
+    return Entry(entry.text, f"{entry.note} same model".strip(), entry.order, tone=entry.tone or "muted")
+
+
+def _transfer_map(board: Board, grid: _Grid, attack: str) -> Drawing:
+    targets, sources = _targets(board), _sources(board, attack)
+    values = [[grid.value(target, _pair(source, target, attack)) for target in targets] for source in sources]
+    words = [[grid.word(target, _pair(source, target, attack)) for target in targets] for source in sources]
+    extra = [("mean, others", _transfer_means(board, grid, attack), [""] * len(targets))]
+    white_box = Strategy("white-box", attack, "")
+    if any((target, white_box) in grid.rates for target in targets):
+        white = [grid.value(target, white_box) for target in targets]
+        extra.append(("white-box", white, [grid.word(target, white_box) for target in targets]))
+    return figures.heat_map(
+        np.array(values + [row for _, row, _ in extra]),
+        rows=[*sources, *(name for name, _, _ in extra)],
+        columns=targets,
+        words=words + [row for _, _, row in extra],
+        framed=[(sources.index(target), column) for column, target in enumerate(targets) if target in sources],
+        divider=len(sources),
+        caption=f"Transfer of {attack}, {board.threat.title}: sources by targets",
+        alt=f"Heat map of the table Transfer of {attack}: {len(sources)} sources by {len(targets)} targets",
+    )

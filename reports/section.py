@@ -1,0 +1,91 @@
+"""What a report is made of: sections with text, tables and figures, which every renderer can draw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from advbench.results.statistics import Estimate
+
+Tone = Literal["", "best", "muted", "warning"]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table.
+
+    name: its heading. help: what the heading means, in a sentence. numeric: right-aligned, sorted as numbers. heading:
+    whether it names the row. choice: whether a reader may filter by its values.
+    """
+
+    name: str
+    help: str = ""
+    numeric: bool = False
+    heading: bool = False
+    choice: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A cell of a table.
+
+    text: what it says. note: more of it, in smaller type. order: what it is sorted by, None for what has no value (last,
+    whichever way the table is sorted). interval: drawn as a bar where the renderer can, a share in [0, 1].
+    """
+
+    text: str
+    note: str = ""
+    order: float | str | None = None
+    interval: Estimate | None = None
+    tone: Tone = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of entries, one entry per column. filterable: whether a reader may search its rows."""
+
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Entry, ...], ...]
+    filterable: bool = False
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(f"Expected rows of {len(self.columns)} entries, got {len(row)} in {self.caption!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A figure as SVG markup, drawn in the page's own text colour. alt: what it shows, for those who cannot see it."""
+
+    svg: str
+    alt: str
+    caption: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageGrid:
+    """Rows of images as one PNG.
+
+    rows: a name for each row. columns: a line under each column. group: grids of one group are shown together.
+    """
+
+    png: bytes
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    alt: str
+    caption: str
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of the report. anchor: its name in links, lower-case letters, digits and hyphens."""
+
+    title: str
+    anchor: str
+    text: str
+    tables: tuple[Table, ...] = ()
+    figures: tuple[Drawing | ImageGrid, ...] = ()
+    caveats: tuple[str, ...] = ()

@@ -1,0 +1,47 @@
+"""All sections of a report, in order. A new kind of section is one function here."""
+
+from __future__ import annotations
+
+from advbench.reports import wording
+from advbench.reports.boards import boards
+from advbench.reports.cells import Cells
+from advbench.reports.curves import curve_sections
+from advbench.reports.facts import all_cells_section, cost_sections, failure_section, provenance_section
+from advbench.reports.images import image_section
+from advbench.reports.leaderboard import leaderboard_section
+from advbench.reports.matrices import matrix_sections
+from advbench.reports.section import Section
+
+
+def sections(cells: Cells) -> list[Section]:
+    """Leaderboards first, then what they rest on."""
+    found = boards(cells)
+    optional = (failure_section(cells), image_section(cells.scored))
+    failures, images = optional
+    return [
+        *(leaderboard_section(board, missing=len(cells.missing)) for board in found),
+        *([failures] if failures else []),
+        *(section for board in found for section in matrix_sections(board)),
+        *curve_sections(found, cells.scored),
+        *([images] if images else []),
+        all_cells_section(cells),
+        *cost_sections(cells),
+        provenance_section(cells),
+    ]
+
+
+def summary(cells: Cells) -> list[tuple[str, str]]:
+    """The facts under the report's title."""
+    records = [cell.record for cell in cells.cells]
+    data = dict.fromkeys(f"{one.dataset['name']} ({wording.plural(one.dataset['n'], 'image')})" for one in records)
+    threats = dict.fromkeys(wording.threat(one.threat["norm"], one.threat["epsilon"]) for one in records)
+    without = len(cells.unscored) + len(cells.missing)
+    counted = wording.plural(len(cells.scored), "scored cell") + (f", {without} without numbers" if without else "")
+    facts = (
+        ("Data", ", ".join(data)),
+        ("Threat", ", ".join(threats)),
+        ("Targets", str(len({one.target["label"] for one in records}))),
+        ("Attacks", ", ".join(sorted({one.attack["label"] for one in records}))),
+        ("Cells", counted),
+    )
+    return [(name, value) for name, value in facts if value]
