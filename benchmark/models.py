@@ -29,9 +29,10 @@ def architecture_of(name: str, arguments: Mapping[str, Any], data: DataSet) -> n
 
 
 def build_defended(content: Mapping[str, Any], contents: Contents, data: DataSet) -> Defended:
-    """The untrained structure of a training task's content, with those of its inputs."""
+    """The untrained structure of a training task's content, with those of its inputs; no random state is left changed."""
     inputs = {name: build_defended(contents[key], contents, data) for name, key in content["inputs"].items()}
-    built: Defended = defense_of(content).build(_architecture(content, data), data, inputs)
+    with training.seeded(0):
+        built: Defended = defense_of(content).build(_architecture(content, data), data, inputs)
     return built
 
 

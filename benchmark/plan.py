@@ -61,7 +61,7 @@ class Target:
     stochastic: bool
     surrogates: tuple[str, ...]
     batch: int
-    cost: float
+    draws: int
 
     def facts(self) -> dict[str, Any]:
         """The target as a record shows it."""
@@ -247,7 +247,6 @@ class _Planner:
             memory=checkpoints.cache_dir() / "compute-batch.json",
             measure=self.measure,
         )
-        passes = self.config.draws if structure.stochastic else 1
         return Target(
             key,
             str(defense) if alone else f"{defense} / {architecture}",
@@ -257,16 +256,20 @@ class _Planner:
             structure.stochastic,
             tuple(structure.surrogates),
             batch,
-            float(passes),
+            self.config.draws if structure.stochastic else 1,
         )
 
     def _clean(self, target: Target) -> str:
         return self._add(
             "clean",
-            {"target": target.key, "draws": self.config.score_draws, **self._where(target.batch, target.seed)},
+            {
+                "target": target.key,
+                "draws": self.config.score_draws if target.stochastic else 1,
+                **self._where(target.batch, target.seed),
+            },
             [target.key],
             f"clean accuracy of {target.label}",
-            target.cost,
+            float(target.draws),
         )
 
     def _craft(
@@ -280,7 +283,7 @@ class _Planner:
         seed: int,
         surrogate: str | None,
         transfer: bool,
-        cost: float,
+        draws: int,
     ) -> str:
         spec, component, content = attack
         return self._add(
@@ -291,12 +294,12 @@ class _Planner:
                 "attack": content,
                 "threat": self._threat(epsilon),
                 "transfer": transfer,
-                "draws": self.config.draws,
+                "draws": draws,
                 **self._where(batch, seed),
             },
             [source],
             f"{spec} on {label}",
-            cost * (1 + getattr(component, "steps", 1)),
+            draws * (1.0 + getattr(component, "steps", 1)),
         )
 
     def _score(
@@ -328,7 +331,7 @@ class _Planner:
             },
             [target.key, clean, *crafts, *([substitute] if substitute else [])],
             f"score {spec} from {source['label'] if source else 'itself'} on {target.label}",
-            target.cost,
+            float(target.draws),
             target=target.facts(),
             source=source,
             attack={"label": str(spec), "minimal_norm": minimal, **content},
@@ -368,7 +371,7 @@ class _Planner:
                             seed=target.seed,
                             surrogate=surrogate,
                             transfer=False,
-                            cost=target.cost,
+                            draws=target.draws,
                         )
                         for surrogate in target.surrogates
                     ]
@@ -405,7 +408,7 @@ class _Planner:
                     seed=target.seed,
                     surrogate=None,
                     transfer=True,
-                    cost=1.0,
+                    draws=1,
                 )
                 source = {"label": label, "kind": "substitute", "architecture": {"name": content["name"]}}
                 self._score("black-box", target, attack, epsilon, [craft], source, substitute=substitute)
@@ -433,7 +436,7 @@ class _Planner:
                         seed=source.seed,
                         surrogate=source.surrogates[0],
                         transfer=True,
-                        cost=source.cost,
+                        draws=source.draws,
                     )
                     facts = source.facts()
                     for target in targets:

@@ -1,0 +1,132 @@
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from advbench.config import make_config
+from advbench.plan import make_plan, scored_split
+from advbench.scheduler import _waves
+from advbench.zoo.data import DataSet, Split
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+def plan_of(settings, **changes):
+    return make_plan(make_config(**(settings | changes)), measure=False)
+
+
+def kinds(plan):
+    return Counter(task.kind for task in plan.tasks.values())
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_transfer_crafts_grow_linearly_and_scores_quadratically(settings, n):
+    defenses = ["none", "weight-decay", "gaussian-blur"][:n]
+    plan = plan_of(settings, matrix="transfer", defense=defenses, attack="fgsm,pgd")
+    assert kinds(plan)["craft"] == 2 * n
+    assert kinds(plan)["score"] == len(plan.cells) == 2 * n * n
+
+
+def test_the_three_matrices_of_the_default_suite(settings):
+    plain = {name: settings[name] for name in ("out", "device", "batch")}
+    plan = plan_of(plain)
+    targets, attacks, stochastic_surrogates = 4, 3, 2
+    assert kinds(plan)["train"] == targets
+    assert kinds(plan)["substitute"] == targets
+    white = attacks * (targets - 1 + stochastic_surrogates)
+    assert kinds(plan)["craft"] == white + attacks * targets + attacks * targets
+    assert kinds(plan)["score"] == attacks * targets + attacks * targets + attacks * targets**2
+
+
+def test_a_model_that_others_stand_on_is_trained_once(settings):
+    plan = plan_of(
+        settings, matrix="white-box", defense="none,input-noise(passes=2),gaussian-blur(base='input-noise(passes=2)')"
+    )
+    assert kinds(plan)["train"] == 3
+    inputs = [task.content["inputs"] for task in plan.tasks.values() if task.kind == "train"]
+    assert sum(bool(each) for each in inputs) == 2
+
+
+def test_keys_name_the_content(settings):
+    plan = plan_of(settings)
+    assert set(plan.tasks) == set(plan_of(settings).tasks)
+    for change in ({"epochs": 3}, {"seed": 1}, {"n_examples": 23}, {"draws": 3}, {"batch": 8}, {"epsilon": 0.2}):
+        other = plan_of(settings, **change)
+        shared = {key for key in plan.cells if key in other.cells}
+        stochastic = [key for key in shared if "noise" in plan.tasks[key].label]
+        assert not shared if change != {"draws": 3} else not stochastic
+
+
+def test_where_the_results_go_is_no_part_of_a_key(settings, tmp_path):
+    assert set(plan_of(settings).tasks) == set(plan_of(settings, out=tmp_path / "elsewhere", jobs=2).tasks)
+
+
+def test_needs_come_first_and_waves_keep_them_apart(settings):
+    plan = plan_of(settings)
+    seen = set()
+    for key, task in plan.tasks.items():
+        assert set(task.needs) <= seen
+        seen.add(key)
+    ran = set()
+    for wave in _waves(list(plan.tasks.values())):
+        assert all(set(task.needs) <= ran for task in wave)
+        assert [task.cost for task in wave] == sorted((task.cost for task in wave), reverse=True)
+        ran |= {task.key for task in wave}
+    assert ran == set(plan.tasks)
+
+
+def test_an_unset_training_radius_is_the_runs(settings):
+    def radius(**changes):
+        plan = plan_of(settings, matrix="white-box", defense="pgd-linf,robust-l2", attack="pgd", **changes)
+        return {
+            task.content["defense"]["name"]: task.content["defense"]["arguments"]["epsilon"]
+            for task in plan.tasks.values()
+            if task.kind == "train"
+        }
+
+    assert radius(epsilon="0.05,0.15")["pgd-linf"] == 0.15
+    assert radius(epsilon="0.05")["robust-l2"] == radius(epsilon="0.15")["robust-l2"]
+
+
+def test_a_minimal_norm_attack_is_crafted_once_for_all_radii(settings):
+    one = plan_of(settings, matrix="white-box", attack="deepfool", epsilon="0.1")
+    three = plan_of(
+        settings, matrix="white-box", attack="deepfool", epsilon="0.1,0.2,0.3", defense="none,input-noise(passes=2)"
+    )
+    assert kinds(three)["craft"] == 3
+    assert kinds(three)["score"] == 6
+    assert kinds(one)["craft"] == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attack": "pdg"}, "did you mean pgd"),
+        ({"defense": "pgd-lnf"}, "did you mean pgd-linf"),
+        ({"architecture": "gu2014/n100"}, "did you mean gu2014/n100-100-10"),
+        ({"dataset": "digit"}, "did you mean digits"),
+        ({"attack": "fgsm", "norm": "l2"}, "'fgsm' is for linf, got norm 'l2'"),
+        ({"attack": "pgd(steps=0)"}, "`steps`"),
+        ({"attack": "pgd(stepz=3)"}, "did you mean steps"),
+        ({"defense": "input-noise(base='none')"}, "did you mean none"),
+        ({"device": "tpu"}, "Expected `device`"),
+        ({"dataset": "npz:nowhere.npz"}, "nowhere.npz"),
+    ],
+)
+def test_what_does_not_fit_is_one_clear_line(settings, changes, message):
+    with pytest.raises((ValueError, OSError)) as caught:
+        plan_of(settings, **changes)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@given(st.integers(1, 60), st.integers(1, 40))
+def test_the_scored_images_are_a_fixed_choice_in_order(n, size):
+    split = Split.of(torch.zeros(size, 1, 2, 2), torch.zeros(size, dtype=torch.int64))
+    data = DataSet("x", split, split, split, 2, {}, fingerprint="0")
+    chosen = scored_split(data, n).index.tolist()
+    assert len(set(chosen)) == len(chosen) == min(n, size)
+    assert chosen == sorted(chosen)
+    assert chosen == scored_split(data, n).index.tolist()
