@@ -75,6 +75,6 @@ def fingerprint(*splits: Split) -> str:
     digest = hashlib.sha256()
     for split in splits:
         digest.update(repr(tuple(split.x.shape)).encode())
-        digest.update(split.x.contiguous().numpy().tobytes())
-        digest.update(split.y.contiguous().numpy().tobytes())
+        digest.update(split.x.contiguous().numpy().data)
+        digest.update(split.y.contiguous().numpy().data)
     return digest.hexdigest()

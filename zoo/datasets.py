@@ -1,77 +1,47 @@
-"""The data sets by name."""
+"""The data sets by name, and how long to train on each."""
 
 from __future__ import annotations
 
 import importlib
 from pathlib import Path
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
 from advbench.zoo import DATASETS
-from advbench.zoo.data import DataSet, Split
+from advbench.zoo.data import DataSet
+from advbench.zoo.training import Budget
 
-_DIGITS_RADII = {"linf": 0.1, "l2": 1.0, "l1": 10.0}
+_FILES = {"npz": "advbench.zoo.npz:npz", "folder": "advbench.zoo.image_folder:folder"}
+
+_BUDGETS = {
+    "digits": Budget(epochs=30, batch_size=64, learning_rate=3e-3),
+    "mnist": Budget(epochs=5, learning_rate=2e-3),
+    "fashion-mnist": Budget(epochs=10, learning_rate=2e-3),
+    "kmnist": Budget(epochs=10, learning_rate=2e-3),
+}
+_COLOUR_BUDGET = Budget(epochs=30, optimizer="sgd", learning_rate=0.05, weight_decay=5e-4)
 
 
 def load(name: str, data_dir: Path | None = None) -> DataSet:
-    """A data set by name: images (n, c, h, w) float32 in [0, 1], labels (n,) int64, a fixed split.
+    """A data set by name, registered or ``npz:PATH`` or ``folder:PATH``.
 
-    data_dir: where the files are.
-    Raises ValueError for an unknown name, FileNotFoundError where files are missing.
+    data_dir: the folder with the files of a registered data set; None stands for $ADVBENCH_DATA, or else for the cache
+    folder, to which they are downloaded.
+    Raises ValueError for an unknown name or files of another form, FileNotFoundError for missing files.
     """
-    if name not in DATASETS:
-        raise ValueError(f"Expected a data set among {', '.join(sorted(DATASETS))}, got {name!r}")
-    module, _, attribute = DATASETS[name].partition(":")
+    kind, colon, path = name.partition(":")
+    if colon and kind in _FILES:
+        if not path:
+            raise ValueError(f"Expected a path after {name!r}, such as {kind}:data/mine, got none")
+        reference, data_dir = _FILES[kind], Path(path).expanduser()
+    elif name in DATASETS:
+        reference = DATASETS[name]
+    else:
+        known = ", ".join([*DATASETS, *(f"{kind}:PATH" for kind in _FILES)])
+        raise ValueError(f"Expected a data set among {known}, got {name!r}")
+    module, _, attribute = reference.partition(":")
     dataset: DataSet = getattr(importlib.import_module(module), attribute)(data_dir)
     return dataset
 
 
-def digits(_: Path | None = None) -> DataSet:
-    """UCI handwritten digits, scaled from 8 x 8 to 28 x 28, 10 classes, 1,797 images (Alpaydin and Kaynak 1998).
-
-    Comes with scikit-learn, so that nothing is downloaded. Bilinear scaling in whole numbers, the same bits on every
-    machine. 20% of each class are the test split, 10% of the rest the validation split.
-    """
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    weights = _bilinear_weights(8, 28)
-    scaled = weights @ bunch.images.astype(np.int64) @ weights.T
-    x = torch.from_numpy((scaled / (16 * weights[0].sum() ** 2)).astype(np.float32)).unsqueeze(1)
-    y = torch.from_numpy(bunch.target.astype(np.int64))
-    order = _permutation(len(y))
-    test = _stratified(y[order], 0.2)
-    rest = order[~test]
-    validation = _stratified(y[rest], 0.1)
-    parts = (rest[~validation], rest[validation], order[test])
-    train, validation_split, test_split = (Split.of(x[rows], y[rows]) for rows in parts)
-    return DataSet("digits", train, validation_split, test_split, 10, _DIGITS_RADII)
-
-
-def _bilinear_weights(size: int, target: int) -> NDArray[np.int64]:
-    """Whole-number weights (target, size) of bilinear scaling with half-pixel centres; each row sums to 2 * target."""
-    weights = np.zeros((target, size), dtype=np.int64)
-    for row in range(target):
-        # The source coordinate (row + 1/2) * size / target - 1/2, counted in steps of 1 / (2 * target).
-        position = min(max((2 * row + 1) * size - target, 0), 2 * target * (size - 1))
-        left, right_weight = divmod(position, 2 * target)
-        weights[row, left] += 2 * target - right_weight
-        weights[row, min(left + 1, size - 1)] += right_weight
-    return weights
-
-
-def _permutation(n: int) -> Tensor:
-    """A fixed order of n images; NumPy guarantees this generator's stream for all versions (NEP 19)."""
-    return torch.from_numpy(np.random.RandomState(0).permutation(n).astype(np.int64))
-
-
-def _stratified(y: Tensor, share: float) -> Tensor:
-    """Which images, shape (n,), bool, belong to a part with `share` of each class: the first ones of the class."""
-    chosen = torch.zeros(len(y), dtype=torch.bool)
-    for label in range(int(y.max()) + 1):
-        rows = (y == label).nonzero().flatten()
-        chosen[rows[: round(share * len(rows))]] = True
-    return chosen
+def default_budget(name: str) -> Budget:
+    """How long models train on a data set where the user does not say; `name` as in `load`."""
+    return _BUDGETS.get(name, _COLOUR_BUDGET)

@@ -9,6 +9,7 @@ from typing import TypeAlias
 from torch import nn
 
 from advbench.zoo import ARCHITECTURES
+from advbench.zoo.architectures import torchvision_models
 
 Shape: TypeAlias = tuple[int, int, int]
 """Channels, height, width."""
@@ -30,11 +31,14 @@ def resolve(name: str) -> Factory:
 
 
 def build(name: str, shape: Shape, n_classes: int) -> nn.Module:
-    """A fresh network by name: images (n, *shape) in [0, 1] -> logits (n, n_classes).
+    """A fresh network by name, registered or ``torchvision/NAME``: images (n, *shape) in [0, 1] -> logits (n, n_classes).
 
     Its weights come from torch's global generator: build inside `advbench.zoo.training.seeded`.
     Raises ValueError for an unknown name, fewer than two classes, or images too small for the network.
     """
     if n_classes < 2:
         raise ValueError(f"Expected `n_classes` >= 2, got {n_classes}")
+    family, _, member = name.partition("/")
+    if family == "torchvision":
+        return torchvision_models.build(member, shape, n_classes)
     return resolve(name)(shape, n_classes)
