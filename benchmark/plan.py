@@ -24,7 +24,7 @@ from advbench.models import architecture_of, build_defended
 from advbench.results.store import Store
 from advbench.sources import source_hash
 from advbench.specs import Spec, canonical
-from advbench.zoo import checkpoints, datasets
+from advbench.zoo import checkpoints, datasets, training
 from advbench.zoo.data import DataSet, Split
 
 Kind = Literal["train", "substitute", "clean", "craft", "score"]
@@ -414,8 +414,10 @@ class _Planner:
                 self._score("black-box", target, attack, epsilon, [craft], source, substitute=substitute)
 
     def _substitute_batch(self, architecture: Spec) -> int:
+        with training.seeded(0):
+            network = architecture_of(architecture.name, architecture.keywords, self.data)
         return self.config.batch or compute_batch(
-            Defended(architecture_of(architecture.name, architecture.keywords, self.data)),
+            Defended(network),
             self.data.shape,
             draws=1,
             device=self.device,

@@ -28,7 +28,7 @@ from advbench.plan import Task, artefact, scored_split
 from advbench.results.record import Examples, Gallery, Record
 from advbench.results.store import Store
 from advbench.substitutes import fit_substitute
-from advbench.zoo import checkpoints, datasets
+from advbench.zoo import checkpoints, datasets, training
 from advbench.zoo.data import DataSet, Split
 
 
@@ -245,7 +245,7 @@ def _source(content: Mapping[str, Any], context: Context, device: torch.device) 
     source = context.contents[content["source"]]
     if source["task"] == "train":
         return _defended(content["source"], context, device).surrogates[content["surrogate"]]
-    with _RANDOM:
+    with _RANDOM, training.seeded(0):
         model = architecture_of(source["architecture"]["name"], source["architecture"]["arguments"], _data(context))
     checkpoints.load(artefact("substitute", content["source"], context.out), model)
     return Surrogate(model.to(device).eval())
