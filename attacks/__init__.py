@@ -4,4 +4,10 @@
 this package imports no attack.
 """
 
-ATTACKS: dict[str, str] = {}
+ATTACKS: dict[str, str] = {
+    "uniform-noise": "advbench.attacks.noise:UniformNoise",
+    "fgm": "advbench.attacks.fgm:FGM",
+    "fgsm": "advbench.attacks.fgm:FGSM",
+    "pgd": "advbench.attacks.pgd:PGD",
+    "deepfool": "advbench.attacks.deepfool:DeepFool",
+}

@@ -122,21 +122,31 @@ class Access:
             rows=self.rows[rows],
         )
 
+    def _count(self, column: Tensor, times: int) -> None:
+        column.index_add_(0, self.rows, torch.full_like(self.rows, times))
+
     def _forward(self, x: Tensor) -> Tensor:
         """Logits of every draw, shape (draws * n, classes), one copy of the batch after the other."""
         if len(x) != len(self):
             raise ValueError(f"Expected {len(self)} images, one for each example of the access, got {len(x)}")
         if not self.stochastic:
-            self.ledger.forwards[self.rows] += 1
+            self._count(self.ledger.forwards, 1)
             return self.model(x)  # type: ignore[no-any-return]
         first = self.ledger.forwards[self.rows]
-        self.ledger.forwards[self.rows] += self.draws
+        self._count(self.ledger.forwards, self.draws)
         draw = (first + torch.arange(self.draws, device=first.device).unsqueeze(1)).flatten()
         rng = self.rng.select(torch.arange(len(self), device=first.device).repeat(self.draws)).at(draw)
         return self.model(x.repeat(self.draws, 1, 1, 1), rng)  # type: ignore[no-any-return]
 
     def _mean(self, values: Tensor) -> Tensor:
         return values if self.draws == 1 else values.reshape(self.draws, -1, *values.shape[1:]).mean(dim=0)
+
+
+def _differentiable(logits: Tensor) -> Tensor:
+    """`logits`, or RuntimeError where no gradient can flow through them."""
+    if logits.requires_grad:
+        return logits
+    raise RuntimeError("Expected logits that depend on the images differentiably: attack scores or labels, or a surrogate")
 
 
 class WhiteBox(Access):
@@ -154,10 +164,10 @@ class WhiteBox(Access):
         """
         x = x.detach().requires_grad_()
         with torch.enable_grad():
-            logits = self._forward(x)
+            logits = _differentiable(self._forward(x))
             losses = self._mean(loss(logits, goal.tile(self.draws)))
             (gradient,) = torch.autograd.grad(losses.sum(), x)
-        self.ledger.backwards[self.rows] += self.draws
+        self._count(self.ledger.backwards, self.draws)
         return Evaluation(losses.detach(), gradient, self._mean(logits.detach()))
 
     def pullback(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -168,10 +178,10 @@ class WhiteBox(Access):
         """
         x = x.detach().requires_grad_()
         with torch.enable_grad():
-            logits = self._mean(self._forward(x))
+            logits = _differentiable(self._mean(self._forward(x)))
 
         def pull(cotangents: Tensor) -> Tensor:
-            self.ledger.backwards[self.rows] += self.draws * len(cotangents)
+            self._count(self.ledger.backwards, self.draws * len(cotangents))
             rows = [torch.autograd.grad(logits, x, cotangent, retain_graph=True)[0] for cotangent in cotangents]
             return torch.stack(rows)
 
@@ -182,8 +192,8 @@ class ScoreBased(Access):
     """Logits only. Every query of a stochastic model is a fresh draw."""
 
     def logits(self, x: Tensor) -> Tensor:
-        """Logits, shape (n, classes); counts one query."""
-        self.ledger.queries[self.rows] += 1
+        """Logits, shape (n, classes); counts one query per draw."""
+        self._count(self.ledger.queries, self.draws)
         with torch.no_grad():
             return self._mean(self._forward(x))
 
@@ -192,7 +202,7 @@ class DecisionBased(Access):
     """Labels only. Every query of a stochastic model is a fresh draw."""
 
     def labels(self, x: Tensor) -> Tensor:
-        """Predicted labels, shape (n,), int64; counts one query."""
-        self.ledger.queries[self.rows] += 1
+        """Predicted labels, shape (n,), int64; counts one query per draw."""
+        self._count(self.ledger.queries, self.draws)
         with torch.no_grad():
             return self._mean(self._forward(x)).argmax(dim=1)

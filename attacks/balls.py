@@ -44,46 +44,50 @@ def distances(x_adv: Tensor, x: Tensor) -> dict[str, Tensor]:
     return {**lengths, "rms": lengths["l2"] / max(1, delta[0:1].numel()) ** 0.5}
 
 
-def project(x_adv: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
+def project(x_adv: Tensor, x: Tensor, threat: ThreatModel, radius: Tensor | None = None) -> Tensor:
     """The point nearest to `x_adv` (in l2) among the images that `threat` allows around `x`; shapes (n, ...).
 
     This is the exact projection on the intersection of ball and box, not one after the other: a clamp for linf, a scaling
     whose clipped values are refilled for l2, soft thresholding between bounds for l1 (Croce & Hein 2021, arXiv:2103.01208,
     section 3.1), the values that save the most for l0. Images that are inside come back bit for bit. Without an epsilon only
-    the box counts, without a box only the ball.
+    the box counts, without a box only the ball. radius: of each example's ball, shape (n,), in place of the epsilon.
     """
-    boxed = x_adv if threat.box is None else x_adv.clamp(*threat.box)
-    if threat.epsilon is None or threat.norm == "none":
+    boxed = _boxed(x_adv, threat)
+    if threat.norm == "none" or (threat.epsilon is None and radius is None):
         return boxed
+    radius = x.new_full((len(x),), threat.radius) if radius is None else radius
     if threat.norm == "linf":
-        return boxed.clamp(x - threat.epsilon, x + threat.epsilon)
-    outside = distance(boxed - x, threat.norm) > threat.epsilon
+        return boxed.clamp(x - per_example(radius, x), x + per_example(radius, x))
+    outside = distance(boxed - x, threat.norm) > radius
     if not outside.any():
         return boxed
     nearest = {"l2": stretch, "l1": _project_l1, "l0": _project_l0}[threat.norm]
-    return boxed.index_put((outside,), nearest(x_adv[outside], x[outside], threat))
+    return boxed.index_put((outside,), nearest(x_adv[outside], x[outside], threat, radius[outside]))
 
 
-def stretch(x_adv: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
+def stretch(x_adv: Tensor, x: Tensor, threat: ThreatModel, radius: Tensor | None = None) -> Tensor:
     """The last point of the ray from `x` through `x_adv`, clipped to the box, that the ball contains; shapes (n, ...).
 
     It lies on the sphere, or in the box's corner where the box keeps the ray inside the ball; a zero perturbation stays
     zero. For l2 and a point outside this is also the projection on ball and box, whose form is clip(s delta), s in (0, 1].
 
-    Raises ValueError without an epsilon or for a norm other than linf, l2, l1.
+    radius: of each example's ball, shape (n,), in place of the epsilon.
+    Raises ValueError without either, or for a norm other than linf, l2, l1.
     """
-    epsilon = _radius(threat, "stretch")
+    if radius is None:
+        radius = x.new_full((len(x),), _radius(threat, "stretch"))
     delta = x_adv - x
     size = distance(delta, "linf")
     delta = delta / per_example(size.where(size > 0, 1), delta)
-    rates, room = delta.abs().flatten(1), _room(delta, x, threat).flatten(1)
+    rates, room = delta.abs().flatten(1), headroom(delta, x, threat).flatten(1)
     match threat.norm:
         case "linf":
-            factor = (epsilon / rates).where(room >= epsilon, torch.inf).amin(dim=1)
+            reach = radius.unsqueeze(1)
+            factor = (reach / rates).where((room >= reach) & (rates > 0), torch.inf).amin(dim=1)
         case "l2":
-            factor = _level(rates.square(), room.square(), epsilon**2).sqrt()
+            factor = water_level(rates.square(), room.square(), radius.square()).sqrt()
         case _:
-            factor = _level(rates, room, epsilon)
+            factor = water_level(rates, room, radius)
     lengths = (factor.clamp(max=torch.finfo(x.dtype).max).unsqueeze(1) * rates).minimum(room)
     return _boxed(x + delta.sign() * lengths.view_as(x), threat)
 
@@ -109,6 +113,20 @@ def steepest(gradient: Tensor, threat: ThreatModel) -> Tensor:
             largest = flat.abs().argmax(dim=1, keepdim=True)
             return torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest).sign()).view_as(gradient)
     raise ValueError(f"Expected a threat in linf, l2 or l1 for a steepest direction, got {threat.norm}")
+
+
+def sparse_steepest(gradient: Tensor, x_adv: Tensor, threat: ThreatModel, share: float) -> Tensor:
+    """The l1 direction of unit length that moves a `share` of the values, at least one, by equal amounts; shapes (n, ...).
+
+    The values with the largest gradients among those that the box still lets move, as in SLIDE (Tramer & Boneh 2019,
+    arXiv:1904.13000, section 3.2). Where fewer have a gradient, only these move, and the direction is shorter.
+    """
+    gradient = gradient.nan_to_num()
+    movable = gradient.where(headroom(gradient, x_adv, threat) > 0, 0).flatten(1)
+    count = max(1, round(share * movable.shape[1]))
+    largest = movable.abs().topk(count, dim=1).indices
+    signs = movable.gather(1, largest).sign() / count
+    return torch.zeros_like(movable).scatter(1, largest, signs).view_as(gradient)
 
 
 def random_start(x: Tensor, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
@@ -170,7 +188,7 @@ def _boxed(x: Tensor, threat: ThreatModel) -> Tensor:
     return x if threat.box is None else x.clamp(*threat.box)
 
 
-def _room(delta: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
+def headroom(delta: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
     """How far each value may move in the direction of `delta` before it leaves the box."""
     if threat.box is None:
         return torch.full_like(x, torch.inf)
@@ -178,13 +196,13 @@ def _room(delta: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
     return torch.where(delta > 0, high - x, x - low).clamp(min=0)
 
 
-def _level(rates: Tensor, caps: Tensor, volume: float) -> Tensor:
+def water_level(rates: Tensor, caps: Tensor, volume: float | Tensor) -> Tensor:
     """The smallest t, shape (n,), with sum_i min(t rates_i, caps_i) = volume; infinite where the caps hold less.
 
     The sum is increasing, concave and piecewise linear in t, so Newton's steps from t = 0 rise to the root without passing
     it, and end there after finitely many: each step caps what has overflowed and shares the rest among the others.
 
-    rates, caps: non-negative, shape (n, d).
+    rates, caps: non-negative, shape (n, d). volume: one number, or one per example, shape (n,).
     """
     full = torch.zeros_like(rates, dtype=torch.bool)
     level = rates.new_zeros(len(rates))
@@ -198,30 +216,31 @@ def _level(rates: Tensor, caps: Tensor, volume: float) -> Tensor:
         full = overflown
 
 
-def _project_l1(x_adv: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
+def _project_l1(x_adv: Tensor, x: Tensor, threat: ThreatModel, radius: Tensor) -> Tensor:
     """Projection of points outside: lengths min(max(|delta| - shift, 0), room), whose sum falls to epsilon as shift grows.
 
     The sum is piecewise linear in the shift, with kinks where a value leaves zero (at |delta|) and where it reaches its
     bound (at |delta| - room); sorting them finds the linear piece that crosses epsilon, and on it the shift is exact.
     """
     delta = x_adv - x
-    size, room = delta.abs().flatten(1), _room(delta, x, threat).flatten(1)
+    size, room = delta.abs().flatten(1), headroom(delta, x, threat).flatten(1)
     kinks, order = torch.cat((size, (size - room).clamp(min=0)), dim=1).sort(dim=1, descending=True)
     below = torch.nn.functional.pad(kinks[:, 1:], (0, 1))
     slope = torch.where(order < size.shape[1], 1, -1).cumsum(dim=1)
     total = (slope * (kinks - below).double()).cumsum(dim=1)
-    crossed = total >= threat.radius
+    crossed = total >= radius.unsqueeze(1)
     piece = crossed.to(torch.uint8).argmax(dim=1, keepdim=True)
-    surplus = ((total.gather(1, piece) - threat.radius) / slope.gather(1, piece)).to(size.dtype)
+    surplus = ((total.gather(1, piece) - radius.unsqueeze(1)) / slope.gather(1, piece)).to(size.dtype)
     # A point that is outside by rounding alone may never cross: then nothing is to be shifted.
     shift = (below.gather(1, piece) + surplus).where(crossed.any(dim=1, keepdim=True), 0)
     lengths = (size - shift).clamp(min=0).minimum(room)
     return _boxed(x + delta.sign() * lengths.view_as(x), threat)
 
 
-def _project_l0(x_adv: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
-    """Keep the epsilon values whose change, clipped to the box, saves the most squared distance."""
+def _project_l0(x_adv: Tensor, x: Tensor, threat: ThreatModel, radius: Tensor) -> Tensor:
+    """Keep as many values as the radius allows, those whose change, clipped to the box, saves the most squared distance."""
     boxed = _boxed(x_adv, threat).flatten(1)
     delta, error = (x_adv - x).flatten(1), x_adv.flatten(1) - boxed
-    kept = (delta.square() - error.square()).topk(int(threat.radius), dim=1).indices
-    return x.flatten(1).scatter(1, kept, boxed.gather(1, kept)).view_as(x)
+    order = (delta.square() - error.square()).argsort(dim=1, descending=True, stable=True)
+    rank = torch.zeros_like(order).scatter(1, order, torch.arange(order.shape[1], device=x.device).expand_as(order))
+    return torch.where(rank < radius.floor().unsqueeze(1), boxed, x.flatten(1)).view_as(x)

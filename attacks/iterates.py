@@ -7,7 +7,7 @@ from typing import Generic, Literal, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from advbench.attacks.access import Access
+from advbench.attacks.access import Access, Loss, ScoreBased, WhiteBox
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal
 
@@ -15,6 +15,7 @@ Stop: TypeAlias = Literal["success", "never"]
 """``success``: an example is left alone once its goal is achieved. ``never``: every example is attacked to the end."""
 
 AccessT = TypeVar("AccessT", bound=Access)
+LogitsT = TypeVar("LogitsT", bound=WhiteBox | ScoreBased)
 
 
 class BestSoFar:
@@ -77,13 +78,15 @@ class Search(Generic[AccessT]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def record(self, x_adv: Tensor, logits: Tensor, loss: Tensor) -> None:
+    def record(self, x_adv: Tensor, logits: Tensor, loss: Tensor, within: Tensor | None = None) -> None:
         """Note the iterates of the live examples, shape (m, c, h, w), with their logits (m, classes) and losses (m,).
 
         With ``stop="success"`` those that achieved their goal leave: the search's own fields shrink at once, and `keep`
-        shrinks everything else.
+        shrinks everything else. within: which iterates may count as a success at all, shape (m,), bool; all where None.
         """
         achieved = self.goal.achieved(logits)
+        if within is not None:
+            achieved &= within
         self.best.update(x_adv, achieved, loss, self.rows)
         self._kept = None
         if self._leaving and achieved.any():
@@ -94,3 +97,10 @@ class Search(Generic[AccessT]):
     def keep(self, *values: Tensor) -> tuple[Tensor, ...]:
         """The rows of `values`, each of shape (m, ...), that are live after the last `record`."""
         return values if self._kept is None else tuple(value[self._kept] for value in values)
+
+
+def look(search: Search[LogitsT], x_adv: Tensor, loss: Loss) -> None:
+    """Ask for the logits of the live iterates `x_adv`, shape (m, c, h, w), without a gradient, and record them."""
+    if search:
+        logits = search.access.logits(x_adv)
+        search.record(x_adv, logits, loss(logits, search.goal))

@@ -93,8 +93,18 @@ Goal: TypeAlias = Untargeted | Targeted
 def cross_entropy(logits: Tensor, goal: Goal) -> Tensor:
     """The loss that a first-order attack ascends: cross-entropy of the true label, or minus that of the target.
 
+    Worked as -log sigmoid(z_y - logsumexp of the other logits): the same number, but its gradient keeps all digits where the
+    model is confident, while that of a plain softmax loses the term of the label at 17 nats in float32. It underflows to
+    zero at about 100 nats, which `margin` does not.
+
     logits: (n, classes). Returns (n,), in nats.
     """
     if isinstance(goal, Targeted):
-        return -torch.nn.functional.cross_entropy(logits, goal.target, reduction="none")
-    return torch.nn.functional.cross_entropy(logits, goal.y, reduction="none")
+        return torch.nn.functional.logsigmoid(_log_odds(logits, goal.target))
+    return -torch.nn.functional.logsigmoid(_log_odds(logits, goal.y))
+
+
+def _log_odds(logits: Tensor, label: Tensor) -> Tensor:
+    """log(p / (1 - p)) of the softmax probability p of each row's label."""
+    column = label.unsqueeze(1)
+    return logits.gather(1, column).squeeze(1) - logits.scatter(1, column, -torch.inf).logsumexp(dim=1)

@@ -1,0 +1,72 @@
+"""Projected gradient descent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from advbench.attacks import balls
+from advbench.attacks.access import Access, WhiteBox
+from advbench.attacks.attack import check_norm, check_positive
+from advbench.attacks.iterates import Search, Stop, look
+from advbench.attacks.losses import loss_named
+from advbench.attacks.rng import ExampleRNG
+from advbench.attacks.threat import Goal, ThreatModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PGD:
+    """Projected gradient descent from random starts (Madry et al. 2018, arXiv:1706.06083).
+
+    steps: gradient steps of each restart. step_size: as a fraction of epsilon. random_start: uniform in the ball. restarts:
+    independent starts. loss: `cross-entropy` or `margin`. sparsity: the share of the values that an l1 step moves (SLIDE,
+    Tramer & Boneh 2019, arXiv:1904.13000, has 0.01); other norms do not use it. stop: whether an example is left alone
+    after its first success; one that is wrong from the outset then stays as it is.
+
+    A restart costs steps backwards and steps + 1 forwards; stopping at success with a random start costs one forward more,
+    of the clean images.
+    """
+
+    steps: int = 40
+    step_size: float = 0.1
+    random_start: bool = True
+    restarts: int = 1
+    loss: str = "cross-entropy"
+    sparsity: float = 0.01
+    stop: Stop = "success"
+
+    norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2", "l1"})
+    minimal_norm: ClassVar[bool] = False
+    knowledge: ClassVar[type[Access]] = WhiteBox
+    targeted: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_positive(self, "steps", "step_size", "restarts", "sparsity")
+        loss_named(self.loss)
+
+    def __call__(self, access: WhiteBox, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
+        """Return the best iterate of each image, shape (n, c, h, w), inside the ball around `x` and the box."""
+        check_norm(self, threat)
+        search = Search(access, x, goal, rng, self.stop)
+        if self.random_start and self.stop == "success":
+            look(search, x, loss_named(self.loss))
+        for restart in range(self.restarts):
+            start = balls.random_start(search.x, threat, search.rng.at(restart)) if self.random_start else search.x
+            self._climb(search, start, threat)
+        return search.best.x_adv
+
+    def _climb(self, search: Search[WhiteBox], x_adv: Tensor, threat: ThreatModel) -> None:
+        for _ in range(self.steps):
+            if not search:
+                return
+            evaluation = search.access.loss_gradient(x_adv, search.goal, loss_named(self.loss))
+            search.record(x_adv, evaluation.logits, evaluation.loss)
+            x_adv, gradient = search.keep(x_adv, evaluation.gradient)
+            if threat.norm == "l1":
+                direction = balls.sparse_steepest(gradient, x_adv, threat, self.sparsity)
+            else:
+                direction = balls.steepest(gradient, threat)
+            x_adv = balls.project(x_adv + self.step_size * threat.radius * direction, search.x, threat)
+        look(search, x_adv, loss_named(self.loss))
