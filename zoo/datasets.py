@@ -17,7 +17,7 @@ _BUDGETS = {
     "fashion-mnist": Budget(epochs=10, learning_rate=2e-3),
     "kmnist": Budget(epochs=10, learning_rate=2e-3),
 }
-_COLOUR_BUDGET = Budget(epochs=30, optimizer="sgd", learning_rate=0.05, weight_decay=5e-4)
+_OTHER = Budget(epochs=30)
 
 
 def load(name: str, data_dir: Path | None = None) -> DataSet:
@@ -44,4 +44,4 @@ def load(name: str, data_dir: Path | None = None) -> DataSet:
 
 def default_budget(name: str) -> Budget:
     """How long models train on a data set where the user does not say; `name` as in `load`."""
-    return _BUDGETS.get(name, _COLOUR_BUDGET)
+    return _BUDGETS.get(name, _OTHER)

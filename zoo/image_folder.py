@@ -59,7 +59,7 @@ def _images(part: ImageFolder, size: tuple[int, int]) -> Tensor:
             found = f"{image.size[0]}x{image.size[1]} in {part.samples[position][0]}"
             raise ValueError(f"Expected all images to be {size[0]}x{size[1]}, got {found}: resize them")
         images.append(np.asarray(image))
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
 def _is_grey(x: Tensor) -> bool:
