@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -14,14 +14,28 @@ from advbench.attacks.threat import Goal, ThreatModel
 class Attack(Protocol):
     """A frozen dataclass of hyper-parameters, called with images, that proposes adversarial ones.
 
-    norms: the norms of threat that it knows. minimal_norm: whether it seeks the smallest perturbation and disregards
-    epsilon. knowledge: the access that it needs. targeted: whether it takes a `Targeted` goal.
+    What it is and needs are class variables of these names.
     """
 
-    norms: ClassVar[frozenset[str]]
-    minimal_norm: ClassVar[bool]
-    knowledge: ClassVar[type[Access]]
-    targeted: ClassVar[bool]
+    @property
+    def norms(self) -> frozenset[str]:
+        """The norms of threat that the attack knows."""
+        ...
+
+    @property
+    def minimal_norm(self) -> bool:
+        """Whether it seeks the smallest perturbation and disregards epsilon."""
+        ...
+
+    @property
+    def knowledge(self) -> type[Access]:
+        """The access that it needs."""
+        ...
+
+    @property
+    def targeted(self) -> bool:
+        """Whether it takes a `Targeted` goal."""
+        ...
 
     def __call__(self, access: Any, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
         """Adversarial images, shape (n, c, h, w), around `x`; `access` is an instance of `knowledge`."""
