@@ -119,9 +119,17 @@ def _board(threat: Threat, cells: Sequence[Cell]) -> Board:
         label: list(group)
         for label, group in groupby(sorted(cells, key=lambda cell: cell.record.target["label"]), key=_label)
     }
-    seen = {(strategy_of(cell.record), cell.record.seed) for cell in cells}
+    seen = {(strategy, cell.record.seed) for cell in cells for strategy in _proven(cell.record)}
     standings = [_standing(threat, group, seen) for group in by_target.values()]
     return Board(threat, _ranked(standings), tuple(cells), tuple(_caveats(by_target)))
+
+
+def _proven(record: Record) -> Iterable[Strategy]:
+    """The strategies that a record shows to exist: its own, and a transfer to itself that there is such a source."""
+    own = strategy_of(record)
+    yield own
+    if own.source == "itself":
+        yield own._replace(source=record.target["label"])
 
 
 def _label(cell: Cell) -> str:
@@ -161,7 +169,7 @@ def _lacks(label: str, scored: Sequence[Cell], seen: Iterable[tuple[Strategy, in
     wanted = {(strategy, seed) for strategy, seed in seen if (strategy.matrix, strategy.source) != ("transfer", label)}
     lacking = wanted - {(strategy_of(cell.record), cell.record.seed) for cell in scored}
     several = len({seed for _, seed in wanted}) > 1
-    return tuple(f"{strategy}, seed {seed}" if several else str(strategy) for strategy, seed in sorted(lacking))
+    return tuple(f"{strategy} (seed {seed})" if several else str(strategy) for strategy, seed in sorted(lacking))
 
 
 def _accuracies(

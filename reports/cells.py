@@ -44,22 +44,17 @@ class Cells:
         return tuple(cell for cell in self.cells if cell.examples is None)
 
 
-def load(store: Store, keys: Sequence[str] | None = None, *, galleries: bool = False) -> Cells:
+def load(store: Store, keys: Sequence[str] | None = None) -> Cells:
     """Read the cells `keys` of a store, all where None. A damaged record is logged and counts as missing."""
     wanted = store.keys() if keys is None else list(dict.fromkeys(keys))
-    statuses = {key: store.status(key) for key in wanted}
-    found = [_cell(store, key, status, galleries) for key, status in statuses.items() if status is not None]
-    return Cells(in_order(found), tuple(key for key, status in statuses.items() if status is None))
+    found = {key: store.load(key) for key in wanted}
+    cells = [_cell(*parts) for parts in found.values() if parts is not None]
+    return Cells(in_order(cells), tuple(key for key, parts in found.items() if parts is None))
 
 
-def from_records(records: Iterable[Record], store: Store) -> Cells:
-    """The cells of records that were read already."""
-    return Cells(
-        tuple(
-            _scored(record, store.examples(record.key), None) if record.status == "ok" else Cell(record)
-            for record in records
-        )
-    )
+def from_records(records: Iterable[Record], store: Store) -> tuple[Cell, ...]:
+    """The cells of records that were read already, as they come. Raises ValueError where the examples are damaged."""
+    return tuple(_cell(record, store.examples(record.key) if record.status == "ok" else None) for record in records)
 
 
 def in_order(cells: Iterable[Cell]) -> tuple[Cell, ...]:
@@ -67,15 +62,8 @@ def in_order(cells: Iterable[Cell]) -> tuple[Cell, ...]:
     return tuple(sorted(cells, key=lambda cell: _order(cell.record)))
 
 
-def _cell(store: Store, key: str, status: str, galleries: bool) -> Cell:
-    record = store.read(key)
-    if status != "ok":
-        return Cell(record)
-    return _scored(record, store.examples(key), store.gallery(key) if galleries else None)
-
-
-def _scored(record: Record, examples: Examples, gallery: Gallery | None) -> Cell:
-    return Cell(record, examples, cell_statistics(record, examples), gallery)
+def _cell(record: Record, examples: Examples | None, gallery: Gallery | None = None) -> Cell:
+    return Cell(record, examples, None if examples is None else cell_statistics(record, examples), gallery)
 
 
 def _order(record: Record) -> tuple[str | int | float, ...]:

@@ -43,11 +43,11 @@ def _section(family: Threat, boards: Sequence[Board], cells: Sequence[Cell]) -> 
         panels.append(_worst_panel(siblings))
     if not panels:
         return None
-    title = f"Accuracy against epsilon: {family.norm} on {family.dataset}"
     tables = [_minimal_table(name, group, radii) for name, group in groups]
     return Section(
-        title=title,
-        anchor=wording.anchor(title),
+        title="Accuracy against epsilon",
+        anchor=wording.anchor(f"epsilon {family.norm} on {family.dataset}"),
+        context=f"{family.norm} on {family.dataset}",
         text="Robust accuracy at every radius. Curves of a minimal-norm attack follow from its distances; points are worst "
         "cases over all attacks that were run at that radius. Dotted lines mark the radii of the leaderboards.",
         tables=(*tables, *([_worst_table(siblings)] if len(radii) > 1 else [])),

@@ -7,7 +7,7 @@ from typing import Any
 
 from advbench.reports import wording
 from advbench.reports.cells import Cell, Cells
-from advbench.reports.section import Column, Entry, Section, Table
+from advbench.reports.section import Column, Entry, Section, Table, drop_constant
 from advbench.results.record import Record
 from advbench.results.statistics import CellStatistics, Distortion
 
@@ -19,6 +19,7 @@ _PLACE = (
     Column("Data and threat", choice=True),
     Column("Seed", numeric=True),
 )
+_DROPPED = ("Data and threat", "Seed")
 _RATES = (
     Column("Clean", "Accuracy on the clean images", numeric=True),
     Column("Robust", "Robust accuracy at the record's radius", numeric=True),
@@ -72,7 +73,7 @@ def all_cells_section(cells: Cells) -> Section:
         anchor="cells",
         text="Rates over all images with 95% intervals: Wilson's for deterministic models, a bootstrap over images for "
         "stochastic ones.",
-        tables=(Table("All scored cells", (*_PLACE, *_RATES), rows, filterable=True),),
+        tables=(drop_constant(Table("All scored cells", (*_PLACE, *_RATES), rows, filterable=True), _DROPPED),),
     )
 
 
@@ -120,8 +121,8 @@ _TARGET_COLUMNS = (
 _ATTACK_COLUMNS = (
     Column("Attack", heading=True),
     Column("Configuration"),
-    Column("Kind"),
     Column("Source hash"),
+    Column("Kind"),
 )
 
 
@@ -171,10 +172,14 @@ def _cost_table(device: str, cells: Sequence[Cell]) -> Table:
     beside = sorted(
         {(cell.record.measured.get("threads"), cell.record.measured.get("tasks_beside")) for cell in cells}, key=str
     )
-    settings = "; ".join(f"{threads} threads, {tasks} tasks beside" for threads, tasks in beside if threads is not None)
+    settings = "; ".join(
+        f"{wording.plural(threads, 'thread')}, {wording.plural(tasks, 'task')} beside"
+        for threads, tasks in beside
+        if threads is not None and tasks is not None
+    )
     rows = tuple((*_place(cell.record), *_costs(cell)) for cell in cells)
     caption = f"Costs on {device}" + (f" ({settings})" if settings else "")
-    return Table(caption, (*_PLACE, *_COSTS), rows, filterable=len(rows) > 8)
+    return drop_constant(Table(caption, (*_PLACE, *_COSTS), rows, filterable=len(rows) > 8), _DROPPED)
 
 
 def _costs(cell: Cell) -> tuple[Entry, ...]:
@@ -230,16 +235,13 @@ def _targets(records: Sequence[Record]) -> Iterable[tuple[Entry, ...]]:
 
 
 def _attacks(records: Sequence[Record]) -> Iterable[tuple[Entry, ...]]:
-    rows = {
-        (
-            record.attack["label"],
-            _component(record.attack),
-            "minimal norm" if record.attack["minimal_norm"] else "fixed radius",
-            record.attack["source_hash"][:16],
-        )
-        for record in records
-    }
-    return (tuple(map(wording.text_entry, row)) for row in sorted(rows))
+    kinds: dict[tuple[str, str, str], set[str]] = {}
+    for record in records:
+        row = (record.attack["label"], _component(record.attack), record.attack["source_hash"][:16])
+        kind = "minimal norm" if record.attack["minimal_norm"] else "fixed radius"
+        kinds.setdefault(row, set()).add(f"{kind} ({record.matrix})")
+    for row, found in sorted(kinds.items()):
+        yield tuple(map(wording.text_entry, (*row, ", ".join(sorted(found)))))
 
 
 def _component(spec: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _INK = "#010203"
+_PAPER = "#010204"
 _PALETTE = ("#0f8b8d", "#d1495b", "#7a6fd0", "#c08318", "#3b82c4", "#5a9e3a", "#b0569b", "#7d7d7d")
 _STYLES = ("-", "--", "-.", ":")
 _SETTINGS: Any = {
@@ -98,6 +99,7 @@ def heat_map(
             annot=100 * values,
             fmt=".1f",
             linewidths=1.5,
+            linecolor=_PAPER,
             xticklabels=column_names,
             yticklabels=row_names,
         )
@@ -112,7 +114,7 @@ def heat_map(
         for row, column in np.argwhere(np.isnan(values)):
             axes.text(column + 0.5, row + 0.5, words[row][column] or "–", ha="center", va="center", alpha=0.7)
         if divider is not None:
-            axes.axhline(divider, color=_INK, linewidth=1.2)
+            axes.axhline(divider, color=_INK, linewidth=2)
 
     return Drawing(_svg((left + width + right, height + top), draw), alt, caption)
 
@@ -122,13 +124,15 @@ def line_plots(panels: Sequence[Panel], *, x_label: str, y_label: str, caption: 
     names = list(dict.fromkeys(curve.name for panel in panels for curve in panel.curves))
     across = min(3, len(panels))
     down = -(-len(panels) // across)
-    legend_rows = -(-len(names) // across)
-    width, height = 3.0 * across + 0.3, 2.35 * down + 0.22 * legend_rows
+    width = 4.8 if across == 1 else 3.0 * across + 0.3
+    legend_columns = max(1, int(width / (0.6 + 0.08 * max(len(shorten(name)) for name in names)))) if names else 1
+    legend_rows = -(-len(names) // legend_columns)
+    height = (2.7 if across == 1 else 2.35) * down + 0.22 * legend_rows
 
     def draw(figure: Figure) -> None:
         grid = figure.subplots(down, across, squeeze=False, sharey=True)
         bottom = (0.5 + 0.22 * legend_rows) / height
-        figure.subplots_adjust(0.55 / width, bottom, 1 - 0.08 / width, 1 - 0.3 / height, wspace=0.1, hspace=0.45)
+        figure.subplots_adjust(0.68 / width, bottom, 1 - 0.08 / width, 1 - 0.3 / height, wspace=0.1, hspace=0.45)
         for axes, panel in zip(grid.flat, panels, strict=False):
             _draw_panel(axes, panel, names, x_label)
         for axes in grid.flat[len(panels) :]:
@@ -137,7 +141,7 @@ def line_plots(panels: Sequence[Panel], *, x_label: str, y_label: str, caption: 
             axes.set_ylabel(y_label)
         handles = {line.get_label(): line for axes in grid.flat for line in axes.get_lines()}
         shown = [handles[name] for name in names]
-        figure.legend(shown, [shorten(name) for name in names], loc="lower left", ncols=across, borderaxespad=0.1)
+        figure.legend(shown, [shorten(name) for name in names], loc="lower left", ncols=legend_columns, borderaxespad=0.1)
 
     return Drawing(_svg((width, height), draw), alt, caption)
 
@@ -164,6 +168,7 @@ def _draw_panel(axes: Axes, panel: Panel, names: Sequence[str], x_label: str) ->
         )
     axes.set_title(shorten(panel.title), loc="left", fontsize=10)
     axes.set_xlabel(x_label)
+    axes.set_xlim(left=0)
     axes.set_ylim(-0.02, 1.02)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
     axes.grid(color=_INK, alpha=0.13, linewidth=0.6)
@@ -227,7 +232,7 @@ def _attributes(element: ElementTree.Element, prefix: str, referenced: set[str])
 
 
 def _presentation(style: str) -> Iterator[tuple[str, str]]:
-    """The declarations of a style attribute as presentation attributes; the page chooses the font's family."""
+    """The declarations of a style attribute as presentation attributes; the page chooses the font's family and its paper."""
     for declaration in style.split(";"):
         name, _, value = (part.strip() for part in declaration.partition(":"))
         if name == "font":
@@ -235,4 +240,7 @@ def _presentation(style: str) -> Iterator[tuple[str, str]]:
             if size:
                 yield "font-size", size[0]
         elif name and name not in _INHERITED:
-            yield name, "currentColor" if value == _INK else value
+            if value == _PAPER:
+                yield "class", "paper"
+            else:
+                yield name, "currentColor" if value == _INK else value

@@ -25,7 +25,7 @@ def frame(records: Sequence[Record], store: Store) -> pd.DataFrame:
     Columns: what was run, rates in [0, 1] each with ``_low`` and ``_high`` of its 95% interval, distortions in pixel units,
     costs per image, and the device they were measured on.
     """
-    return cell_frame(from_records(records, store).cells)
+    return cell_frame(from_records(records, store))
 
 
 def cell_frame(cells: Sequence[Cell], missing: Sequence[str] = ()) -> pd.DataFrame:

@@ -6,9 +6,9 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from importlib import resources
-from itertools import groupby
+from itertools import groupby, zip_longest
 
-from advbench.reports.section import Drawing, Entry, ImageGrid, Section
+from advbench.reports.section import Drawing, Entry, ImageGrid, Section, Table
 
 _BAR = 100.0
 
@@ -30,8 +30,9 @@ def to_html(sections: Sequence[Section], *, title: str, summary: Sequence[tuple[
         title=title,
         summary=summary,
         sections=sections,
-        drawings=_drawings,
+        pairs=_pairs,
         grids=_grids,
+        several={section.title for section in sections if _count(sections, section.title) > 1},
         zip=zip,
         style=style,
         script=script,
@@ -55,8 +56,13 @@ def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def _drawings(section: Section) -> list[Drawing]:
-    return [figure for figure in section.figures if isinstance(figure, Drawing)]
+def _count(sections: Sequence[Section], title: str) -> int:
+    return sum(section.title == title for section in sections)
+
+
+def _pairs(section: Section) -> list[tuple[Table | None, Drawing | None]]:
+    """Tables with the drawings that belong beside them."""
+    return list(zip_longest(section.tables, [figure for figure in section.figures if isinstance(figure, Drawing)]))
 
 
 def _grids(section: Section) -> list[tuple[str, list[ImageGrid]]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import io
+import struct
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,25 +12,26 @@ from numpy.typing import NDArray
 from advbench.reports import wording
 from advbench.reports.cells import Cell
 from advbench.reports.section import ImageGrid, Section
-from advbench.results.record import Gallery
+from advbench.results.record import Gallery, Record
 
 _GAP = 1
 
 
 def image_section(cells: Sequence[Cell]) -> Section | None:
-    """A grid for each cell with images; transfers of one craft to several targets are shown once, under their source."""
-    grids: dict[bytes, ImageGrid] = {}
+    """A grid for each cell of the first seed; transfers of one craft to several targets are shown once."""
+    distinct: dict[bytes, tuple[Cell, Gallery]] = {}
+    first = min((cell.record.seed for cell in cells), default=0)
     for cell in cells:
-        if cell.gallery is not None and len(cell.gallery.index):
-            grids.setdefault(_identity(cell, cell.gallery), _grid(cell, cell.gallery))
-    if not grids:
+        if cell.record.seed == first and cell.gallery is not None and len(cell.gallery.index):
+            distinct.setdefault(_identity(cell, cell.gallery), (cell, cell.gallery))
+    if not distinct:
         return None
     return Section(
         title="Images",
         anchor="images",
         text="The same images in every cell: clean above, adversarial in the middle, below their difference around grey, "
         "magnified as given. Under each column: the true label and what the target answers to the adversarial.",
-        figures=tuple(grids.values()),
+        figures=tuple(_grid(cell, gallery) for cell, gallery in distinct.values()),
     )
 
 
@@ -46,19 +48,21 @@ def _grid(cell: Cell, gallery: Gallery) -> ImageGrid:
     largest = float(np.abs(noise).max())
     gain = 0.5 / largest if 0 < largest < np.inf else 1.0
     rows = (gallery.clean, gallery.adversarial, 0.5 + gain * noise)
-    threat = wording.threat(record.threat["norm"], record.threat["epsilon"])
     did = wording.strategy(record.matrix, record.attack["label"], wording.source(record))
-    caption = f"{did}, {threat}, shown to {record.target['label']}"
-    if record.seed:
-        caption += f", seed {record.seed}"
+    caption = f"{did}, shown to {record.target['label']}"
     return ImageGrid(
         png=png(np.concatenate([_strip(row) for row in rows], axis=0)),
         rows=("clean", "adversarial", f"noise × {wording.number(gain)}"),
         columns=tuple(f"{label} → {answer}" for label, answer in zip(gallery.label, gallery.prediction, strict=True)),
         alt=f"{len(gallery.index)} images: clean, after {did}, and their magnified difference",
         caption=caption,
-        group=f"{record.dataset['name']}: {record.target['label']}",
+        group=_group(record),
     )
+
+
+def _group(record: Record) -> str:
+    threat = wording.threat(record.threat["norm"], record.threat["epsilon"])
+    return f"{record.matrix.capitalize()}, {threat} on {record.dataset['name']}, seed {record.seed}"
 
 
 def _strip(images: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -69,16 +73,19 @@ def _strip(images: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def png(image: NDArray[np.float32]) -> bytes:
-    """An image (h, w, c) in [0, 1] as PNG: grey for one channel, colour for three; NaN is transparent.
+    """An image (h, w, c) in [0, 1] as PNG (ISO/IEC 15948): colour for three channels, grey (their mean) for others.
 
-    Another number of channels is shown by its mean.
+    NaN is transparent.
     """
-    from matplotlib.image import imsave
+    h, w, c = image.shape
+    shown = image if c == 3 else image.mean(axis=2, keepdims=True)
+    opaque = np.where(np.isnan(shown).any(axis=2, keepdims=True), 0, 255)
+    levels = np.concatenate((np.round(255 * np.clip(np.nan_to_num(shown), 0, 1)), opaque), axis=2).astype(np.uint8)
+    rows = np.concatenate((np.zeros((h, 1), np.uint8), levels.reshape(h, -1)), axis=1)  # each row unfiltered
+    header = struct.pack(">IIBBBBB", w, h, 8, 6 if c == 3 else 4, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 9)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name, content) for name, content in parts)
 
-    c = image.shape[2]
-    colour = image if c == 3 else np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)
-    gaps = np.isnan(colour).any(axis=2, keepdims=True)
-    levels = np.round(255 * np.clip(np.nan_to_num(colour), 0, 1)).astype(np.uint8)
-    buffer = io.BytesIO()
-    imsave(buffer, np.concatenate((levels, np.where(gaps, 0, 255).astype(np.uint8)), axis=2), format="png")
-    return buffer.getvalue()
+
+def _chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))

@@ -2,64 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from advbench.reports import wording
 from advbench.reports.boards import Board, Standing
 from advbench.reports.section import Column, Entry, Section, Table
 from advbench.results.record import MATRICES
 
-_COLUMNS = (
-    Column("Rank", "By worst-case robust accuracy; equal values share a rank", numeric=True),
-    Column("Defense", heading=True),
-    Column("Architecture"),
-    Column("Clean", "Accuracy on the clean images, with its 95% interval", numeric=True),
-    Column("Robust accuracy", "Worst case over every attack of every matrix, with its 95% interval", numeric=True),
-    *(
-        Column(name.capitalize(), f"Worst case over the attacks of the {name} matrix alone", numeric=True)
-        for name in MATRICES
-    ),
-    Column("Weakest cell", "The single attack that leaves the least robust accuracy"),
-    Column("Median distance", "Smallest median distance of a minimal-norm attack, failures at infinity", numeric=True),
-    Column("Time per image", "Attack time per image on the named device, summed over the white-box attacks", numeric=True),
-)
-_SEEDS = Column("By seed", "Robust accuracy of the model of each training seed")
-
 
 def leaderboard_section(board: Board, *, missing: int = 0) -> Section:
     """The ranking of a board. missing: cells of the run that have no record at all."""
-    several = any(len(standing.seeds) > 1 for standing in board.standings)
-    columns = (*_COLUMNS, _SEEDS) if several else _COLUMNS
-    rows = tuple(_row(standing, several) for standing in board.standings)
+    columns = _columns(board)
+    rows = tuple(tuple(column.entry(standing) for column in columns) for standing in board.standings)
     threat = board.threat
     images = f"{wording.plural(threat.n, 'image')} of the {threat.split} split of {threat.dataset}"
     return Section(
-        title=f"Leaderboard: {threat.title}",
+        title="Leaderboard",
         anchor=wording.anchor(f"leaderboard {threat.title}"),
         text=(
             f"Targets ranked by robust accuracy under {wording.threat(threat.norm, threat.epsilon)} on the same {images}. "
             "An image counts as robust only where every attack of every matrix leaves it correct; images that the model "
             "gets wrong without an attack count as not robust."
         ),
-        tables=(Table(f"Worst-case robust accuracy, {threat.title}", columns, rows, filterable=len(rows) > 8),),
+        context=threat.title,
+        tables=(
+            Table(
+                f"Worst-case robust accuracy, {threat.title}",
+                tuple(one.column for one in columns),
+                rows,
+                filterable=len(rows) > 8,
+            ),
+        ),
         caveats=(*_incomplete(board, missing), *_devices(board), *board.caveats),
     )
 
 
-def _row(standing: Standing, several_seeds: bool) -> tuple[Entry, ...]:
-    complete = standing.rank is not None
-    row = (
-        Entry(str(standing.rank), order=standing.rank) if complete else Entry(wording.NONE, tone="muted"),
-        wording.text_entry(standing.defense, tone="best" if standing.rank == 1 else ""),
-        wording.text_entry(standing.architecture),
-        wording.share_entry(standing.clean.estimate if standing.clean else None),
-        _robust(standing),
-        *(_matrix(standing, matrix) for matrix in MATRICES),
-        wording.text_entry(str(standing.weakest or "")),
-        _distance(standing),
-        _time(standing),
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column and how its entries follow from a standing."""
+
+    column: Column
+    entry: Callable[[Standing], Entry]
+
+
+def _columns(board: Board) -> list[_Column]:
+    """The columns of a board: only the matrices that it has, and seeds and distances where there are some."""
+    matrices = [matrix for matrix in MATRICES if any(cell.record.matrix == matrix for cell in board.cells)]
+    distances = any(standing.distortion for standing in board.standings)
+    several_seeds = any(len(standing.seeds) > 1 for standing in board.standings)
+    found = [*_FIRST, *(_matrix_column(matrix) for matrix in matrices), _WEAKEST]
+    return [*found, *([_DISTANCE] if distances else []), _TIME, *([_SEEDS] if several_seeds else []), _ARCHITECTURE]
+
+
+def _matrix_column(matrix: str) -> _Column:
+    def entry(standing: Standing) -> Entry:
+        value = standing.by_matrix.get(matrix)
+        return wording.number_entry(value, wording.percent(value))
+
+    return _Column(
+        Column(matrix.capitalize(), f"Worst case over the attacks of the {matrix} matrix alone", numeric=True), entry
     )
-    by_seed = standing.robust.by_seed if standing.robust else ()
-    seeds = ", ".join(f"{seed}: {wording.percent(value)}" for seed, value in zip(standing.seeds, by_seed, strict=False))
-    return (*row, wording.text_entry(seeds)) if several_seeds else row
+
+
+def _rank(standing: Standing) -> Entry:
+    return Entry(wording.NONE, tone="muted") if standing.rank is None else Entry(str(standing.rank), order=standing.rank)
+
+
+def _defense(standing: Standing) -> Entry:
+    return wording.text_entry(standing.defense, tone="best" if standing.rank == 1 else "")
+
+
+def _clean(standing: Standing) -> Entry:
+    return wording.share_entry(standing.clean.estimate if standing.clean else None)
 
 
 def _robust(standing: Standing) -> Entry:
@@ -69,11 +84,6 @@ def _robust(standing: Standing) -> Entry:
     if standing.rank is not None:
         return wording.share_entry(estimate, bar=True)
     return Entry(f"≤ {wording.percent(estimate.value)}, incomplete", order=estimate.value, tone="warning")
-
-
-def _matrix(standing: Standing, matrix: str) -> Entry:
-    value = standing.by_matrix.get(matrix)
-    return wording.number_entry(value, wording.percent(value))
 
 
 def _distance(standing: Standing) -> Entry:
@@ -88,6 +98,37 @@ def _time(standing: Standing) -> Entry:
         return Entry("several devices" if standing.seconds else wording.NONE, tone="muted")
     ((_, value),) = standing.seconds.items()
     return Entry(wording.seconds(value), order=value)
+
+
+def _by_seed(standing: Standing) -> Entry:
+    values = standing.robust.by_seed if standing.robust else ()
+    pairs = zip(standing.seeds, values, strict=False)
+    return wording.text_entry(", ".join(f"{seed}: {wording.percent(value)}" for seed, value in pairs))
+
+
+_FIRST = (
+    _Column(Column("Rank", "By worst-case robust accuracy; equal values share a rank", numeric=True), _rank),
+    _Column(Column("Defense", heading=True), _defense),
+    _Column(
+        Column("Robust accuracy", "Worst case over every attack of every matrix, with its 95% interval", numeric=True),
+        _robust,
+    ),
+    _Column(Column("Clean", "Accuracy on the clean images, with its 95% interval", numeric=True), _clean),
+)
+_WEAKEST = _Column(
+    Column("Weakest cell", "The single attack that leaves the least robust accuracy"),
+    lambda standing: wording.text_entry(str(standing.weakest or "")),
+)
+_DISTANCE = _Column(
+    Column("Median distance", "Smallest median distance of a minimal-norm attack, failures at infinity", numeric=True),
+    _distance,
+)
+_TIME = _Column(
+    Column("Time per image", "Attack time per image on the named device, summed over the white-box attacks", numeric=True),
+    _time,
+)
+_SEEDS = _Column(Column("By seed", "Robust accuracy of the model of each training seed"), _by_seed)
+_ARCHITECTURE = _Column(Column("Architecture"), lambda standing: wording.text_entry(standing.architecture))
 
 
 def _incomplete(board: Board, missing: int) -> list[str]:

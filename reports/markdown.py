@@ -22,7 +22,8 @@ def escape(text: str) -> str:
 
 
 def _section(section: Section) -> str:
-    parts = [f"## {escape(section.title)}", escape(section.text)]
+    title = f"{section.title}: {section.context}" if section.context else section.title
+    parts = [f"## {escape(title)}", escape(section.text)]
     parts += [f"> **Note:** {escape(caveat)}" for caveat in section.caveats]
     parts += [_table(table) for table in section.tables]
     if section.figures:

@@ -80,7 +80,8 @@ def _white_box(board: Board, grid: _Grid) -> Section:
     strategies = _strategies(board, "white-box")
     labels = [strategy.attack for strategy in strategies]
     return Section(
-        title=f"White-box: {board.threat.title}",
+        title="White-box",
+        context=board.threat.title,
         anchor=wording.anchor(f"white box {board.threat.title}"),
         text="The attacker differentiates the target itself. Robust accuracy with its 95% interval, targets from the top of "
         "the leaderboard.",
@@ -94,7 +95,8 @@ def _black_box(board: Board, grid: _Grid) -> Section:
     origins = {strategy.source for strategy in strategies}
     labels = [name.attack if len(origins) == 1 else f"{name.attack} from {name.source}" for name in strategies]
     return Section(
-        title=f"Black-box: {board.threat.title}",
+        title="Black-box",
+        context=board.threat.title,
         anchor=wording.anchor(f"black box {board.threat.title}"),
         text="The attacker trains a substitute on the target's answers, attacks the substitute, and hands the images to the "
         f"target. Substitutes: {', '.join(sorted(origins))}.",
@@ -158,11 +160,12 @@ def _real(value: object) -> float | None:
 def _transfer(board: Board, grid: _Grid) -> Section:
     attacks = sorted({strategy.attack for strategy in _strategies(board, "transfer")})
     return Section(
-        title=f"Transfer: {board.threat.title}",
+        title="Transfer",
+        context=board.threat.title,
         anchor=wording.anchor(f"transfer {board.threat.title}"),
         text="Images that were crafted on a source (rows) are shown to a target (columns). Robust accuracy of the target; "
-        "on the diagonal, marked with a frame, both are the same model. The mean leaves the diagonal out. The white-box "
-        "row repeats the same attack with full knowledge of the target.",
+        "where both are the same model it is marked, by † in a table and a frame in a figure. The mean leaves these out. "
+        "The white-box row repeats the same attack with full knowledge of the target.",
         tables=tuple(_transfer_table(board, grid, attack) for attack in attacks),
         figures=tuple(_transfer_map(board, grid, attack) for attack in attacks),
     )
@@ -200,7 +203,7 @@ def _transfer_table(board: Board, grid: _Grid, attack: str) -> Table:
         for source in _sources(board, attack)
     ]
     means = [wording.number_entry(mean, wording.percent(mean)) for mean in _transfer_means(board, grid, attack)]
-    rows.append((Entry("mean without the diagonal"), *means))
+    rows.append((Entry("mean of other sources"), *means))
     white_box = Strategy("white-box", attack, "")
     if any((target, white_box) in grid.rates for target in targets):
         rows.append((Entry("white-box"), *(grid.entry(target, white_box) for target in targets)))
@@ -212,7 +215,7 @@ def _transfer_entry(grid: _Grid, source: str, target: str, attack: str) -> Entry
     entry = grid.entry(target, _pair(source, target, attack))
     if source != target:
         return entry
-    return Entry(entry.text, f"{entry.note} same model".strip(), entry.order, tone=entry.tone or "muted")
+    return Entry(f"{entry.text} †", entry.note, entry.order, tone=entry.tone or "muted")
 
 
 def _transfer_map(board: Board, grid: _Grid, attack: str) -> Drawing:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from advbench.results.statistics import Estimate
@@ -55,6 +56,23 @@ class Table:
                 raise ValueError(f"Expected rows of {len(self.columns)} entries, got {len(row)} in {self.caption!r}")
 
 
+def drop_constant(table: Table, names: Sequence[str]) -> Table:
+    """The table without those columns, among `names`, that say the same in every row; the caption says it instead."""
+    constant = [
+        i for i, column in enumerate(table.columns) if column.name in names and len({row[i].text for row in table.rows}) == 1
+    ]
+    if not constant:
+        return table
+    said = ", ".join(f"{table.columns[i].name.lower()} {table.rows[0][i].text}" for i in constant)
+    kept = [i for i in range(len(table.columns)) if i not in constant]
+    return replace(
+        table,
+        caption=f"{table.caption}: {said}",
+        columns=tuple(table.columns[i] for i in kept),
+        rows=tuple(tuple(row[i] for i in kept) for row in table.rows),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Drawing:
     """A figure as SVG markup, drawn in the page's own text colour. alt: what it shows, for those who cannot see it."""
@@ -81,11 +99,16 @@ class ImageGrid:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of the report. anchor: its name in links, lower-case letters, digits and hyphens."""
+    """A part of the report.
+
+    anchor: its name in links, lower-case letters, digits and hyphens. context: the data set and threat that it speaks of,
+    where it speaks of one. The i-th figure belongs beside the i-th table.
+    """
 
     title: str
     anchor: str
     text: str
+    context: str = ""
     tables: tuple[Table, ...] = ()
     figures: tuple[Drawing | ImageGrid, ...] = ()
     caveats: tuple[str, ...] = ()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from advbench.reports import wording
 from advbench.reports.boards import boards
 from advbench.reports.cells import Cells
@@ -16,9 +18,8 @@ from advbench.reports.section import Section
 def sections(cells: Cells) -> list[Section]:
     """Leaderboards first, then what they rest on."""
     found = boards(cells)
-    optional = (failure_section(cells), image_section(cells.scored))
-    failures, images = optional
-    return [
+    failures, images = failure_section(cells), image_section(cells.scored)
+    return _distinct(
         *(leaderboard_section(board, missing=len(cells.missing)) for board in found),
         *([failures] if failures else []),
         *(section for board in found for section in matrix_sections(board)),
@@ -27,6 +28,15 @@ def sections(cells: Cells) -> list[Section]:
         all_cells_section(cells),
         *cost_sections(cells),
         provenance_section(cells),
+    )
+
+
+def _distinct(*found: Section) -> list[Section]:
+    """Sections with an anchor of their own each, where data sets of different sizes share a name."""
+    anchors = [section.anchor for section in found]
+    places = [anchors[:i].count(anchor) for i, anchor in enumerate(anchors)]
+    return [
+        replace(one, anchor=f"{one.anchor}-{place + 1}") if place else one for one, place in zip(found, places, strict=True)
     ]
 
 

@@ -45,7 +45,7 @@ def _render(store: Store, keys: Sequence[str]) -> list[str]:
     from advbench.reports.markdown import to_markdown
     from advbench.reports.sections import sections, summary
 
-    cells = load(store, keys, galleries=True)
+    cells = load(store, keys)
     found = sections(cells)
     title = "Adversarial robustness leaderboard"
     return [

@@ -187,7 +187,7 @@ def robust_curve(record: Record, examples: Examples, epsilons: Values) -> Values
     order = np.argsort(distances, kind="stable")
     lost = np.concatenate(([0.0], np.cumsum(drops[order])))
     broken = np.searchsorted(distances[order], epsilons * (1 + TOLERANCE), side="right")
-    curve: Values = (clean.sum() - lost[broken]) / len(examples)
+    curve: Values = np.clip((clean.sum() - lost[broken]) / len(examples), 0.0, 1.0)  # no -0.0 from rounding
     return curve
 
 

@@ -49,17 +49,22 @@ class Store:
 
     def status(self, key: str) -> str | None:
         """The record's status; None where there is none, or where its files are damaged (logged as one line)."""
+        found = self.load(key)
+        return None if found is None else found[0].status
+
+    def load(self, key: str) -> tuple[Record, Examples | None, Gallery | None] | None:
+        """All of a record; None where there is none, or where its files are damaged (logged as one line).
+
+        Examples come with every scored record, and only with those.
+        """
         if not self.path(key).is_dir():
             return None
         try:
             record = self.read(key)
-            if record.status == "ok":
-                self.examples(key)
-            self.gallery(key)
+            return record, self.examples(key) if record.status == "ok" else None, self.gallery(key)
         except (OSError, ValueError) as error:
             _LOG.warning("damaged record, treated as missing: %s", error)
             return None
-        return record.status
 
     def read(self, key: str) -> Record:
         """The record. Raises FileNotFoundError where there is none, ValueError where it is damaged."""

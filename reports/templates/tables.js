@@ -12,7 +12,7 @@
   const sort = (table, column) => {
     const heading = table.tHead.rows[0].cells[column];
     const numeric = heading.classList.contains("number");
-    const first = numeric && heading.textContent !== "Rank" ? "descending" : "ascending";
+    const first = numeric && heading.textContent.trim() !== "Rank" ? "descending" : "ascending";
     const second = first === "ascending" ? "descending" : "ascending";
     const direction = heading.getAttribute("aria-sort") === first ? second : first;
     for (const cell of table.tHead.rows[0].cells) cell.removeAttribute("aria-sort");
@@ -27,7 +27,7 @@
     [...table.tHead.rows[0].cells].forEach((heading, column) => {
       const button = document.createElement("button");
       button.type = "button";
-      button.textContent = heading.textContent;
+      button.append(...heading.childNodes);
       button.addEventListener("click", () => sort(table, column));
       heading.replaceChildren(button);
     });
@@ -84,6 +84,7 @@
       count.value = `${shown} of ${table.tBodies[0].rows.length} rows`;
     };
     bar.addEventListener("input", apply);
+    bar.addEventListener("change", apply);
     bar.addEventListener("submit", (event) => event.preventDefault());
     holder.prepend(bar);
     apply();

@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from advbench.reports.boards import boards
+from advbench.reports.cells import Cell, Cells
+from advbench.reports.leaderboard import leaderboard_section
+from advbench.results.record import Record
+from advbench.results.statistics import cell_statistics, robust, wilson
+
+
+def _texts(section):
+    (table,) = section.tables
+    names = [column.name for column in table.columns]
+    return [dict(zip(names, (entry.text for entry in row), strict=True)) for row in table.rows]
+
+
+def _cells(suite, change=lambda record, examples: (record, examples)):
+    """The cells of a suite without a store; `change` may replace record and examples."""
+    found = []
+    for record in suite.records():
+        examples = suite.examples(record) if record.status == "ok" else None
+        record, examples = change(record, examples)
+        found.append(Cell(record, examples, cell_statistics(record, examples) if examples else None))
+    return Cells(tuple(found))
+
+
+def _changed(record: Record, **changes) -> Record:
+    return replace(record, **changes)
+
+
+def test_the_worst_case_is_taken_over_every_cell_of_a_target(default_cells):
+    """Brute force over the raw outcomes of the deterministic targets."""
+    (board,) = boards(default_cells)
+    for standing in board.standings:
+        if standing.label == "input-noise":
+            continue
+        survivors = np.ones(100, dtype=bool)
+        for record, examples in (cell.outcome for cell in default_cells.scored):
+            if record.target["label"] == standing.label:
+                broken = (examples.report_correct == 0) & (examples.distance_linf <= 0.3 * (1 + 1e-6))
+                survivors &= ~broken & (examples.clean_correct == 1)
+        assert standing.robust.estimate == wilson(survivors.sum(), 100)
+        assert standing.robust.estimate.value <= min(standing.by_matrix.values())
+        assert min(standing.by_matrix.values()) <= standing.by_strategy[standing.weakest]
+
+
+def test_targets_are_ranked_by_worst_case_and_equal_values_share_a_rank(make_suite):
+    suite = make_suite(targets={"weak": 0.0, "also-weak": 0.0, "strong": 1.0, "fair": 0.6}, stochastic=())
+    (board,) = boards(_cells(suite))
+    assert [(one.label, one.rank) for one in board.standings] == [("strong", 1), ("fair", 2), ("also-weak", 3), ("weak", 3)]
+    assert board.standings[2].robust.estimate.value == board.standings[3].robust.estimate.value == 0
+
+
+@pytest.mark.parametrize("status", ["error", "skipped"])
+def test_a_failed_or_skipped_cell_leaves_its_target_unranked(make_suite, status):
+    """The most robust target loses the attack that everyone else has withstood."""
+    suite = make_suite(targets={"weak": 0.1, "strong": 1.0}, failing=[("white-box", "strong", "pgd")])
+    complete = boards(_cells(make_suite(targets={"weak": 0.1, "strong": 1.0})))[0]
+    cells = _cells(suite, lambda record, examples: (record if examples else _changed(record, status=status), examples))
+    (board,) = boards(cells)
+    weak, strong = board.standings
+    assert (weak.label, weak.rank) == ("weak", 1)
+    assert (strong.label, strong.rank, strong.lacks) == ("strong", None, ("white-box pgd",))
+    assert strong.robust.estimate.value >= complete.standings[0].robust.estimate.value, "what is left is an upper bound"
+    section = leaderboard_section(board)
+    rows = _texts(section)
+    assert rows[1]["Rank"] == "–"
+    assert rows[1]["Robust accuracy"] == f"≤ {100 * strong.robust.estimate.value:.1f}%, incomplete"
+    assert any("strong is unranked: without white-box pgd" in caveat for caveat in section.caveats)
+
+
+def test_a_target_without_any_scored_cell_is_listed_without_a_value(make_suite):
+    suite = make_suite(
+        targets={"weak": 0.1, "dead": 0.5}, failing=[("white-box", "dead", "pgd"), ("white-box", "dead", "fgsm")]
+    )
+    (board,) = boards(_cells(suite))
+    assert board.standings[1].robust is None
+    assert _texts(leaderboard_section(board))[1]["Robust accuracy"] == "incomplete"
+
+
+def test_a_target_with_more_attacks_than_the_others_unranks_the_others(make_suite):
+    """A rank is earned against the same set of attacks only."""
+    suite = make_suite(targets={"a": 0.5, "b": 0.6})
+    cells = _cells(suite)
+    extra = [cell for cell in cells.cells if cell.record.target["label"] == "a" or cell.record.attack["label"] == "pgd"]
+    ranks = {one.label: one.rank for one in boards(Cells(tuple(extra)))[0].standings}
+    assert ranks == {"a": 1, "b": None}
+
+
+def test_a_source_needs_no_transfer_to_itself_under_its_own_name(make_suite):
+    suite = make_suite(targets={"a": 0.5, "b": 0.6}, matrices=("white-box", "transfer"))
+    (board,) = boards(_cells(suite))
+    assert all(one.rank is not None for one in board.standings)
+    without = [
+        cell for cell in board.cells if (cell.record.source or {}).get("label") != "a" or cell.record.target["label"] != "b"
+    ]
+    ranks = {one.label: one.rank for one in boards(Cells(tuple(without)))[0].standings}
+    assert ranks == {"a": 1, "b": None}, "b lacks the transfer from a"
+
+
+def test_there_is_one_board_for_each_data_set_and_threat(make_suite):
+    parts = [
+        make_suite(epsilons=(0.1, 0.3)),
+        make_suite(dataset="digits"),
+        make_suite(n=60),
+    ]
+    cells = [cell for suite in parts for cell in _cells(suite).cells]
+    threats = [board.threat for board in boards(Cells(tuple(cells)))]
+    assert sorted((one.dataset, one.n, one.epsilon) for one in threats) == [
+        ("digits", 40, 0.3),
+        ("mnist", 40, 0.1),
+        ("mnist", 40, 0.3),
+        ("mnist", 60, 0.3),
+    ]
+    for board in boards(Cells(tuple(cells))):
+        assert all(cell.record.dataset["n"] == board.threat.n for cell in board.cells)
+
+
+def test_a_minimal_norm_attack_without_a_radius_stands_on_every_board_of_its_norm(make_suite):
+    def unlimited(record, examples):
+        if record.attack["minimal_norm"]:
+            record = _changed(record, threat=record.threat | {"epsilon": None})
+        return record, examples
+
+    suite = make_suite(epsilons=(0.1, 0.3), attacks={"pgd": 1.0, "deepfool": 1.0})
+    cells = [
+        cell
+        for cell in _cells(suite, unlimited).cells
+        if cell.record.threat["epsilon"] != 0.1 or cell.record.attack["label"] == "pgd"
+    ]
+    small, large = boards(Cells(tuple({cell.record.key: cell for cell in cells}.values())))
+    assert (small.threat.epsilon, large.threat.epsilon) == (0.1, 0.3)
+    for board in (small, large):
+        for standing in board.standings:
+            values = [
+                robust(cell.record, cell.examples, board.threat.epsilon).mean()
+                for cell in board.cells
+                if cell.record.target["label"] == standing.label and cell.record.attack["label"] == "deepfool"
+            ]
+            assert standing.by_strategy[("white-box", "deepfool", "")] == pytest.approx(np.mean(values))
+
+
+def test_minimal_norm_cells_alone_make_no_ranking(make_suite):
+    suite = make_suite(attacks={"deepfool": 1.0})
+    cells = _cells(suite, lambda record, examples: (_changed(record, threat=record.threat | {"epsilon": None}), examples))
+    assert boards(cells) == ()
+
+
+def test_records_without_a_box_stand_on_no_board(make_suite):
+    cells = _cells(make_suite(), lambda record, examples: (_changed(record, threat=record.threat | {"box": None}), examples))
+    assert boards(cells) == ()
+
+
+def test_corruptions_without_a_norm_have_a_board_of_their_own(make_suite):
+    threat = {"norm": "none", "epsilon": None, "box": [0.0, 1.0]}
+    (board,) = boards(_cells(make_suite(), lambda record, examples: (_changed(record, threat=threat), examples)))
+    assert board.threat.title == "no norm on mnist"
+    assert all(standing.rank for standing in board.standings)
+
+
+def test_misaligned_cells_make_a_target_incomplete_and_do_not_stop_the_report(make_suite):
+    def shift(record, examples):
+        if record.target["label"] == "none" and record.attack["label"] == "pgd":
+            examples = replace(examples, index=examples.index + 1)
+        return record, examples
+
+    (board,) = boards(_cells(make_suite(), shift))
+    standing = {one.label: one for one in board.standings}["none"]
+    assert standing.rank is None
+    assert "same examples" in standing.lacks[0]
+
+
+def test_several_seeds_are_averaged_and_each_is_kept(make_suite):
+    suite = make_suite(targets={"a": 0.62}, seeds=(0, 1, 2), stochastic=())
+    (board,) = boards(_cells(suite))
+    (standing,) = board.standings
+    singles = []
+    for seed in (0, 1, 2):
+        (single,) = boards(_cells(replace(suite, seeds=(seed,))))
+        singles.append(single.standings[0].robust.estimate.value)
+    assert standing.robust.by_seed == tuple(singles)
+    assert len(set(singles)) > 1
+    assert standing.robust.estimate.value == pytest.approx(np.mean(singles))
+    assert _texts(leaderboard_section(board))[0]["By seed"] == ", ".join(
+        f"{i}: {100 * v:.1f}%" for i, v in enumerate(singles)
+    )
+
+
+def test_a_missing_seed_is_a_missing_cell(make_suite):
+    cells = _cells(make_suite(targets={"a": 0.6, "b": 0.6}, seeds=(0, 1)))
+    kept = [cell for cell in cells.cells if cell.record.target["label"] == "a" or cell.record.seed == 0]
+    standing = {one.label: one for one in boards(Cells(tuple(kept)))[0].standings}["b"]
+    assert standing.rank is None
+    assert standing.lacks == ("white-box fgsm (seed 1)", "white-box pgd (seed 1)")
+
+
+def test_missing_records_make_the_ranking_provisional(make_suite):
+    (board,) = boards(_cells(make_suite()))
+    assert any("2 cells of the run have no record yet" in caveat for caveat in leaderboard_section(board, missing=2).caveats)
+
+
+def test_times_are_named_by_device_and_not_compared_across_devices(make_suite):
+    one = leaderboard_section(boards(_cells(make_suite()))[0])
+    assert "Times were measured on Example CPU 3000." in one.caveats
+    assert _texts(one)[0]["Time per image"] == "1.64 ms"
+
+    def other(record, examples):
+        device = "Example GPU" if record.target["label"] == "none" else "Example CPU 3000"
+        return _changed(record, measured=record.measured | {"device": device}), examples
+
+    two = leaderboard_section(boards(_cells(make_suite(), other))[0])
+    assert any("Example CPU 3000, Example GPU and are not comparable" in caveat for caveat in two.caveats)
+
+
+def test_two_models_under_one_name_are_pointed_out(make_suite):
+    def retrained(record, examples):
+        return (_changed(record, weights_sha256="other") if record.attack["label"] == "pgd" else record), examples
+
+    caveats = boards(_cells(make_suite(targets={"a": 0.5}), retrained))[0].caveats
+    assert caveats == ("a stands for 2 different models of seed 0; report one run's cells only.",)

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from matplotlib import rcParams
+from matplotlib.image import imread
+
+from advbench.reports import figures
+from advbench.reports.images import image_section, png
+
+
+def _map(values, **changes):
+    values = np.array(values)
+    options = {
+        "rows": [f"row {i}" for i in range(len(values))],
+        "columns": [f"column {i}" for i in range(values.shape[1])],
+        "words": [[""] * values.shape[1]] * len(values),
+        "caption": "caption",
+        "alt": "alt",
+    }
+    return figures.heat_map(values, **(options | changes))
+
+
+def _texts(drawing):
+    return ["".join(element.itertext()) for element in ElementTree.fromstring(drawing.svg).iter("text")]
+
+
+def test_a_heat_map_writes_every_share_as_a_percentage():
+    drawing = _map([[0.0, 0.256], [1.0, np.nan]], words=[["", ""], ["", "failed"]])
+    assert {"0.0", "25.6", "100.0", "failed", "row 0", "column 1"} <= set(_texts(drawing))
+
+
+def test_more_robust_cells_are_darker():
+    colours = re.findall(r'<path[^>]*fill="#([0-9a-f]{6})"', _map([[0.0, 0.5, 1.0]]).svg)
+    brightness = [sum(bytes.fromhex(colour)) for colour in colours[:3]]
+    assert brightness == sorted(brightness, reverse=True)
+    assert len(set(brightness)) == 3
+
+
+@pytest.mark.parametrize("name", ["<script>alert(1)</script>", r"$\frac{1}{$", "a & b", "日本語", "x" * 200])
+def test_names_are_shown_as_they_are_or_shortened(name):
+    curve = figures.Curve(name, np.array([0.0, 1.0]), np.array([1.0, 0.0]))
+    for drawing in (
+        _map([[0.5]], rows=[name], columns=[name]),
+        figures.line_plots([figures.Panel(name, (curve,))], x_label="x", y_label="y", caption="", alt=""),
+    ):
+        assert _texts(drawing).count(figures.shorten(name)) == 2
+        assert "<script" not in drawing.svg
+
+
+def test_figures_take_ink_and_paper_from_the_page_and_bring_no_style_of_their_own():
+    drawing = _map([[0.1, 0.9]], framed=[(0, 0)], divider=1)
+    assert "style" not in drawing.svg
+    assert "currentColor" in drawing.svg
+    assert not {figures._INK, figures._PAPER} & set(re.findall(r"#[0-9a-f]{6}", drawing.svg))
+    fonts = [element for element in ElementTree.fromstring(drawing.svg).iter() if "font-family" in element.attrib]
+    assert fonts == []
+
+
+def test_figures_are_repeatable_and_their_names_do_not_collide():
+    first, second = _map([[0.1]]), _map([[0.2]])
+    assert first == _map([[0.1]])
+    identifiers = [set(re.findall(r'id="([^"]+)"', drawing.svg)) for drawing in (first, second)]
+    assert all(identifiers)
+    assert not identifiers[0] & identifiers[1]
+    for drawing in (first, second):
+        assert set(re.findall(r'#([\w.-]+)[")]', drawing.svg)) <= set(re.findall(r'id="([^"]+)"', drawing.svg)) | set(
+            re.findall(r"#([0-9a-f]{6})\b", drawing.svg)
+        )
+
+
+def test_drawing_leaves_no_global_state():
+    from matplotlib import pyplot
+
+    before = dict(rcParams)
+    _map([[0.1]])
+    figures.line_plots(
+        [figures.Panel("p", (figures.Curve("c", np.array([0.0]), np.array([1.0]), marked=True),), (0.3,))] * 4,
+        x_label="x",
+        y_label="y",
+        caption="",
+        alt="",
+    )
+    assert dict(rcParams) == before
+    assert pyplot.get_fignums() == []
+
+
+def test_a_plot_without_curves_is_drawn():
+    assert "nothing" in _texts(
+        figures.line_plots([figures.Panel("nothing", ())], x_label="x", y_label="y", caption="", alt="")
+    )
+
+
+@pytest.mark.parametrize("c", [1, 2, 3])
+def test_png_holds_the_pixels(c):
+    image = np.random.default_rng(c).random((5, 4, c)).astype(np.float32)
+    image[2, 3] = np.nan
+    image[0, 0], image[0, 1] = -0.5, 1.5
+    back = imread(io.BytesIO(png(image)))
+    grey = image if c == 3 else image.mean(axis=2, keepdims=True).repeat(3, axis=2)
+    opaque = ~np.isnan(image).any(axis=2)
+    colour = back[..., :3] if back.shape[2] == 4 else back[..., :1].repeat(3, axis=2)
+    np.testing.assert_allclose(colour[opaque], np.clip(grey, 0, 1)[opaque], atol=0.5 / 255 + 1e-6)
+    np.testing.assert_array_equal(back[..., -1] == 1, opaque)
+
+
+def test_grids_show_clean_adversarial_and_magnified_noise(default_cells):
+    section = image_section(default_cells.scored)
+    (grid,) = [one for one in section.figures if one.caption == "white-box pgd, shown to none"]
+    assert grid.rows[0] == "clean"
+    assert grid.columns[7].startswith("7 → ")
+    image = imread(io.BytesIO(grid.png))[..., 0]
+    assert image.shape == (3 * 29, 10 * 29)
+    (cell,) = [
+        cell
+        for cell in default_cells.scored
+        if (cell.record.matrix, cell.record.attack["label"], cell.record.target["label"]) == ("white-box", "pgd", "none")
+    ]
+    clean, adversarial = cell.gallery.clean[7, 0], cell.gallery.adversarial[7, 0]
+    gain = 0.5 / np.abs(cell.gallery.adversarial - cell.gallery.clean).max()
+    assert grid.rows == ("clean", "adversarial", f"noise × {gain:.3g}")
+    columns = slice(7 * 29, 7 * 29 + 28)
+    for row, expected in enumerate((clean, adversarial, 0.5 + gain * (adversarial - clean))):
+        np.testing.assert_allclose(image[row * 29 : row * 29 + 28, columns], expected, atol=0.5 / 255 + 1e-5)
+
+
+def test_transfers_of_one_craft_are_shown_once(default_cells):
+    section = image_section(default_cells.scored)
+    captions = [grid.caption for grid in section.figures]
+    assert len(captions) == 12 + 12 + 12
+    assert sum(caption.startswith("transfer pgd from") for caption in captions) == 4
+
+
+def test_without_images_there_is_no_section(default_cells):
+    assert image_section([replace(cell, gallery=None) for cell in default_cells.scored]) is None
