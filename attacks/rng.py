@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +19,7 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
+_CACHED_WORDS = 2**16
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -26,13 +28,14 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     counter: four int64 tensors that broadcast together, values in [0, 2**32). key: two ints in [0, 2**32).
     Returns four int64 tensors of the common shape, values in [0, 2**32).
     """
-    a, b, c, d = counter
+    a, b, c, d = torch.broadcast_tensors(*counter)
     k0, k1 = key
     for _ in range(_ROUNDS):
         # int64 products wrap modulo 2**64, so the low 64 bits are those of the unsigned product.
         p, q = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]
-        a, c = (q >> 32 & _MASK) ^ b ^ k0, (p >> 32 & _MASK) ^ d ^ k1
-        b, d = q & _MASK, p & _MASK
+        a = (q >> 32).bitwise_and_(_MASK).bitwise_xor_(b).bitwise_xor_(k0)
+        c = (p >> 32).bitwise_and_(_MASK).bitwise_xor_(d).bitwise_xor_(k1)
+        b, d = q.bitwise_and_(_MASK), p.bitwise_and_(_MASK)
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
     return a, b, c, d
 
@@ -79,22 +82,37 @@ class ExampleRNG:
 
     def uniform(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """Uniform numbers in [0, 1), multiples of 2**-24, shape (n, *shape)."""
-        return ((self.bits(math.prod(shape)) >> 8).to(dtype) * 2.0**-24).view(-1, *shape)
+        count = math.prod(shape)
+        return self._by_parts(lambda part: (part.bits(count) >> 8).to(dtype).mul_(2.0**-24), count).view(-1, *shape)
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normal numbers (Box-Muller, worked in float64, then rounded to `dtype`), shape (n, *shape)."""
         count = math.prod(shape)
-        half = -(-count // 2)
-        bits = self.bits(2 * half).to(torch.float64)
-        radius = ((bits[:, :half] + 1) * 2.0**-32).log_().mul_(-2).sqrt_()
-        angle = bits[:, half:] * (2 * math.pi * 2.0**-32)
-        return torch.cat((radius * angle.cos(), radius * angle.sin()), dim=1)[:, :count].to(dtype).view(-1, *shape)
+        return self._by_parts(lambda part: _box_muller(part.bits(count + count % 2))[:, :count].to(dtype), count).view(
+            -1, *shape
+        )
+
+    def _by_parts(self, draw: Callable[[ExampleRNG], Tensor], count: int) -> Tensor:
+        """What `draw` gives, over parts of the examples whose words fit a processor's cache."""
+        rows = max(1, _CACHED_WORDS // max(1, count))
+        if self.index.device.type != "cpu" or len(self.index) <= rows:
+            return draw(self)
+        parts = zip(self.index.split(rows), self.draw.split(rows), strict=True)
+        return torch.cat([draw(replace(self, index=index, draw=number)) for index, number in parts])
 
     def integers(self, high: int | Tensor, shape: tuple[int, ...] = ()) -> Tensor:
         """Uniform integers in [0, high), shape (n, *shape), int64; `high` up to 2**31, one number or one per example."""
         bits = self.bits(max(1, math.prod(shape))).view(-1, *shape)
         high = torch.as_tensor(high, device=bits.device).to(torch.int64)
         return bits * high.view(-1, *([1] * len(shape))) >> 32
+
+
+def _box_muller(bits: Tensor) -> Tensor:
+    """Normal numbers from words of 32 bits, shape (n, m) with m even; float64 of the same shape."""
+    half = bits.shape[1] // 2
+    radius = (bits[:, :half] + 1).to(torch.float64).mul_(2.0**-32).log_().mul_(-2).sqrt_()
+    angle = bits[:, half:].to(torch.float64).mul_(2 * math.pi * 2.0**-32)
+    return torch.cat((angle.cos().mul_(radius), angle.sin_().mul_(radius)), dim=1)
 
 
 def _key(text: str) -> tuple[int, int]:
