@@ -1,0 +1,366 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+from torch import Tensor
+
+from advbench.attacks import balls
+from advbench.attacks.rng import ExampleRNG
+from advbench.attacks.threat import ThreatModel
+
+BALLS = ("linf", "l2", "l1")
+NORMS = (*BALLS, "l0")
+BOXES = ((0.0, 1.0), None)
+RADII = {"linf": 0.2, "l2": 0.6, "l1": 1.3, "l0": 3.0}
+
+
+def case(
+    seed: int, n: int = 6, d: int = 12, spread: float = 0.6, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
+    """Points near clean images; some pixels of the images are exactly 0 or 1."""
+    generator = torch.Generator().manual_seed(seed)
+    x = (torch.rand(n, 1, 3, d // 3, generator=generator, dtype=dtype) * 1.4 - 0.2).clamp(0, 1)
+    return x + spread * torch.randn(x.shape, generator=generator, dtype=dtype), x
+
+
+seeds = st.integers(0, 10_000)
+
+
+def test_distances_agree_with_numpy():
+    x_adv, x = case(0, dtype=torch.float32)
+    x_adv[:, :, 0] = x[:, :, 0]
+    found = balls.distances(x_adv, x)
+    delta = (x_adv.double() - x.double()).flatten(1).numpy()
+    for norm, order in (("l0", 0), ("l1", 1), ("l2", 2), ("linf", np.inf)):
+        expected = np.array([np.linalg.norm(row, order) for row in delta])
+        np.testing.assert_allclose(found[norm], expected, rtol=1e-12)
+        np.testing.assert_allclose(balls.distance(x_adv - x, norm), expected, rtol=1e-5)
+        assert balls.distance(x_adv - x, norm).dtype == torch.float32
+    np.testing.assert_allclose(found["rms"], np.sqrt((delta**2).mean(axis=1)), rtol=1e-12)
+
+
+def test_distance_of_the_norm_none_is_refused():
+    with pytest.raises(ValueError, match="Expected `norm`"):
+        balls.distance(torch.zeros(1, 1, 2, 2), "none")
+
+
+@pytest.mark.parametrize("box", BOXES)
+@pytest.mark.parametrize("norm", NORMS)
+@settings(max_examples=20, deadline=None)
+@given(seed=seeds, spread=st.sampled_from((0.01, 0.3, 3.0)))
+def test_projection_ends_inside_and_is_idempotent(norm, box, seed, spread):
+    threat = ThreatModel(norm, RADII[norm], box)
+    x_adv, x = case(seed, spread=spread)
+    once = balls.project(x_adv, x, threat)
+    assert (balls.distance(once - x, norm) <= RADII[norm] * (1 + 1e-12)).all()
+    assert box is None or ((once >= 0) & (once <= 1)).all()
+    torch.testing.assert_close(balls.project(once, x, threat), once, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("box", BOXES)
+@pytest.mark.parametrize("norm", NORMS)
+@settings(max_examples=15, deadline=None)
+@given(seed=seeds, scale=st.floats(0, 1))
+def test_projection_returns_points_inside_bit_for_bit(norm, box, seed, scale):
+    threat = ThreatModel(norm, RADII[norm], box)
+    x_adv, x = case(seed, dtype=torch.float32)
+    inside = balls.project(x_adv, x, threat)
+    inside = x + scale * 0.99 * (inside - x)  # the allowed set is convex, or for l0 a star around x
+    assert torch.equal(balls.project(inside, x, threat), inside)
+
+
+@pytest.mark.parametrize("box", BOXES)
+@pytest.mark.parametrize("norm", BALLS)
+@settings(max_examples=20, deadline=None)
+@given(seed=seeds, spread=st.sampled_from((0.05, 0.5, 3.0)))
+def test_projection_never_widens_a_distance(norm, box, seed, spread):
+    threat = ThreatModel(norm, RADII[norm], box)
+    first, x = case(seed, spread=spread)
+    second = first + spread * case(seed + 1)[1]
+    before = balls.distance(first - second, "l2")
+    after = balls.distance(balls.project(first, x, threat) - balls.project(second, x, threat), "l2")
+    assert (after <= before * (1 + 1e-12)).all()
+
+
+@pytest.mark.parametrize("box", BOXES)
+@pytest.mark.parametrize("norm", BALLS)
+@settings(max_examples=12, deadline=None)
+@given(seed=seeds, spread=st.sampled_from((0.1, 0.6, 3.0)))
+def test_projection_meets_the_obtuse_angle_criterion(norm, box, seed, spread):
+    """p is the projection of z on a convex set exactly where <z - p, q - p> <= 0 for every q of the set."""
+    threat = ThreatModel(norm, RADII[norm], box)
+    z, x = case(seed, spread=spread)
+    p = balls.project(z, x, threat)
+    corners = [balls.project(case(seed + k, spread=4.0)[0], x, threat) for k in range(1, 30)]
+    # The hardest q of all: the point of the allowed set that is farthest in the direction z - p.
+    hardest = x + _linear_maximum((z - p).flatten(1), x.flatten(1), threat).view_as(x)
+    for q in (*corners, x, hardest):
+        assert ((z - p) * (q - p)).flatten(1).sum(dim=1).max() <= 1e-9
+
+
+def _linear_maximum(gradient: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
+    """argmax <gradient, d> over ball and box, by bisection (l2), filling the steepest values first (l1), or corners."""
+    low, high = (0 - x, 1 - x) if threat.box else (torch.full_like(x, -9e9), torch.full_like(x, 9e9))
+    room = torch.where(gradient > 0, high, -low)
+    if threat.norm == "linf":
+        return room.clamp(max=threat.radius) * gradient.sign()
+    out = torch.zeros_like(x)
+    for row in range(len(x)):
+        if threat.norm == "l1":
+            left = threat.radius
+            for pixel in gradient[row].abs().argsort(descending=True).tolist():
+                out[row, pixel] = min(left, float(room[row, pixel])) * gradient[row, pixel].sign()
+                left -= abs(float(out[row, pixel]))
+        elif gradient[row].abs().sum() > 0:
+            bottom, top = 0.0, 1e12
+            for _ in range(300):
+                middle = (bottom + top) / 2
+                d = (middle * gradient[row].abs()).minimum(room[row])
+                bottom, top = (middle, top) if d.norm() < threat.radius else (bottom, middle)
+            out[row] = (bottom * gradient[row].abs()).minimum(room[row]) * gradient[row].sign()
+    return out
+
+
+@pytest.mark.parametrize("box", BOXES)
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_projection_agrees_with_a_general_solver(norm, box):
+    threat = ThreatModel(norm, RADII[norm], box)
+    z, x = case(7, n=5, d=6)
+    found = balls.project(z, x, threat).flatten(1)
+    for row in range(len(x)):
+        np.testing.assert_allclose(found[row], _solve(z[row].flatten().numpy(), x[row].flatten().numpy(), threat), atol=2e-6)
+
+
+def _solve(z: np.ndarray, x: np.ndarray, threat: ThreatModel) -> np.ndarray:
+    """SLSQP over the positive and the negative part of the perturbation."""
+    d = len(z)
+    top, bottom = (1 - x, x) if threat.box else (np.full(d, 10.0), np.full(d, 10.0))
+
+    def slack(parts: np.ndarray) -> float:
+        up, down = parts[:d], parts[d:]
+        return threat.radius - (up + down).sum() if threat.norm == "l1" else threat.radius**2 - ((up - down) ** 2).sum()
+
+    found = minimize(
+        lambda parts: ((x + parts[:d] - parts[d:] - z) ** 2).sum(),
+        np.full(2 * d, 1e-3),
+        bounds=[(0, limit) for limit in (*top, *bottom)],
+        constraints={"type": "ineq", "fun": slack},
+        options={"maxiter": 1000, "ftol": 1e-15},
+    )
+    return x + found.x[:d] - found.x[d:]
+
+
+@pytest.mark.parametrize("box", BOXES)
+def test_l0_projection_agrees_with_trying_every_set_of_values(box):
+    threat = ThreatModel("l0", 2, box)
+    z, x = case(3, n=8, d=6)
+    found = balls.project(z, x, threat)
+    boxed = z if box is None else z.clamp(*box)
+    best = torch.full((len(x),), torch.inf, dtype=x.dtype)
+    for kept in itertools.combinations(range(6), 2):
+        candidate = x.flatten(1).clone()
+        candidate[:, kept] = boxed.flatten(1)[:, kept]
+        best = best.minimum((candidate - z.flatten(1)).square().sum(dim=1))
+    torch.testing.assert_close((found - z).flatten(1).square().sum(dim=1), best)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_projection_without_an_epsilon_is_the_box_alone(norm):
+    z, x = case(1)
+    assert torch.equal(balls.project(z, x, ThreatModel(norm, None)), z.clamp(0, 1))
+    assert torch.equal(balls.project(z, x, ThreatModel(norm, None, None)), z)
+
+
+def test_l1_projection_is_sparse_where_rescaling_is_dense():
+    z, x = case(5, n=4, d=300, spread=0.3)
+    delta = balls.project(z, x, ThreatModel("l1", 1.0)) - x
+    assert (balls.distance(delta, "l0") < 60).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_projection_takes_a_radius_for_each_example(norm):
+    z, x = case(2)
+    radius = torch.tensor([1.0, 2.0, 0.3, 4.0, 1.5, 1.0], dtype=x.dtype) * RADII[norm]
+    found = balls.project(z, x, ThreatModel(norm, None), radius)
+    for row in range(len(x)):
+        alone = balls.project(z[row : row + 1], x[row : row + 1], ThreatModel(norm, float(radius[row])))
+        torch.testing.assert_close(found[row : row + 1], alone, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("norm", NORMS)
+def test_geometry_keeps_dtype_and_accepts_empty_batches_and_single_values(norm, dtype):
+    threat = ThreatModel(norm, 1.0)
+    for shape in ((0, 3, 4, 4), (2, 1, 1, 1)):
+        x = torch.full(shape, 0.5, dtype=dtype)
+        rng = ExampleRNG.make(0, "attack", torch.arange(shape[0]))
+        made = [balls.project(x + 1, x, threat)]
+        if norm != "l0":
+            made += [balls.steepest(x, threat), balls.random_start(x, threat, rng), balls.stretch(x + 0.1, x, threat)]
+        assert all(one.shape == x.shape and one.dtype == dtype for one in made)
+        assert balls.violations(made[0], x, threat).tolist() == [False] * shape[0]
+
+
+def test_projection_leaves_its_arguments_alone():
+    z, x = case(4)
+    copies = z.clone(), x.clone()
+    for norm in NORMS:
+        balls.project(z, x, ThreatModel(norm, 0.1))
+        balls.project(x, x, ThreatModel(norm, 0.1, None))
+    assert torch.equal(z, copies[0])
+    assert torch.equal(x, copies[1])
+
+
+def test_l2_projection_of_far_points_in_float32_stays_on_the_sphere():
+    z, x = case(0, d=3000, dtype=torch.float32)
+    for factor in (1.0, 1e4, 1e15):
+        found = balls.project(x + factor * (z - x), x, ThreatModel("l2", 0.5))
+        torch.testing.assert_close(balls.distance(found - x, "l2"), torch.full((6,), 0.5), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("norm", BALLS)
+def test_stretched_points_lie_on_the_sphere_or_in_the_corner(norm):
+    z, x = case(8)
+    for radius in (RADII[norm], 100.0):
+        threat = ThreatModel(norm, radius)
+        out = balls.stretch(x + 1e-3 * (z - x), x, threat)
+        length = balls.distance(out - x, norm)
+        corner = torch.where(z > x, 1.0, 0.0).to(x.dtype)
+        if radius == 100.0:
+            torch.testing.assert_close(out, corner)
+        else:
+            torch.testing.assert_close(length, torch.full_like(length, radius))
+        assert ((out >= 0) & (out <= 1)).all()
+        # Along the ray: values that no bound holds keep the ratio of the perturbation.
+        ratio = (out - x) / (z - x)
+        top = ratio.flatten(1).amax(dim=1).view(-1, 1, 1, 1)
+        assert ((ratio >= top * (1 - 1e-9)) | ((out - corner).abs() < 1e-12)).all()
+
+
+def test_stretching_handles_no_perturbation_and_the_tiniest():
+    _, x = case(9, dtype=torch.float32)
+    for norm in BALLS:
+        threat = ThreatModel(norm, 0.1)
+        assert torch.equal(balls.stretch(x, x, threat), x)
+        inner = torch.full_like(x, 0.5)
+        length = balls.distance(balls.stretch(inner + 6e-8, inner, threat) - inner, norm)
+        torch.testing.assert_close(length, torch.full_like(length, 0.1), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("norm", BALLS)
+@settings(max_examples=15, deadline=None)
+@given(seed=seeds, magnitude=st.sampled_from((1e-40, 1e-20, 1.0, 1e30)))
+def test_steepest_direction_beats_every_other_of_unit_length(norm, seed, magnitude):
+    threat = ThreatModel(norm, 1.0)
+    gradient = (case(seed)[0] - 0.5).float() * magnitude
+    direction = balls.steepest(gradient, threat)
+    exact = gradient.double()
+    torch.testing.assert_close(balls.distance(direction, norm), torch.ones(len(gradient)))
+    gained = (direction.double() * exact).flatten(1).sum(dim=1)
+    torch.testing.assert_close(gained, balls.distance(exact, balls.DUAL[norm]), rtol=1e-5, atol=0)
+    for other in range(20):
+        rival = case(seed + other + 1)[0] - 0.5
+        rival = rival / balls.per_example(balls.distance(rival, norm), rival)
+        assert ((rival * exact).flatten(1).sum(dim=1) <= gained * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("norm", BALLS)
+def test_steepest_direction_of_nothing_is_nothing(norm):
+    gradient = torch.zeros(3, 1, 2, 2)
+    gradient[1, 0, 1, 1] = -3.0
+    gradient[2, 0, 0] = torch.tensor([torch.nan, 2.0])
+    direction = balls.steepest(gradient, ThreatModel(norm, 1.0))
+    assert not direction[0].any()
+    assert direction[1].flatten().tolist() == [0, 0, 0, -1]
+    assert direction[2].flatten().tolist() == [0, 1, 0, 0]
+    assert balls.steepest(torch.full((1, 1, 2, 2), torch.inf), ThreatModel(norm, 1.0)).isfinite().all()
+
+
+def test_l1_steepest_direction_is_the_signed_largest_component():
+    gradient = torch.tensor([0.5, -2.0, 1.9, 0.0]).view(1, 1, 2, 2)
+    assert balls.steepest(gradient, ThreatModel("l1", 5.0)).flatten().tolist() == [0, -1, 0, 0]
+
+
+def test_sparse_steepest_direction_skips_values_that_the_box_holds():
+    gradient = torch.tensor([4.0, -3.0, 2.0, -1.0]).view(1, 1, 2, 2)
+    x_adv = torch.tensor([1.0, 0.5, 0.5, 0.0]).view(1, 1, 2, 2)
+    threat = ThreatModel("l1", 1.0)
+    assert balls.sparse_steepest(gradient, x_adv, threat, 0.5).flatten().tolist() == [0, -0.5, 0.5, 0]
+    assert balls.sparse_steepest(gradient, x_adv, threat, 0.01).flatten().tolist() == [0, -1, 0, 0]
+    assert balls.sparse_steepest(gradient, x_adv, ThreatModel("l1", 1.0, None), 0.5).flatten().tolist() == [0.5, -0.5, 0, 0]
+    assert not balls.sparse_steepest(torch.zeros_like(gradient), x_adv, threat, 0.5).any()
+
+
+@pytest.mark.parametrize("norm", ["l0", "none"])
+def test_directions_and_starts_are_refused_where_there_are_none(norm):
+    x, threat = torch.zeros(1, 1, 2, 2), ThreatModel(norm, 1.0)
+    with pytest.raises(ValueError, match="Expected a threat"):
+        balls.steepest(x, threat)
+    with pytest.raises(ValueError, match="Expected a threat"):
+        balls.random_start(x, threat, ExampleRNG.make(0, "attack", torch.arange(1)))
+    with pytest.raises(ValueError, match="Expected a threat"):
+        balls.stretch(x, x, ThreatModel("linf", None))
+
+
+@pytest.mark.parametrize("norm", BALLS)
+def test_random_starts_are_uniform_in_the_ball(norm):
+    """The radius of a uniform point has P(length <= t epsilon) = t^d, its components are symmetric and exchangeable."""
+    d, n, epsilon = 4, 20_000, 0.3
+    x = torch.full((n, 1, 2, 2), 0.5, dtype=torch.float64)
+    threat = ThreatModel(norm, epsilon)
+    delta = balls.random_start(x, threat, ExampleRNG.make(2, "attack", torch.arange(n))) - x
+    share = (balls.distance(delta, norm) / epsilon) ** d  # uniform in [0, 1]
+    assert share.min() >= 0
+    assert share.max() <= 1 + 1e-9
+    quantiles = torch.quantile(share, torch.linspace(0.1, 0.9, 9, dtype=x.dtype))
+    assert (quantiles - torch.linspace(0.1, 0.9, 9, dtype=x.dtype)).abs().max() < 0.015
+    flat = delta.flatten(1)
+    deviation = flat.std(dim=0)
+    assert (flat.mean(dim=0).abs() < 4 * deviation / n**0.5).all()
+    # E[d_i^2] of a uniform point: 1/3 in the cube, 1/(d + 2) in the sphere, 2/((d + 1)(d + 2)) in the cross-polytope.
+    variance = {"linf": 1 / 3, "l2": 1 / (d + 2), "l1": 2 / ((d + 1) * (d + 2))}[norm] * epsilon**2
+    assert (deviation.square() / variance - 1).abs().max() < 0.05
+    correlation = torch.corrcoef(flat.T) - torch.eye(d, dtype=x.dtype)
+    assert correlation.abs().max() < 0.03
+
+
+@pytest.mark.parametrize("norm", BALLS)
+def test_random_starts_respect_ball_and_box_and_belong_to_examples(norm):
+    _, x = case(1, dtype=torch.float32)
+    threat = ThreatModel(norm, RADII[norm])
+    rng = ExampleRNG.make(0, "attack", torch.arange(len(x)))
+    start = balls.random_start(x, threat, rng)
+    assert not balls.violations(start, x, threat, tolerance=1e-6).any()
+    rows = torch.tensor([4, 1])
+    assert torch.equal(balls.random_start(x[rows], threat, rng.select(rows)), start[rows])
+    assert not torch.equal(balls.random_start(x, threat, rng.at(1)), start)
+
+
+@pytest.mark.parametrize("norm", BALLS)
+def test_violations_forgive_rounding_and_nothing_else(norm):
+    _, x = case(0, d=3000, dtype=torch.float32)
+    threat = ThreatModel(norm, RADII[norm])
+    edge = balls.project(x + 0.7 * torch.where(x < 0.5, 1.0, -1.0), x, threat)
+    assert not balls.violations(edge, x, threat).any()
+    inner = ThreatModel(norm, RADII[norm] * 0.999)
+    assert balls.violations(edge, x, inner).all()
+
+
+def test_violations_find_box_and_numbers():
+    x = torch.full((6, 1, 2, 2), 0.5)
+    x_adv = x.clone()
+    for row, value in enumerate((torch.nan, torch.inf, -1e-3, 1 + 1e-3, 1 + 1e-7, 0.6)):
+        x_adv[row, 0, 1, 0] = value
+    wide = ThreatModel("linf", None)
+    assert balls.violations(x_adv, x, wide).tolist() == [True, True, True, True, False, False]
+    assert balls.violations(x_adv, x, ThreatModel("none", None)).tolist() == [True, True, True, True, False, False]
+    assert balls.violations(x_adv, x, ThreatModel("l0", 1, None)).tolist() == [True, True, False, False, False, False]
+    assert balls.violations(x_adv, x, ThreatModel("linf", 0.2)).tolist() == [True] * 5 + [False]
+    with pytest.raises(ValueError, match="shape"):
+        balls.violations(x_adv[:2], x, wide)
