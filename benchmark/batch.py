@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 
 import torch
@@ -15,6 +13,7 @@ from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Untargeted, cross_entropy
 from advbench.clocks import device_name, single_thread, stopwatch
 from advbench.defenses.defended import Defended
+from advbench.zoo import checkpoints
 
 DEFAULT_BATCH = 128
 _SECONDS = 0.15
@@ -91,8 +90,4 @@ def _read(memory: Path) -> dict[str, int]:
 
 
 def _write(memory: Path, known: dict[str, int]) -> None:
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=memory.parent, suffix=".tmp")
-    with os.fdopen(handle, "w") as file:
-        json.dump(known, file, indent=1, sort_keys=True)
-    Path(temporary).replace(memory)
+    checkpoints.write_atomically(memory, json.dumps(known, indent=1, sort_keys=True).encode())

@@ -141,7 +141,7 @@ class _Planner:
         self.measure = measure
         self.devices = resolve_devices(config.device)
         self.device = self.devices[0]
-        self.data = datasets.load(config.dataset, config.data_dir)
+        self.data = registry.load_dataset(config.dataset, config.data_dir)
         self.radii = config.epsilon or self._usual_radius()
         self.split = scored_split(self.data, config.n_examples)
         self.attacks = [self._attack(spec) for spec in _suite(config).attacks]
@@ -458,7 +458,7 @@ def _suite(config: Config) -> _Suite:
     norm = config.norm
     first_order = "fgsm" if norm == "linf" else "fgm"
     attacks = [Spec(first_order), Spec("pgd")] + ([Spec("deepfool")] if norm in ("linf", "l2") else [])
-    defenses = (Spec("none"), Spec(f"robust-{norm}"), Spec(f"pgd-{norm}"), Spec("input-noise"))
+    defenses = (Spec("none"), Spec(f"robust-{norm}"), Spec(f"pgd-{norm}"), Spec.of("input-noise", {"passes": 2}))
     return _Suite(
         _unique(config.defense or defenses),
         _unique(config.attack or attacks),

@@ -10,13 +10,17 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import metadata
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from advbench.attacks import ATTACKS
 from advbench.defenses import DEFENSES
 from advbench.sources import source_hash
 from advbench.specs import Spec
 from advbench.zoo import ARCHITECTURES, DATASETS
+
+if TYPE_CHECKING:
+    from advbench.zoo.data import DataSet
 
 Kind = Literal["attacks", "defenses", "architectures", "datasets"]
 KINDS: tuple[Kind, ...] = ("attacks", "defenses", "architectures", "datasets")
@@ -89,6 +93,16 @@ def create(kind: Literal["attacks", "defenses"], spec: Spec) -> Any:
         return make(**spec.keywords)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{spec}: {error}") from error
+
+
+def load_dataset(name: str, data_dir: Path | None) -> DataSet:
+    """A data set, advbench's own or a plug-in's. ValueError or FileNotFoundError, in one line, where it is not there."""
+    from advbench.zoo import datasets
+
+    if name in DATASETS or name not in table("datasets"):
+        return datasets.load(name, data_dir)
+    data: DataSet = factory("datasets", name)(data_dir)
+    return data
 
 
 def describe(kind: Kind, name: str) -> str:

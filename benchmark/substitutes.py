@@ -26,20 +26,21 @@ BUDGET = Budget(epochs=30, batch_size=64, learning_rate=2e-3)
 def fit_substitute(content: Mapping[str, Any], target: Defended, data: DataSet, device: torch.device) -> Substitute:
     """The substitute of Papernot et al. for the labels of `target`, from held-out images that are never scored.
 
-    The seed images are the first of the validation split; the rest of that split measures the fidelity.
+    The seed images are the first of the validation split, which no model is trained on; the rest of that split measures the
+    fidelity. Where the split is small the seeds are two thirds of it at most.
     """
     seed = int(content["seed"])
-    held_out = data.validation.first(int(content["seeds"])).to(device)
-    rest = data.validation.select(slice(int(content["seeds"]), None)).to(device)
+    seeds = min(int(content["seeds"]), 2 * len(data.validation) // 3)
+    rest = data.validation.select(slice(seeds, None)).to(device)
 
     def oracle(rng: ExampleRNG) -> DecisionBased:
         return DecisionBased(target.model, rng, stochastic=target.stochastic)
 
     return train_substitute(
         oracle,
-        held_out.x,
+        data.validation.first(seeds).to(device).x,
         fit=partial(_fit_round, content=content, data=data, seed=seed, device=device),
-        rounds=int(content["rounds"]),
+        rounds=int(content["rounds"]) + 1,
         step=float(content["step"]),
         seed=seed,
         held_out_x=rest.x,

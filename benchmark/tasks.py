@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,7 +26,7 @@ from advbench.plan import Task, artefact, scored_split
 from advbench.results.record import Examples, Gallery, Record
 from advbench.results.store import Store
 from advbench.substitutes import fit_substitute
-from advbench.zoo import checkpoints, datasets, training
+from advbench.zoo import checkpoints, training
 from advbench.zoo.data import DataSet, Split
 
 
@@ -220,7 +218,7 @@ def _details(task: Task, context: Context) -> dict[str, Any]:
         facts = checkpoints.metadata(artefact("substitute", content["substitute"], context.out))
         details["substitute"] = {
             "queries": int(facts["queries"]),
-            "fidelity": float(facts["fidelity"]),
+            "fidelity": float(facts["fidelity"]) if facts["fidelity"] != "nan" else None,
             "sizes": [int(size) for size in facts["sizes"].split(",")],
             "seconds": float(facts["seconds"]),
         }
@@ -266,7 +264,7 @@ def _data(context: Context) -> DataSet:
 
 @lru_cache(maxsize=2)
 def _load(name: str, data_dir: Path | None) -> DataSet:
-    return datasets.load(name, data_dir)
+    return registry.load_dataset(name, data_dir)
 
 
 def _threat(content: Mapping[str, Any]) -> ThreatModel:
@@ -289,16 +287,6 @@ def _read_craft(path: Path) -> Craft:
 
 def _save(path: Path, **arrays: Any) -> None:
     """Write an npz file as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    checkpoints.write_atomically(path, buffer.getvalue())

@@ -44,7 +44,7 @@ def save(path: Path, module: nn.Module, metadata: Mapping[str, str]) -> None:
             aliases[name] = first[place]
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in state.items() if name not in aliases}
     own = {_ALIASES: json.dumps(aliases), _DIGEST: _digest(state)}
-    _write_atomically(path, safetensors.torch.save(_contiguous(tensors), {**metadata, **own}))
+    write_atomically(path, safetensors.torch.save(_contiguous(tensors), {**metadata, **own}))
 
 
 def load(path: Path, module: nn.Module) -> dict[str, str]:
@@ -64,6 +64,18 @@ def load(path: Path, module: nn.Module) -> dict[str, str]:
         raise ValueError(f"Expected the weights that the checkpoint's hash names, got a damaged file: delete {path}")
     module.load_state_dict(tensors)
     return metadata
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """The texts that `save` was given, without the weights. Raises FileNotFoundError or ValueError as `load` does."""
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected a checkpoint, got no file at {path}")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            found = dict(file.metadata() or {})
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"Expected a whole safetensors file, got a damaged one ({error}): delete {path}") from None
+    return {name: text for name, text in found.items() if name not in (_ALIASES, _DIGEST)}
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -100,7 +112,7 @@ def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Write to a temporary file in the same folder, flush it to the disk, and rename it to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
