@@ -41,18 +41,27 @@ def browser(tmp_path_factory):
     driver.quit()
 
 
-@pytest.fixture(
-    params=[(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")], ids=lambda param: f"{param[0]}-{param[1]}"
-)
-def opened(request, browser, default_store):
-    """The report of the default run, in a window of a given width and colour scheme."""
-    width, scheme = request.param
+def _open(browser, store, width, scheme):
     window = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", window)
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    browser.get(write_reports(default_store.folder.parent)[1].as_uri())
+    browser.get(write_reports(store.folder.parent)[1].as_uri())
     return browser
+
+
+@pytest.fixture(
+    params=[(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")], ids=lambda param: f"{param[0]}-{param[1]}"
+)
+def anywhere(request, browser, default_store):
+    """The report of the default run, in windows of each width and colour scheme."""
+    return _open(browser, default_store, *request.param)
+
+
+@pytest.fixture
+def opened(browser, default_store):
+    """The report of the default run in a wide window."""
+    return _open(browser, default_store, 1280, "light")
 
 
 def _column(browser, table, name):
@@ -80,21 +89,21 @@ def _click(browser, table, name):
     return heading.get_attribute("aria-sort")
 
 
-def test_the_page_opens_without_an_error_and_asks_for_nothing(opened):
-    assert [entry for entry in opened.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+def test_the_page_opens_without_an_error_and_asks_for_nothing(anywhere):
+    assert [entry for entry in anywhere.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
     requests = [
-        entry["message"] for entry in opened.get_log("performance") if 'Network.requestWillBeSent"' in entry["message"]
+        entry["message"] for entry in anywhere.get_log("performance") if 'Network.requestWillBeSent"' in entry["message"]
     ]
     assert not [message for message in requests if '"url":"http' in message]
 
 
-def test_the_page_is_no_wider_than_the_window(opened):
-    assert opened.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+def test_the_page_is_no_wider_than_the_window(anywhere):
+    assert anywhere.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
 
 
-def test_text_and_figures_have_contrast_in_both_colour_schemes(opened):
+def test_text_and_figures_have_contrast_in_both_colour_schemes(anywhere):
     """WCAG contrast of the page's ink, soft text, accent and warning, and of the figures' labels, on its paper."""
-    ratios = opened.execute_script(
+    ratios = anywhere.execute_script(
         """
         const paper = getComputedStyle(document.body).backgroundColor;
         const luminance = (colour) => {
@@ -116,8 +125,8 @@ def test_text_and_figures_have_contrast_in_both_colour_schemes(opened):
     assert min(ratios) >= 4.5
 
 
-def test_the_dark_scheme_is_dark(opened, request):
-    background = opened.execute_script("return getComputedStyle(document.body).backgroundColor")
+def test_the_dark_scheme_is_dark(anywhere, request):
+    background = anywhere.execute_script("return getComputedStyle(document.body).backgroundColor")
     level = sum(int(part) for part in background[4:-1].split(",")) / 3
     assert (level < 64) == ("dark" in request.node.callspec.id)
 
@@ -182,8 +191,8 @@ def test_the_focus_is_visible(opened):
     assert style == ["solid", "2px"]
 
 
-def test_image_grids_line_up_with_their_answers(opened):
-    widths = opened.execute_script(
+def test_image_grids_line_up_with_their_answers(anywhere):
+    widths = anywhere.execute_script(
         """
         const grid = document.querySelector(".frame");
         const image = grid.querySelector("img");
