@@ -115,18 +115,22 @@ def steepest(gradient: Tensor, threat: ThreatModel) -> Tensor:
     raise ValueError(f"Expected a threat in linf, l2 or l1 for a steepest direction, got {threat.norm}")
 
 
-def sparse_steepest(gradient: Tensor, x_adv: Tensor, threat: ThreatModel, share: float) -> Tensor:
-    """The l1 direction of unit length that moves a `share` of the values, at least one, by equal amounts; shapes (n, ...).
+def sparse_step(gradient: Tensor, x_adv: Tensor, threat: ThreatModel, length: float, share: float) -> Tensor:
+    """The step of l1 norm `length` that gains the most along `gradient` while no value moves by more than its part.
 
-    The values with the largest gradients among those that the box still lets move, as in SLIDE (Tramer & Boneh 2019,
-    arXiv:1904.13000, section 3.2). Where fewer have a gradient, only these move, and the direction is shorter.
+    The part of a value is `length` over the number of values in `share`, at least one, and no value leaves the box: those
+    with the largest gradients move by their part, or to the box's bound where that is nearer, until the length is spent.
+    Without bounds this is the step of SLIDE (Tramer & Boneh 2019, arXiv:1904.13000, section 3.2), which stalls on values
+    that are next to theirs. The step is shorter where too few values have a gradient.
     """
     gradient = gradient.nan_to_num()
-    movable = gradient.where(headroom(gradient, x_adv, threat) > 0, 0).flatten(1)
-    count = max(1, round(share * movable.shape[1]))
-    largest = movable.abs().topk(count, dim=1).indices
-    signs = movable.gather(1, largest).sign() / count
-    return torch.zeros_like(movable).scatter(1, largest, signs).view_as(gradient)
+    part = length / max(1, round(share * gradient[0:1].numel()))
+    room = headroom(gradient, x_adv, threat).clamp(max=part).where(gradient != 0, 0).flatten(1)
+    order = gradient.flatten(1).abs().argsort(dim=1, descending=True)
+    room = room.gather(1, order)
+    spent = room.cumsum(dim=1) - room
+    lengths = torch.zeros_like(room).scatter(1, order, (length - spent).clamp(min=0).minimum(room))
+    return gradient.sign() * lengths.view_as(gradient)
 
 
 def random_start(x: Tensor, threat: ThreatModel, rng: ExampleRNG) -> Tensor:

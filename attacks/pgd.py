@@ -21,9 +21,9 @@ class PGD:
     """Projected gradient descent from random starts (Madry et al. 2018, arXiv:1706.06083).
 
     steps: gradient steps of each restart. step_size: as a fraction of epsilon. random_start: uniform in the ball. restarts:
-    independent starts. loss: `cross-entropy` or `margin`. sparsity: the share of the values that an l1 step moves (SLIDE,
-    Tramer & Boneh 2019, arXiv:1904.13000, has 0.01); other norms do not use it. stop: whether an example is left alone
-    after its first success; one that is wrong from the outset then stays as it is.
+    independent starts. loss: `cross-entropy` or `margin`. sparsity: the share of the values that a step in l1 is spread
+    over (`balls.sparse_step`); other norms do not use it. stop: whether an example is left alone after its first success;
+    one that is wrong from the outset then stays as it is.
 
     A restart costs steps backwards and steps + 1 forwards; stopping at success with a random start costs one forward more,
     of the clean images.
@@ -64,9 +64,11 @@ class PGD:
             evaluation = search.access.loss_gradient(x_adv, search.goal, loss_named(self.loss))
             search.record(x_adv, evaluation.logits, evaluation.loss)
             x_adv, gradient = search.keep(x_adv, evaluation.gradient)
-            if threat.norm == "l1":
-                direction = balls.sparse_steepest(gradient, x_adv, threat, self.sparsity)
-            else:
-                direction = balls.steepest(gradient, threat)
-            x_adv = balls.project(x_adv + self.step_size * threat.radius * direction, search.x, threat)
+            x_adv = balls.project(x_adv + self._step(gradient, x_adv, threat), search.x, threat)
         look(search, x_adv, loss_named(self.loss))
+
+    def _step(self, gradient: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
+        length = self.step_size * threat.radius
+        if threat.norm == "l1":
+            return balls.sparse_step(gradient, x_adv, threat, length, self.sparsity)
+        return length * balls.steepest(gradient, threat)

@@ -287,14 +287,20 @@ def test_l1_steepest_direction_is_the_signed_largest_component():
     assert balls.steepest(gradient, ThreatModel("l1", 5.0)).flatten().tolist() == [0, -1, 0, 0]
 
 
-def test_sparse_steepest_direction_skips_values_that_the_box_holds():
+def test_sparse_steps_move_the_steepest_values_as_far_as_box_and_part_let_them():
     gradient = torch.tensor([4.0, -3.0, 2.0, -1.0]).view(1, 1, 2, 2)
-    x_adv = torch.tensor([1.0, 0.5, 0.5, 0.0]).view(1, 1, 2, 2)
-    threat = ThreatModel("l1", 1.0)
-    assert balls.sparse_steepest(gradient, x_adv, threat, 0.5).flatten().tolist() == [0, -0.5, 0.5, 0]
-    assert balls.sparse_steepest(gradient, x_adv, threat, 0.01).flatten().tolist() == [0, -1, 0, 0]
-    assert balls.sparse_steepest(gradient, x_adv, ThreatModel("l1", 1.0, None), 0.5).flatten().tolist() == [0.5, -0.5, 0, 0]
-    assert not balls.sparse_steepest(torch.zeros_like(gradient), x_adv, threat, 0.5).any()
+    x_adv = torch.tensor([0.75, 0.5, 0.5, 0.0]).view(1, 1, 2, 2)
+
+    def step(length: float, share: float, box: tuple[float, float] | None = (0.0, 1.0)) -> list[float]:
+        return balls.sparse_step(gradient, x_adv, ThreatModel("l1", 1.0, box), length, share).flatten().tolist()
+
+    assert step(0.125, 0.01) == [0.125, 0, 0, 0]  # one value, within its room
+    assert step(1.0, 0.01) == [0.25, -0.5, 0.25, 0]  # each to the bound, the rest to the next
+    assert step(1.0, 0.5) == [0.25, -0.5, 0.25, 0]
+    assert step(0.5, 0.5) == [0.25, -0.25, 0, 0]  # two parts of 0.25
+    assert step(9.0, 0.01) == [0.25, -0.5, 0.5, 0]  # all the room there is
+    assert step(1.0, 0.5, None) == [0.5, -0.5, 0, 0]
+    assert not balls.sparse_step(torch.zeros_like(gradient), x_adv, ThreatModel("l1", 1.0), 1.0, 0.5).any()
 
 
 @pytest.mark.parametrize("norm", ["l0", "none"])
