@@ -10,4 +10,13 @@ ATTACKS: dict[str, str] = {
     "fgsm": "advbench.attacks.fgm:FGSM",
     "pgd": "advbench.attacks.pgd:PGD",
     "deepfool": "advbench.attacks.deepfool:DeepFool",
+    "apgd-ce": "advbench.attacks.apgd:APGD",
+    "apgd-dlr": "advbench.attacks.apgd:APGDDLR",
+    "apgd-t": "advbench.attacks.apgd:APGDT",
+    "fab": "advbench.attacks.fab:FAB",
+    "fab-t": "advbench.attacks.fab:FABT",
+    "square": "advbench.attacks.square:Square",
+    "autoattack": "advbench.attacks.autoattack:AutoAttack",
+    "autoattack-rand": "advbench.attacks.autoattack:AutoAttackRand",
+    "worst-case": "advbench.attacks.ensemble:WorstCase",
 }

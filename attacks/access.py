@@ -122,6 +122,10 @@ class Access:
             rows=self.rows[rows],
         )
 
+    def averaging(self, draws: int) -> Self:
+        """Access to the same examples that averages over so many draws, counted in the same ledger."""
+        return type(self)(self.model, self.rng, stochastic=self.stochastic, draws=draws, ledger=self.ledger, rows=self.rows)
+
     def _count(self, column: Tensor, times: int) -> None:
         column.index_add_(0, self.rows, torch.full_like(self.rows, times))
 

@@ -1,0 +1,157 @@
+"""FAB: the smallest perturbation, by walking along the decision boundary towards the image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, TypeAlias
+
+import torch
+from torch import Tensor
+
+from advbench.attacks import balls
+from advbench.attacks.access import Access, WhiteBox
+from advbench.attacks.aims import Aim, likeliest_targets
+from advbench.attacks.attack import check_norm, check_positive
+from advbench.attacks.hyperplane import way_to_hyperplane
+from advbench.attacks.iterates import Search, Stop
+from advbench.attacks.losses import lead, margin
+from advbench.attacks.rng import ExampleRNG
+from advbench.attacks.threat import Goal, Targeted, ThreatModel
+
+Boundary: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""Logits (m, classes), and the linearised boundary at the iterates: its height (m,), negative on the clean side, and the
+height's gradient (m, c, h, w)."""
+
+Linearise: TypeAlias = Callable[[Search[WhiteBox], Tensor], Boundary]
+"""(search, iterates of the live examples) -> the boundary there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FAB:
+    """Fast adaptive boundary attack on the nearest class (Croce & Hein 2020, arXiv:1907.02044).
+
+    steps: steps of each run. eta: overshoot over the boundary. alpha_max: the most that a step is drawn to the shortest way
+    from the image itself. beta: how far an adversarial iterate stays away from the image. targets: 0 linearises the
+    boundaries to all classes in each step, at one backward per wrong class; else one run after the other goes to the
+    boundary with each of so many wrong classes, the likeliest of the clean image first, at one backward per step. stop:
+    with a threat that has an epsilon, whether an example is left alone as soon as an adversarial is that near.
+
+    Among all adversarial iterates the nearest is kept; where none was found the image comes back as it is, and it may lie
+    beyond epsilon. Runs start at the image, without randomness. A step costs one forward: where it lands on the adversarial
+    side, the boundary seen from there serves the next step too, while the authors' code looks again after stepping back.
+    """
+
+    steps: int = 100
+    eta: float = 1.05
+    alpha_max: float = 0.1
+    beta: float = 0.9
+    targets: int = 0
+    stop: Stop = "success"
+
+    norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2", "l1"})
+    minimal_norm: ClassVar[bool] = True
+    knowledge: ClassVar[type[Access]] = WhiteBox
+    targeted: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_positive(self, "steps", "eta", "beta")
+        if not 0 <= self.alpha_max <= 1:
+            raise ValueError(f"Expected `alpha_max` in [0, 1], got {self.alpha_max}")
+        if self.targets < 0:
+            raise ValueError(f"Expected `targets` >= 0, got {self.targets}")
+
+    def __call__(self, access: WhiteBox, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
+        """Return the nearest adversarial image found, or the image itself, shape (n, c, h, w)."""
+        check_norm(self, threat)
+        search = Search(access, x, goal, rng, self.stop)
+        if isinstance(goal, Targeted):
+            self._walk(search, threat, _towards(Aim(margin)))
+        elif not self.targets:
+            self._walk(search, threat, lambda search, z: _nearest(search, z, threat))
+        elif search:
+            logits = search.access.logits(x)
+            for target in likeliest_targets(logits, goal.y, self.targets):
+                self._walk(search, threat, _towards(Aim(_lead, target)))
+        return search.best.x_adv
+
+    def _walk(
+        self, search: Search[WhiteBox], threat: ThreatModel, linearise: Callable[[Search[WhiteBox], Tensor], Boundary]
+    ) -> None:
+        """One run from the live examples' images."""
+        z = search.x
+        for _ in range(self.steps):
+            if not search:
+                return
+            logits, height, normal = linearise(search, z)
+            adversarial = _record(search, z, logits, threat)
+            z, height, normal, adversarial = search.keep(z, height, normal, adversarial)
+            z = self._step(z, search.x, height, normal, adversarial, threat)
+        if search:
+            _record(search, z, search.access.logits(z), threat)
+
+    def _step(
+        self, z: Tensor, x: Tensor, height: Tensor, normal: Tensor, adversarial: Tensor, threat: ThreatModel
+    ) -> Tensor:
+        """Equations 9 and 10 of the paper: over the boundary, a little along the shortest way from the image.
+
+        height, normal: of the boundary linearised at `z`; an adversarial `z` steps back to the image first.
+        """
+        start = (x + self.beta * (z - x)).where(balls.per_example(adversarial, z), z)
+        points = torch.cat((start, x))
+        heights = torch.cat((height, height)) + ((points - torch.cat((z, z))) * torch.cat((normal, normal))).flatten(1).sum(
+            dim=1
+        )
+        ways = way_to_hyperplane(points, torch.cat((normal, normal)), -heights, threat)
+        here, there = balls.distance(ways, threat.norm).chunk(2)
+        alpha = (here / (here + there).clamp(min=torch.finfo(x.dtype).tiny)).clamp(max=self.alpha_max)
+        over, direct = (points + self.eta * ways).chunk(2)
+        ahead = torch.lerp(over, direct, balls.per_example(alpha, x))
+        return ahead if threat.box is None else ahead.clamp(*threat.box)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FABT(FAB):
+    """Fast adaptive boundary attack on nine classes, one after the other (Croce & Hein 2020, arXiv:1907.02044).
+
+    The parameters are those of `FAB`.
+    """
+
+    targets: int = 9
+
+
+def _record(search: Search[WhiteBox], z: Tensor, logits: Tensor, threat: ThreatModel) -> Tensor:
+    """Keep the nearest adversarial images, a success where within the threat's epsilon. Returns which are adversarial."""
+    adversarial = search.goal.achieved(logits)
+    distance = balls.distance(z - search.x, threat.norm)
+    limit = threat.epsilon if threat.epsilon is not None else 0.0
+    search.record(z, logits, (-distance).where(adversarial, -torch.inf), within=distance <= limit)
+    return adversarial
+
+
+def _towards(aim: Aim) -> Linearise:
+    """The boundary on which the aim's loss, a difference of logits, is zero: one backward."""
+
+    def linearise(search: Search[WhiteBox], z: Tensor) -> Boundary:
+        evaluation = aim.observe(search, z)
+        return evaluation.logits, evaluation.loss, evaluation.gradient
+
+    return linearise
+
+
+def _lead(logits: Tensor, goal: Goal) -> Tensor:
+    return lead(logits, goal.y, goal.target) if isinstance(goal, Targeted) else margin(logits, goal)
+
+
+def _nearest(search: Search[WhiteBox], z: Tensor, threat: ThreatModel) -> Boundary:
+    """The boundary that is nearest to `z` in the linear model, among those to every wrong class: one backward for each."""
+    logits, pull = search.access.pullback(z)
+    true = torch.nn.functional.one_hot(search.goal.y, logits.shape[1]).to(logits.dtype)
+    wrong = (1 - true).nonzero()[:, 1].view(len(logits), -1)
+    differences = torch.nn.functional.one_hot(wrong.T, logits.shape[1]).to(logits.dtype) - true
+    normals = pull(differences)
+    heights = (differences * logits).sum(dim=2)
+    slopes = balls.distance(normals.flatten(0, 1), balls.DUAL[threat.norm]).view_as(heights)
+    nearest = (heights.abs() / slopes).nan_to_num(torch.inf).argmin(dim=0)
+    rows = torch.arange(len(z), device=z.device)
+    return logits, heights[nearest, rows], normals[nearest, rows]
