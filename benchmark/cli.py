@@ -29,21 +29,6 @@ app = typer.Typer(
 )
 
 
-class Norm(StrEnum):
-    """The norms of the boards."""
-
-    linf = "linf"
-    l2 = "l2"
-    l1 = "l1"
-
-
-class Backend(StrEnum):
-    """How tasks run side by side."""
-
-    loky = "loky"
-    threading = "threading"
-
-
 class ListKind(StrEnum):
     """What can be listed."""
 
@@ -55,7 +40,17 @@ class ListKind(StrEnum):
 
 def main() -> None:
     """Run the command line; bad input ends with one clear line and exit code 2."""
-    app()
+    try:
+        code = app(standalone_mode=False)
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        if error.format_message():
+            print(f"advbench: {error.format_message()}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
 
 
 def _version(wanted: bool) -> None:
@@ -87,7 +82,7 @@ def run(
     defense: Annotated[str | None, typer.Option(help="Defenses, such as none,pgd-linf(steps=10).")] = None,
     attack: Annotated[str | None, typer.Option(help="Attacks, such as fgsm,pgd(steps=100).")] = None,
     substitute: Annotated[str | None, typer.Option(help="Architectures of the black-box attacker's substitute.")] = None,
-    norm: Annotated[Norm | None, typer.Option(help="The norm of the threat. [default: linf]")] = None,
+    norm: Annotated[str | None, typer.Option(help="The norm of the threat: linf, l2 or l1. [default: linf]")] = None,
     epsilon: Annotated[
         str | None, typer.Option(help="One radius or several, such as 8/255 or 0.1,0.2. [default: the data set's usual one]")
     ] = None,
@@ -97,7 +92,7 @@ def run(
     epochs: Annotated[int | None, typer.Option(help="Training epochs. [default: the data set's]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, or cuda:0,cuda:1. [default: auto]")] = None,
     jobs: Annotated[int | None, typer.Option(help="Tasks side by side. [default: one per core, or per GPU]")] = None,
-    backend: Annotated[Backend | None, typer.Option(help="Processes or threads. [default: loky]")] = None,
+    backend: Annotated[str | None, typer.Option(help="Processes (loky) or threads (threading). [default: loky]")] = None,
     out: Annotated[Path | None, typer.Option(help="Where the results go. [default: advbench-out]")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do everything again, whatever is there.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and run nothing.")] = False,
@@ -109,11 +104,7 @@ def run(
 
     Exit codes: 0 all cells scored, 1 some cell failed (the table says which), 2 bad input, 130 interrupted.
     """
-    settings = {
-        name: (value.value if isinstance(value, StrEnum) else value)
-        for name, value in locals().items()
-        if name not in ("config", "dry_run", "fresh")
-    }
+    settings = {name: value for name, value in locals().items() if name not in ("config", "dry_run", "fresh")}
     try:
         from advbench.config import make_config
         from advbench.plan import make_plan
@@ -132,19 +123,19 @@ def list_components(
     kind: Annotated[ListKind | None, typer.Argument(help="Which components; all where absent.")] = None,
 ) -> None:
     """List the registered components, one line each, with the paper that they come from."""
-    from rich.console import Console
-    from rich.table import Table
-
     from advbench import registry
 
-    console = Console()
-    for each in registry.KINDS if kind is None else (kind.value,):
-        table = Table(title=each, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
-        for name in registry.names(each):
-            table.add_row(name, registry.describe(each, name))
-        console.print(table)
+    kinds = registry.KINDS if kind is None else (kind.value,)
+    for each in kinds:
+        names = registry.names(each)
+        if len(kinds) > 1:
+            print(f"{each}:")
+        for name in names:
+            print(f"{name:{max(map(len, names))}}  {registry.describe(each, name)}")
         if each in registry.OPEN_NAMES:
-            console.print(f"  and {registry.OPEN_NAMES[each]}", highlight=False)
+            print(f"and {registry.OPEN_NAMES[each]}")
+        if each != kinds[-1]:
+            print()
 
 
 @app.command()
