@@ -76,10 +76,10 @@ class Stretched:
         stretched = balls.stretch(found, x, threat)
         if isinstance(access, DecisionBased):
             return stretched
-        inside = balls.per_example(balls.distance(found - x, threat.norm) <= threat.epsilon, x)
+        inside = ~unmoved & (balls.distance(found - x, threat.norm) <= threat.epsilon)
         search = Search(access, x, goal, rng, "never")
         look(search, stretched, cross_entropy)
-        look(search, found.where(inside, stretched), cross_entropy)
+        look(search, found.where(balls.per_example(inside, x), stretched), cross_entropy)
         return search.best.x_adv
 
     def _other_way(self, access: Any, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
