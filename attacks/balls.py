@@ -208,16 +208,16 @@ def water_level(rates: Tensor, caps: Tensor, volume: float | Tensor) -> Tensor:
 
     rates, caps: non-negative, shape (n, d). volume: one number, or one per example, shape (n,).
     """
-    full = torch.zeros_like(rates, dtype=torch.bool)
-    level = rates.new_zeros(len(rates))
+    level = (volume / rates.sum(dim=1)).nan_to_num(posinf=torch.inf)
+    caps = caps.clamp(max=torch.finfo(caps.dtype).max)
     while True:
-        free = rates.masked_fill(full, 0).sum(dim=1)
-        rest = volume - caps.where(full, 0).sum(dim=1)
-        level = level.maximum((rest / free).where(free > 0, torch.inf))
-        overflown = full | (level.unsqueeze(1) * rates >= caps)
-        if torch.equal(overflown, full):
+        full = (level.unsqueeze(1) * rates >= caps).to(rates.dtype)
+        free = ((1 - full) * rates).sum(dim=1)
+        rest = volume - (full * caps).sum(dim=1)
+        risen = level.maximum(torch.where(free > 0, rest / free, torch.inf))
+        if not (risen > level).any():
             return level
-        full = overflown
+        level = risen
 
 
 def _project_l1(x_adv: Tensor, x: Tensor, threat: ThreatModel, radius: Tensor) -> Tensor:
