@@ -28,13 +28,13 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     counter: four int64 tensors that broadcast together, values in [0, 2**32). key: two ints in [0, 2**32).
     Returns four int64 tensors of the common shape, values in [0, 2**32).
     """
-    a, b, c, d = torch.broadcast_tensors(*counter)
+    a, b, c, d = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
         # int64 products wrap modulo 2**64, so the low 64 bits are those of the unsigned product.
         p, q = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]
-        a = (q >> 32).bitwise_and_(_MASK).bitwise_xor_(b).bitwise_xor_(k0)
-        c = (p >> 32).bitwise_and_(_MASK).bitwise_xor_(d).bitwise_xor_(k1)
+        a = (q >> 32).bitwise_and_(_MASK) ^ b ^ k0
+        c = (p >> 32).bitwise_and_(_MASK) ^ d ^ k1
         b, d = q.bitwise_and_(_MASK), p.bitwise_and_(_MASK)
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
     return a, b, c, d
@@ -97,8 +97,8 @@ class ExampleRNG:
         rows = max(1, _CACHED_WORDS // max(1, count))
         if self.index.device.type != "cpu" or len(self.index) <= rows:
             return draw(self)
-        parts = zip(self.index.split(rows), self.draw.split(rows), strict=True)
-        return torch.cat([draw(replace(self, index=index, draw=number)) for index, number in parts])
+        parts = [slice(start, start + rows) for start in range(0, len(self.index), rows)]
+        return torch.cat([draw(replace(self, index=self.index[part], draw=self.draw[part])) for part in parts])
 
     def integers(self, high: int | Tensor, shape: tuple[int, ...] = ()) -> Tensor:
         """Uniform integers in [0, high), shape (n, *shape), int64; `high` up to 2**31, one number or one per example."""

@@ -26,6 +26,7 @@ from advbench.sources import source_hash
 from advbench.specs import Spec, canonical
 from advbench.zoo import checkpoints, datasets, training
 from advbench.zoo.data import DataSet, Split
+from advbench.zoo.training import Budget
 
 Kind = Literal["train", "substitute", "clean", "craft", "score"]
 DEFAULT_ARCHITECTURE = Spec("gu2014/n200-200-10")
@@ -186,14 +187,13 @@ class _Planner:
             )
         return spec, attack, registry.content("attacks", spec, attack)
 
-    def _budget(self) -> Any:
+    def _budget(self) -> Budget:
         budget = datasets.default_budget(self.config.dataset)
-        changes = {
-            name: value
-            for name, value in (("epochs", self.config.epochs), ("train_examples", self.config.train_examples))
-            if value is not None
-        }
-        return dataclasses.replace(budget, **changes)
+        return dataclasses.replace(
+            budget,
+            epochs=self.config.epochs or budget.epochs,
+            train_examples=self.config.train_examples or budget.train_examples,
+        )
 
     def _defense(self, spec: Spec) -> tuple[Any, dict[str, Any]]:
         """The component, its unset radius filled in, and its content."""

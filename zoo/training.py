@@ -81,7 +81,8 @@ class Step:
     """Where the training stands, for an objective that needs random numbers or a schedule.
 
     seed: the training seed. epoch, iteration: from 0; `iteration` counts steps over all epochs. index: the batch's data-set
-    indices, shape (n,), int64. training: False while the loss is taken on the validation split.
+    indices, shape (n,), int64. training: False while the loss is taken on the validation split. progress: share of all steps
+    that are done, in [0, 1).
     """
 
     seed: int
@@ -89,6 +90,7 @@ class Step:
     iteration: int
     index: Tensor
     training: bool = True
+    progress: float = 1.0
 
 
 Objective: TypeAlias = Callable[[nn.Module, Tensor, Tensor, Step], Mapping[str, Tensor]]
@@ -243,7 +245,8 @@ class _Loop:
         sums: dict[str, Tensor] = {}
         for rows in order.tensor_split(self.batches):
             batch = self.training.select(rows)
-            step = Step(self.seed, epoch, self.iteration, batch.index)
+            done = self.iteration / (self.batches * self.budget.epochs)
+            step = Step(self.seed, epoch, self.iteration, batch.index, progress=done)
             terms = _terms(self.objective(self.model, batch.x, batch.y, step))
             self._descend(sum(terms.values(), start=torch.zeros((), device=batch.x.device)))
             for name, value in terms.items():

@@ -20,6 +20,7 @@ class PGDTraining(RobustOptimisation):
     steps: int = 7
     step_size: float = 0.25
     random_start: bool = True
+    warm_up: float = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

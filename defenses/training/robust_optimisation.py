@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from advbench.attacks.threat import Norm, ThreatModel
 from advbench.defenses.training.ascent import ascend
 from advbench.defenses.training.trained import Trained, stream
 from advbench.zoo.training import Step
+
+_SMALLEST = 1e-6
+"""The radius of the first step of a warm-up, for a ball has no radius 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +31,7 @@ class RobustOptimisation(Trained):
     l2 and l1, which are 0.055, 0.55 and 0.55 here.) steps: ascent steps, 1 in the paper. step_size: as a fraction of
     epsilon. random_start: start from a uniform point of the ball. clip: keep perturbed images in [0, 1]. The paper trains
     on standardised images without clipping; here pixels live in [0, 1], so the default clips, and ``clip=False`` is the
-    paper's.
+    paper's. warm_up: share of the training over which the radius grows from 0 to `epsilon`; none in the paper.
     """
 
     norm: ClassVar[Norm]
@@ -37,6 +40,7 @@ class RobustOptimisation(Trained):
     step_size: float = 1.0
     random_start: bool = False
     clip: bool = True
+    warm_up: float = 0.0
 
     def __post_init__(self) -> None:
         if self.epsilon is not None:
@@ -45,6 +49,8 @@ class RobustOptimisation(Trained):
             raise ValueError(f"Expected `steps` >= 1, got {self.steps}")
         if not self.step_size > 0:
             raise ValueError(f"Expected `step_size` > 0, got {self.step_size}")
+        if not 0 <= self.warm_up <= 1:
+            raise ValueError(f"Expected `warm_up` in [0, 1], got {self.warm_up}")
 
     @property
     def threat(self) -> ThreatModel:
@@ -55,11 +61,14 @@ class RobustOptimisation(Trained):
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Mapping[str, Tensor]:
         """Cross-entropy of the perturbed batch alone; on the validation split too, with one fixed random start."""
+        threat = self.threat
+        if step.training and step.progress < self.warm_up:
+            threat = replace(threat, epsilon=max(_SMALLEST, threat.radius * step.progress / self.warm_up))
         x_adv = ascend(
             model,
             x,
             y,
-            self.threat,
+            threat,
             steps=self.steps,
             step_size=self.step_size,
             random_start=self.random_start,
