@@ -115,11 +115,29 @@ def test_rejects_what_makes_no_sense(arguments, message):
 
 def test_the_defaults_are_those_of_the_papers():
     fields = [field.name for field in dataclasses.fields(PGDLinf)]
-    assert fields == ["epsilon", "steps", "step_size", "random_start", "clip"]
+    assert fields == ["epsilon", "steps", "step_size", "random_start", "clip", "warm_up"]
     assert list(inspect.signature(RobustL1).parameters) == fields
     assert (RobustLinf().steps, RobustLinf().step_size, RobustLinf().random_start) == (1, 1.0, False)
     assert (PGDLinf().steps, PGDLinf().step_size, PGDLinf().random_start) == (7, 2 / 8, True)
     assert not PGDL1().random_start
+    assert (RobustLinf().warm_up, PGDLinf().warm_up) == (0.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("progress", "training", "radius"),
+    [(0.0, True, 0.0), (0.2, True, 0.1), (0.4, True, 0.2), (0.9, True, 0.2), (0.1, False, 0.2)],
+)
+def test_the_radius_grows_over_the_warm_up_of_the_training(progress, training, radius):
+    """On a linear model the adversarial loss at radius r is that of a margin that is smaller by r times the l1 norm."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False)).double()
+    x, y = torch.full((3, 1, 2, 2), 0.5, dtype=torch.float64), torch.tensor([0, 1, 0])
+    weight = model[1].weight.detach()
+    sign = 1.0 - 2.0 * y
+    margin = sign * (x.flatten(1) @ (weight[0] - weight[1])) - radius * (weight[0] - weight[1]).abs().sum()
+    defense = RobustLinf(epsilon=0.2, warm_up=0.4)
+    loss = defense.objective(model, x, y, Step(0, 0, 0, torch.arange(3), training, progress))["adversarial"]
+    expected = nn.functional.softplus(-margin).mean()
+    torch.testing.assert_close(loss.detach(), expected, atol=1e-5, rtol=0)
 
 
 def strong_and_weak_features(n: int, seed: int) -> Split:
