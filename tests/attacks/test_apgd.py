@@ -111,7 +111,7 @@ def test_checkpoints_are_those_of_the_paper():
     for steps in (5, 17, 50, 1000):
         ends = list(checkpoints(steps))
         assert ends == sorted(set(ends))
-        assert 0 < ends[0]
+        assert ends[0] > 0
         assert 0.75 * steps < ends[-1] <= steps
 
 

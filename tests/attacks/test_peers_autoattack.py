@@ -1,0 +1,112 @@
+"""The authors' implementation, as ported by pyautoattack, beside ours: equal kernels, equal verdicts on a small network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from advbench.attacks import balls
+from advbench.attacks.access import WhiteBox
+from advbench.attacks.apgd import APGD, APGDDLR, APGDT
+from advbench.attacks.fab import FAB, FABT
+from advbench.attacks.hyperplane import way_to_hyperplane
+from advbench.attacks.losses import dlr
+from advbench.attacks.rng import ExampleRNG
+from advbench.attacks.square import Square
+from advbench.attacks.threat import Targeted, ThreatModel, Untargeted
+
+peer = pytest.importorskip("pyautoattack", reason="the peer is optional: pip install --no-deps pyautoattack")
+
+from pyautoattack.autopgd_base import APGDAttack_targeted, L1_projection  # noqa: E402
+from pyautoattack.fab_projections import projection_l1, projection_l2, projection_linf  # noqa: E402
+
+RADII = {"linf": ("Linf", 0.08), "l2": ("L2", 0.5), "l1": ("L1", 2.0)}
+
+
+@pytest.fixture(scope="module")
+def problem() -> tuple[nn.Module, Tensor, Tensor]:
+    """A network fitted to noisy copies of five random images, and 60 of them that it gets right, float32."""
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    prototypes = torch.rand(5, 1, 8, 8, generator=generator)
+    y = torch.arange(400) % 5
+    x = (prototypes[y] + 0.35 * torch.randn(400, 1, 8, 8, generator=generator)).clamp(0, 1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 5))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    model.requires_grad_(False).eval()
+    right = (model(x).argmax(dim=1) == y).nonzero().squeeze(1)[:60]
+    return model, x[right], y[right]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("norm", RADII)
+@pytest.mark.parametrize(
+    ("name", "attack"),
+    [
+        ("apgd-ce", APGD(steps=100)),
+        ("apgd-dlr", APGDDLR(steps=100)),
+        ("apgd-t", APGDT(steps=100)),
+        ("fab", FAB(steps=100)),
+        ("fab-t", FABT(steps=100)),
+        ("square", Square(queries=400, rescale=False)),
+    ],
+)
+def test_verdicts_are_the_peers(problem, name, attack, norm):
+    """Both runs are random, and differ in what is documented: at most 10% of the examples have another verdict.
+
+    Only ours may break more with squares: the peer never places one on the last row or column.
+    """
+    model, x, y = problem
+    label, epsilon = RADII[norm]
+    epsilon *= 2.5 if name == "square" else 1  # it is the weakest
+    with torch.random.fork_rng():
+        theirs = peer.AutoAttack(model, norm=label, eps=epsilon, version="standard", device="cpu", seed=0)
+        theirs.attacks_to_run = [name]
+        theirs.square.n_queries = 400
+        theirs.apgd.n_restarts = theirs.fab.n_restarts = 1
+        theirs.apgd_targeted.n_target_classes = theirs.fab.n_target_classes = 4
+        found = theirs.run_standard_evaluation(x, y, batch_size=len(x))
+    found = found[0] if isinstance(found, tuple) else found
+    their_broken = model(found).argmax(dim=1) != y
+    rng = ExampleRNG.make(0, "attack", torch.arange(len(x)))
+    with WhiteBox(model, rng.fork("model")) as access:
+        ours = attack(access, x, Untargeted(y), ThreatModel(norm, epsilon), rng)
+    inside = balls.distance(ours - x, norm) <= epsilon * (1 + 1e-5)
+    broken = (model(ours).argmax(dim=1) != y) & inside
+    assert 5 <= their_broken.sum() <= 55
+    assert broken.sum() >= their_broken.sum() - 2
+    assert (broken != their_broken).float().mean() <= (0.4 if name == "square" else 0.1)
+
+
+@pytest.mark.parametrize(("norm", "project"), [("linf", projection_linf), ("l2", projection_l2), ("l1", projection_l1)])
+def test_ways_to_hyperplanes_are_the_peers(norm, project):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(50, 1, 4, 4, generator=generator)
+    normal, level = torch.randn(50, 1, 4, 4, generator=generator), torch.randn(50, generator=generator)
+    offset = (normal * x).flatten(1).sum(dim=1) + level
+    theirs = project(x.flatten(1), normal.flatten(1), offset)
+    ours = way_to_hyperplane(x, normal, level, ThreatModel(norm, None)).flatten(1)
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_the_projection_on_the_l1_ball_is_the_peers():
+    generator = torch.Generator().manual_seed(0)
+    x, delta = torch.rand(50, 1, 4, 4, generator=generator), torch.randn(50, 1, 4, 4, generator=generator)
+    theirs = x + delta + L1_projection(x, delta, 1.5)
+    torch.testing.assert_close(balls.project(x + delta, x, ThreatModel("l1", 1.5)), theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_the_ratio_of_logit_differences_is_the_peers():
+    logits = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(40) % 6
+    theirs = APGDAttack_targeted(None, eps=1.0, device="cpu")
+    theirs.y_target = (y + 1) % 6
+    torch.testing.assert_close(dlr(logits, Untargeted(y)), theirs.dlr_loss(logits, y))
+    torch.testing.assert_close(dlr(logits, Targeted(y, theirs.y_target)), theirs.dlr_loss_targeted(logits, y))
