@@ -23,6 +23,7 @@ def ascend(
     step_size: float,
     random_start: bool,
     rng: ExampleRNG,
+    sparsity: float | None = None,
 ) -> Tensor:
     """Images of higher loss in the ball around `x`: projected steepest ascent on the cross-entropy.
 
@@ -36,7 +37,8 @@ def ascend(
 
     x: images (n, c, h, w). y: labels (n,). threat: the ball, with a radius, and the box. steps: gradient steps, each one
     forward and one backward. step_size: as a fraction of epsilon. random_start: from a uniform point of the ball, drawn
-    from `rng`. Returns images (n, c, h, w) without a graph.
+    from `rng`. sparsity: for l1, the share of the values that a step is spread over (`balls.sparse_step`); None steps on one
+    value. Returns images (n, c, h, w) without a graph.
     """
     if threat.epsilon is None:
         raise ValueError("Expected a threat with a radius, got epsilon None: an ascent needs a ball to stay in")
@@ -44,9 +46,12 @@ def ascend(
     x_adv = balls.random_start(x, threat, rng) if random_start else x
     with unchanged(model):
         for _ in range(steps):
-            gradient = feasible(input_gradient(model, x_adv, y), x_adv, threat)
-            direction = balls.steepest(gradient, threat)
-            x_adv = balls.project(x_adv + step_size * threat.epsilon * direction, x, threat)
+            gradient = input_gradient(model, x_adv, y)
+            if sparsity is None:
+                step = step_size * threat.epsilon * balls.steepest(feasible(gradient, x_adv, threat), threat)
+            else:
+                step = balls.sparse_step(gradient, x_adv, threat, step_size * threat.epsilon, sparsity)
+            x_adv = balls.project(x_adv + step, x, threat)
     return x_adv
 
 

@@ -59,6 +59,10 @@ class RobustOptimisation(Trained):
             raise ValueError(f"Expected `epsilon` > 0, got None: give {type(self).__name__} the {self.norm} radius")
         return ThreatModel(self.norm, self.epsilon, (0.0, 1.0) if self.clip else None)
 
+    def _share(self) -> float | None:
+        """The share of the values that an l1 step is spread over; None for the paper's one pixel."""
+        return None
+
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Mapping[str, Tensor]:
         """Cross-entropy of the perturbed batch alone; on the validation split too, with one fixed random start."""
         threat = self.threat
@@ -73,6 +77,7 @@ class RobustOptimisation(Trained):
             step_size=self.step_size,
             random_start=self.random_start,
             rng=stream(step),
+            sparsity=self._share(),
         )
         return {"adversarial": cross_entropy(model(x_adv), y)}
 
