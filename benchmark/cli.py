@@ -242,8 +242,8 @@ def _print_result(plan: Plan, result: RunResult, console: Console) -> None:
 
     print_leaderboard(result.out, result.cells, console)
     for key, reason in list(result.failures.items())[:20]:
-        console.print(f"failed: {plan.tasks[key].label}: {reason}", markup=False, highlight=False)
+        print(f"failed: {plan.tasks[key].label}: {reason}")
     if result.interrupted:
-        console.print("interrupted: what is finished is kept; the same command continues", markup=False)
+        print("interrupted: what is finished is kept; the same command continues")
     for path in result.reports:
         print(path)

@@ -133,7 +133,8 @@ class _Run:
         try:
             self._parallel({key: waiting[key]}, 2)
         except BrokenProcessPool as error:
-            self._finish(waiting[key], f"the worker died: {' '.join(str(error).split())[:300]}")
+            # loky's text goes on with guesses and tracebacks; its first sentence says what happened.
+            self._finish(waiting[key], f"the worker died: {' '.join(str(error).split()).partition('. ')[0]}")
 
     def _parallel(self, waiting: dict[str, Task], jobs: int) -> None:
         """Run tasks side by side; each leaves `waiting` as it ends."""
