@@ -6,9 +6,14 @@ this package imports no attack.
 
 ATTACKS: dict[str, str] = {
     "uniform-noise": "advbench.attacks.noise:UniformNoise",
+    "correlated-noise": "advbench.attacks.correlated_noise:CorrelatedNoise",
     "fgm": "advbench.attacks.fgm:FGM",
     "fgsm": "advbench.attacks.fgm:FGSM",
+    "r-fgsm": "advbench.attacks.rfgsm:RFGSM",
     "pgd": "advbench.attacks.pgd:PGD",
+    "mi-fgsm": "advbench.attacks.momentum:MIFGSM",
+    "di-fgsm": "advbench.attacks.diverse:DIFGSM",
+    "ti-fgsm": "advbench.attacks.translation:TIFGSM",
     "deepfool": "advbench.attacks.deepfool:DeepFool",
     "apgd-ce": "advbench.attacks.apgd:APGD",
     "apgd-dlr": "advbench.attacks.apgd:APGDDLR",
