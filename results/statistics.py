@@ -195,15 +195,16 @@ def worst_case(outcomes: Sequence[Outcome], epsilon: float | None = None) -> Wor
     """The attacker's best choice among several cells of one target, example by example.
 
     For a deterministic model that is the minimum. For a stochastic one the strategy is chosen by the select draws and its
-    report draws are what counts, since the minimum over noisy reports would be biased. Strategies beyond `epsilon` are out.
+    report draws are what counts, since the minimum over noisy reports would be biased; strategies that the select draws
+    cannot tell apart count with the mean of their reports. Strategies beyond `epsilon` are out.
     Raises ValueError for no cell, or cells whose examples differ.
     """
     _check_aligned(outcomes)
     selected = np.stack([_selection(record, examples, epsilon) for record, examples in outcomes])
     shares = np.stack([robust(record, examples, epsilon) for record, examples in outcomes])
-    best = selected.argmin(axis=0)
-    rows = np.arange(selected.shape[1])
-    return WorstCase(shares[best, rows], np.where(np.isfinite(selected[best, rows]), best, -1))
+    lowest = selected.min(axis=0)
+    tied = selected == lowest
+    return WorstCase(shares.mean(axis=0, where=tied), np.where(np.isfinite(lowest), tied.argmax(axis=0), -1))
 
 
 def over_seeds(values_by_seed: Sequence[Values]) -> OverSeeds:
