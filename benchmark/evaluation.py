@@ -6,7 +6,7 @@ fresh forward pass says (DESIGN invariants 1 and 2).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +74,6 @@ def craft(
     draws: int,
     batch: int,
     device: torch.device,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Craft:
     """Attack every image of `split` in compute batches, and verify what comes back.
 
@@ -91,8 +90,6 @@ def craft(
                 x_adv = attack(access, part.x.clone(), Untargeted(part.y), threat, rng.fork("attack"))
             images.append(_verified(x_adv, part, threat).cpu())
             ledgers.append(access.ledger)
-            if progress is not None:
-                progress(min(start + batch, len(split)), len(split))
     counts = [torch.cat([getattr(one, field) for one in ledgers]).cpu() for field in ("forwards", "backwards", "queries")]
     return Craft(torch.cat(images), Ledger(*counts), measured)
 

@@ -14,7 +14,7 @@ from advbench.defenses.defended import Defended
 from advbench.specs import Spec
 from advbench.zoo import architectures, checkpoints, training
 from advbench.zoo.data import DataSet
-from advbench.zoo.training import Budget, Progress
+from advbench.zoo.training import Budget
 
 Contents = Mapping[str, Mapping[str, Any]]
 """The contents of training tasks, by key."""
@@ -53,7 +53,6 @@ def fit_defended(
     data: DataSet,
     file: Callable[[str], Path],
     device: torch.device,
-    progress: Progress | None = None,
 ) -> Defended:
     """Train what the content of `key` says, on top of its inputs' checkpoints."""
     content = contents[key]
@@ -67,7 +66,6 @@ def fit_defended(
             seed=seed,
             device=device,
             budget=Budget(**content["budget"]),
-            progress=progress,
         )
     return fitted
 
