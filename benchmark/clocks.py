@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-
-from advbench import __version__
 
 
 @dataclass(slots=True)
@@ -100,7 +99,7 @@ def environment() -> dict[str, Any]:
     """Versions and the commit of advbench's checkout, where it runs from one."""
     commit, dirty = _commit()
     found: dict[str, Any] = {
-        "advbench": __version__,
+        "advbench": metadata.version("advbench"),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),

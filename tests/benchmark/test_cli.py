@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
@@ -59,6 +60,7 @@ def test_help_imports_nothing_heavy(tmp_path):
 def test_version(tmp_path):
     result = advbench("--version", cwd=tmp_path)
     assert (result.returncode, result.stdout) == (0, f"advbench {__version__}\n")
+    assert __version__ == metadata.version("advbench")
 
 
 @pytest.mark.parametrize(
