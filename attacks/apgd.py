@@ -61,7 +61,7 @@ class APGD:
         for number, aim in enumerate(self._aims(search)):
             for restart in range(self.restarts):
                 if search:
-                    self._climb(search, aim, threat, search.rng.fork(number, restart))
+                    self.climb(search, aim, threat, search.rng.fork(number, restart))
         return search.best.x_adv
 
     def _aims(self, search: Search[WhiteBox]) -> list[Aim]:
@@ -74,7 +74,8 @@ class APGD:
         search.record(search.x, logits, margin(logits, goal))
         return [Aim(loss, target) for target in likeliest_targets(logits, goal.y, self.targets)] if several else [Aim(loss)]
 
-    def _climb(self, search: Search[WhiteBox], aim: Aim, threat: ThreatModel, rng: ExampleRNG) -> None:
+    def climb(self, search: Search[WhiteBox], aim: Aim, threat: ThreatModel, rng: ExampleRNG) -> None:
+        """One run of the live examples from a random start, which records its iterates; `aim` replaces the loss."""
         if threat.norm == "l1":
             climb_sparsely(search, aim, threat, rng, self.steps)
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
@@ -65,20 +65,25 @@ class FAB:
         """Return the nearest adversarial image found, or the image itself, shape (n, c, h, w)."""
         check_norm(self, threat)
         search = Search(access, x, goal, rng, self.stop)
-        if isinstance(goal, Targeted):
-            self._walk(search, threat, _towards(Aim(margin)))
-        elif not self.targets:
-            self._walk(search, threat, lambda search, z: _nearest(search, z, threat))
-        elif search:
-            logits = search.access.logits(x)
-            for target in likeliest_targets(logits, goal.y, self.targets):
-                self._walk(search, threat, _towards(Aim(_lead, target)))
+        targets: Sequence[Tensor | None] = [None]
+        if search and self.targets and not isinstance(goal, Targeted):
+            targets = likeliest_targets(search.access.logits(x), goal.y, self.targets)
+        for target in targets:
+            self.walk(search, threat, target)
         return search.best.x_adv
 
-    def _walk(
-        self, search: Search[WhiteBox], threat: ThreatModel, linearise: Callable[[Search[WhiteBox], Tensor], Boundary]
-    ) -> None:
-        """One run from the live examples' images."""
+    def walk(self, search: Search[WhiteBox], threat: ThreatModel, target: Tensor | None = None) -> None:
+        """One run from the live examples' images, which records the nearest adversarials.
+
+        target: classes of all examples of the search, whose boundaries it goes to, shape (n,), int64; the goal's own ones
+        where None.
+        """
+        if target is not None:
+            linearise = _towards(Aim(_lead, target))
+        elif isinstance(search.goal, Targeted):
+            linearise = _towards(Aim(margin))
+        else:
+            linearise = _nearest(threat)
         z = search.x
         for _ in range(self.steps):
             if not search:
@@ -143,15 +148,19 @@ def _lead(logits: Tensor, goal: Goal) -> Tensor:
     return lead(logits, goal.y, goal.target) if isinstance(goal, Targeted) else margin(logits, goal)
 
 
-def _nearest(search: Search[WhiteBox], z: Tensor, threat: ThreatModel) -> Boundary:
-    """The boundary that is nearest to `z` in the linear model, among those to every wrong class: one backward for each."""
-    logits, pull = search.access.pullback(z)
-    true = torch.nn.functional.one_hot(search.goal.y, logits.shape[1]).to(logits.dtype)
-    wrong = (1 - true).nonzero()[:, 1].view(len(logits), -1)
-    differences = torch.nn.functional.one_hot(wrong.T, logits.shape[1]).to(logits.dtype) - true
-    normals = pull(differences)
-    heights = (differences * logits).sum(dim=2)
-    slopes = balls.distance(normals.flatten(0, 1), balls.DUAL[threat.norm]).view_as(heights)
-    nearest = (heights.abs() / slopes).nan_to_num(torch.inf).argmin(dim=0)
-    rows = torch.arange(len(z), device=z.device)
-    return logits, heights[nearest, rows], normals[nearest, rows]
+def _nearest(threat: ThreatModel) -> Linearise:
+    """The boundary that is nearest in the linear model, among those to every wrong class: one backward for each."""
+
+    def linearise(search: Search[WhiteBox], z: Tensor) -> Boundary:
+        logits, pull = search.access.pullback(z)
+        true = torch.nn.functional.one_hot(search.goal.y, logits.shape[1]).to(logits.dtype)
+        wrong = (1 - true).nonzero()[:, 1].view(len(logits), -1)
+        differences = torch.nn.functional.one_hot(wrong.T, logits.shape[1]).to(logits.dtype) - true
+        normals = pull(differences)
+        heights = (differences * logits).sum(dim=2)
+        slopes = balls.distance(normals.flatten(0, 1), balls.DUAL[threat.norm]).view_as(heights)
+        nearest = (heights.abs() / slopes).nan_to_num(torch.inf).argmin(dim=0)
+        rows = torch.arange(len(z), device=z.device)
+        return logits, heights[nearest, rows], normals[nearest, rows]
+
+    return linearise

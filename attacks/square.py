@@ -62,25 +62,33 @@ class Square:
         search = Search(access, x, goal, rng, self.stop)
         if search and self.stop == "success":
             look(search, search.x, margin)
-        if search:
-            start, propose = (_stripes, _square) if threat.norm == "linf" else (_tiles, _window)
-            look(search, start(search.x, threat, search.rng.fork("start")), margin)
-            for first in range(1, self.queries, _BLOCK):
-                self._queries(search, threat, propose, range(first, min(first + _BLOCK, self.queries)))
+        self.begin(search, threat)
+        self.ask(search, threat, range(1, self.queries))
         return search.best.x_adv
 
-    def _queries(
-        self, search: Search[ScoreBased | WhiteBox], threat: ThreatModel, propose: Proposal, numbers: range
-    ) -> None:
-        """Ask for the numbered queries."""
+    def begin(self, search: Search[ScoreBased | WhiteBox], threat: ThreatModel) -> None:
+        """The first query, stripes or tiles."""
+        if search:
+            start = _stripes if threat.norm == "linf" else _tiles
+            look(search, start(search.x, threat, search.rng.fork("start")), margin)
+
+    def ask(self, search: Search[ScoreBased | WhiteBox], threat: ThreatModel, numbers: range) -> None:
+        """The numbered queries, from 1, each around the best point that the search holds."""
+        propose = _square if threat.norm == "linf" else _window
+        for first in range(numbers.start, numbers.stop, _BLOCK):
+            self._block(search, threat, propose, range(first, min(first + _BLOCK, numbers.stop)))
+
+    def _block(self, search: Search[ScoreBased | WhiteBox], threat: ThreatModel, propose: Proposal, numbers: range) -> None:
+        if not search:
+            return
         words = _words(search.rng, numbers, 5 + -(-search.x.shape[1] // 32))
         for number, query in enumerate(numbers):
-            if not search:
-                return
-            side = self._side(query, search.x)
             best = search.best.x_adv[search.rows]
+            side = self._side(query, search.x)
             look(search, propose(best, search.x, threat, side, words[:, number]), margin)
             (words,) = search.keep(words)
+            if not search:
+                return
 
     def _side(self, query: int, x: Tensor) -> int:
         """The side of the squares at a query, from 1."""
