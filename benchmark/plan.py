@@ -375,7 +375,12 @@ class _Planner:
                         )
                         for surrogate in target.surrogates
                     ]
-                self._score("white-box", target, attack, epsilon, crafts[radius], None)
+                found = list(crafts[radius])
+                if radius is None and target.stochastic:
+                    # The smallest perturbation fools a random model about every other time: one that spends the whole
+                    # budget stands beside it, so that the model does not look robust at epsilon for that reason.
+                    found.append(self._craft_for_transfer(target, attack, epsilon))
+                self._score("white-box", target, attack, epsilon, found, None)
 
     def _black_box(self, target: Target, architecture: Spec) -> None:
         content = registry.content("architectures", architecture, None)
@@ -425,21 +430,25 @@ class _Planner:
             measure=self.measure,
         )
 
+    def _craft_for_transfer(self, source: Target, attack: tuple[Spec, Any, dict[str, Any]], epsilon: float) -> str:
+        """Images crafted on a model to be shown to any: every example, the whole budget, the faithful surrogate."""
+        return self._craft(
+            source.key,
+            source.label,
+            attack,
+            epsilon,
+            batch=source.batch,
+            seed=source.seed,
+            surrogate=source.surrogates[0],
+            transfer=True,
+            draws=source.draws,
+        )
+
     def _transfer(self, targets: list[Target]) -> None:
         for attack in self.attacks:
             for epsilon in self.radii:
                 for source in targets:
-                    craft = self._craft(
-                        source.key,
-                        source.label,
-                        attack,
-                        epsilon,
-                        batch=source.batch,
-                        seed=source.seed,
-                        surrogate=source.surrogates[0],
-                        transfer=True,
-                        draws=source.draws,
-                    )
+                    craft = self._craft_for_transfer(source, attack, epsilon)
                     facts = source.facts()
                     for target in targets:
                         self._score("transfer", target, attack, epsilon, [craft], {**facts, "kind": "model"})

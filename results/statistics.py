@@ -18,7 +18,7 @@ from advbench.results.record import Examples, Record
 
 Values: TypeAlias = NDArray[np.float64]
 
-TOLERANCE = 1e-6
+TOLERANCE = 1e-5
 """How far, as a fraction of epsilon, a distance may lie beyond epsilon and still count as within."""
 SURVIVORS_BELOW = 0.99
 _Z = 1.959963984540054
