@@ -87,6 +87,22 @@ def test_it_stops_at_success_and_leaves_alone_what_is_already_wrong(white_box):
     assert (cross_entropy(model(late), goal) >= cross_entropy(model(early), goal) - 1e-12).all()
 
 
+def test_a_craft_that_never_stops_is_never_the_clean_image(white_box):
+    class Peak(nn.Module):
+        """The true class is least likely just beside the clean image, so that a step only makes it likelier."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            score = 10 * (x.flatten(1).mean(dim=1) - 0.501) ** 2
+            return torch.stack((score, torch.zeros_like(score)), dim=1)
+
+    x, goal = torch.full((2, *SHAPE), 0.5), Untargeted(torch.zeros(2, dtype=torch.int64))
+    threat = ThreatModel("linf", 0.1)
+    with white_box(Peak(), 2) as access:
+        craft, attack = (MIFGSM(steps=1, stop=stop)(access, x, goal, threat, access.rng) for stop in ("never", "success"))
+    torch.testing.assert_close(craft, x + 0.01)
+    assert torch.equal(attack, x)
+
+
 def test_momentum_carries_over_a_flat_stretch(white_box):
     class Shelf(nn.Module):
         """Class 0 until the mean exceeds 0.58, with a flat stretch between 0.52 and 0.56."""
