@@ -23,5 +23,10 @@ ATTACKS: dict[str, str] = {
     "square": "advbench.attacks.square:Square",
     "autoattack": "advbench.attacks.autoattack:AutoAttack",
     "autoattack-rand": "advbench.attacks.autoattack:AutoAttackRand",
+    "ddn": "advbench.attacks.ddn:DDN",
+    "fmn": "advbench.attacks.fmn:FMN",
+    "carlini-wagner": "advbench.attacks.carlini_wagner:CarliniWagner",
+    "lbfgs": "advbench.attacks.lbfgs:LBFGS",
+    "hop-skip-jump": "advbench.attacks.hop_skip_jump:HopSkipJump",
     "worst-case": "advbench.attacks.ensemble:WorstCase",
 }

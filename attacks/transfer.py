@@ -68,11 +68,11 @@ class Stretched:
         found = self.attack(access, x, goal, threat, rng)
         if threat.epsilon is None or not len(x):
             return found
-        if threat.norm not in balls.DUAL:
-            return balls.project(found, x, threat)
         unmoved = balls.distance(found - x, "linf") == 0
         if unmoved.any():
             found = torch.where(balls.per_example(unmoved, x), self._other_way(access, x, goal, threat, rng), found)
+        if threat.norm not in balls.DUAL:
+            return balls.project(found, x, threat)
         stretched = balls.stretch(found, x, threat)
         if isinstance(access, DecisionBased):
             return stretched
@@ -83,7 +83,8 @@ class Stretched:
         return search.best.x_adv
 
     def _other_way(self, access: Any, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
-        """Images to stretch towards where the attack gave none."""
+        """Images to stretch towards where the attack gave none; those of the l2 ball for l0, which has no direction."""
+        threat = threat if threat.norm in balls.DUAL else dataclasses.replace(threat, norm="l2")
         anywhere = balls.random_start(x, threat, rng.fork("stretched"))
         if not isinstance(access, WhiteBox):
             return anywhere

@@ -1,0 +1,215 @@
+"""HopSkipJump, which walks along the decision boundary and asks for labels alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from advbench.attacks import balls
+from advbench.attacks.access import Access, DecisionBased
+from advbench.attacks.attack import check_norm, check_positive
+from advbench.attacks.iterates import BestSoFar
+from advbench.attacks.rng import ExampleRNG
+from advbench.attacks.threat import Goal, Targeted, ThreatModel
+
+_FIRST_PROBE = 0.1
+_HALVINGS = 15
+_STARTS = 40
+_GRAINS = (1, 2, 4, 8)
+_PROBES_AT_ONCE = 16
+_IMAGES_AT_ONCE = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HopSkipJump:
+    """HopSkipJump, the smallest l2 or linf perturbation from labels alone (Chen et al. 2020, arXiv:1904.02144).
+
+    From a misclassified noise image a binary search goes to the boundary. Then, over and over: estimate the boundary's
+    normal from the labels of random points nearby, jump along it by a step that is halved until it stays misclassified, and
+    search the boundary again. queries: for each image at most; every label that is asked counts. evaluations: random points
+    of the first estimate, times the root of the iteration's number in the later ones. gamma: scale of the binary search's
+    threshold (gamma / d^(3/2) of the way in l2, gamma / d^2 in linf, for images of d values) and of the random points'
+    distance (gamma / d of the perturbation's).
+
+    The paper starts from uniform noise; where that is classified correctly, noise of coarser grain is tried, 40 images in
+    all. Images that the model gets wrong, and those for which no start is found, come back unchanged; of the others the
+    nearest image that was misclassified when asked. Epsilon is disregarded. Of a stochastic oracle every label is a fresh
+    draw, and the whole batch is asked each time.
+    """
+
+    queries: int = 5000
+    evaluations: int = 100
+    gamma: float = 1.0
+
+    norms: ClassVar[frozenset[str]] = frozenset({"l2", "linf"})
+    minimal_norm: ClassVar[bool] = True
+    knowledge: ClassVar[type[Access]] = DecisionBased
+    targeted: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_positive(self, "queries", "evaluations", "gamma")
+
+    def __call__(self, access: DecisionBased, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
+        """Return the nearest misclassified image found, else the image itself, shape (n, c, h, w), inside the box."""
+        check_norm(self, threat)
+        if isinstance(goal, Targeted):
+            raise ValueError("Expected an untargeted goal for HopSkipJump, got a targeted one")
+        oracle, best = _Oracle(access, x, goal.y, self.queries), BestSoFar(x)
+        bisections = self._bisections(x, threat)
+        x_adv, rows = _starts(oracle, x, threat, rng.fork("start"))
+        iteration = 0
+        while True:
+            iteration += 1
+            _note(best, x_adv, x, rows, threat)
+            x_adv, rows = _with(bisections, oracle, x_adv, rows)
+            x_adv = _to_boundary(oracle, x_adv, x[rows], rows, threat, bisections)
+            _note(best, x_adv, x, rows, threat)
+            probes = round(self.evaluations * math.sqrt(iteration))
+            x_adv, rows = _with(probes + _HALVINGS + bisections, oracle, x_adv, rows)
+            if not len(rows):
+                return best.x_adv
+            distance = balls.distance(x_adv - x[rows], threat.norm)
+            reach = self.gamma * distance / x[0].numel() if iteration > 1 else torch.full_like(distance, _FIRST_PROBE)
+            stream = rng.fork("probe", iteration).select(rows)
+            normal = _normal(oracle, x_adv, reach, probes, rows, threat, stream)
+            x_adv = _jump(oracle, x_adv, normal, distance / math.sqrt(iteration), rows, threat)
+
+    def _bisections(self, x: Tensor, threat: ThreatModel) -> int:
+        """Halvings of the way between the image and a misclassified one, down to the threshold of the paper."""
+        share = self.gamma * max(1, x[0:1].numel()) ** (-1.5 if threat.norm == "l2" else -2.0)
+        return max(1, math.ceil(-math.log2(share)))
+
+
+class _Oracle:
+    """Answers whether images are misclassified, and knows how many queries each example has left.
+
+    A stochastic model is asked about its whole batch each time: it may have a random state of its own.
+    """
+
+    def __init__(self, access: DecisionBased, x: Tensor, y: Tensor, queries: int) -> None:
+        self.access, self.x, self.y = access, x, y
+        self.limit = access.ledger.queries[access.rows] + queries
+
+    def left(self, rows: Tensor) -> Tensor:
+        """Questions that the examples `rows` may still ask, shape (m,)."""
+        return (self.limit - self.access.ledger.queries[self.access.rows])[rows] // self.access.draws
+
+    def misclassified(self, x_adv: Tensor, rows: Tensor) -> Tensor:
+        """Whether the oracle answers anything but the true label; x_adv: (m, c, h, w) of the examples `rows`; (m,), bool."""
+        if self.access.stochastic:
+            images = self.x.index_put((rows,), x_adv)
+            return (self.access.labels(images) != self.y)[rows]
+        parts = zip(torch.split(x_adv, _IMAGES_AT_ONCE), torch.split(rows, _IMAGES_AT_ONCE), strict=True)
+        found = [self.access.select(part).labels(images) != self.y[part] for images, part in parts]
+        return torch.cat(found) if found else torch.zeros_like(rows, dtype=torch.bool)
+
+    def several(self, x_adv: Tensor, rows: Tensor) -> Tensor:
+        """The same for k images of each example: x_adv (m, k, c, h, w), answers (m, k)."""
+        if self.access.stochastic:
+            return torch.stack([self.misclassified(images, rows) for images in x_adv.unbind(dim=1)], dim=1)
+        return self.misclassified(x_adv.flatten(0, 1), rows.repeat_interleave(x_adv.shape[1])).view(x_adv.shape[:2])
+
+
+def _starts(oracle: _Oracle, x: Tensor, threat: ThreatModel, rng: ExampleRNG) -> tuple[Tensor, Tensor]:
+    """Misclassified noise images (m, c, h, w) of the examples `rows`, (m,), that the model gets right and that have one."""
+    everyone = torch.arange(len(x), device=x.device)
+    seeking = everyone[~oracle.misclassified(x, everyone)] if len(x) else everyone
+    start, found = x.clone(), torch.zeros_like(everyone, dtype=torch.bool)
+    for number in range(_STARTS):
+        seeking = seeking[~found[seeking] & (oracle.left(seeking) > 0)]
+        if not len(seeking):
+            break
+        grain = _GRAINS[number % len(_GRAINS)]
+        start[seeking] = _noise(x[seeking], threat, rng.select(seeking).at(number), grain)
+        found[seeking] = oracle.misclassified(start[seeking], seeking)
+    rows = found.nonzero().squeeze(1)
+    return start[rows], rows
+
+
+def _with(needed: int, oracle: _Oracle, x_adv: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The images and rows of the examples that have as many questions left as are `needed`."""
+    going = oracle.left(rows) >= needed
+    return x_adv[going], rows[going]
+
+
+def _note(best: BestSoFar, x_adv: Tensor, x: Tensor, rows: Tensor, threat: ThreatModel) -> None:
+    """Keep misclassified images that are nearer than what is held."""
+    distance = balls.distance(x_adv - x[rows], threat.norm)
+    best.update(x_adv, torch.ones_like(rows, dtype=torch.bool), -distance, rows)
+
+
+def _noise(x: Tensor, threat: ThreatModel, rng: ExampleRNG, grain: int) -> Tensor:
+    """Uniform noise over the box, (0, 1) without one, in squares of `grain` pixels."""
+    low, high = (0.0, 1.0) if threat.box is None else threat.box
+    channels, height, width = x.shape[1:]
+    coarse = rng.uniform((channels, -(-height // grain), -(-width // grain)), x.dtype)
+    fine = coarse.repeat_interleave(grain, dim=2).repeat_interleave(grain, dim=3)[:, :, :height, :width]
+    return low + (high - low) * fine
+
+
+def _to_boundary(oracle: _Oracle, x_adv: Tensor, x: Tensor, rows: Tensor, threat: ThreatModel, bisections: int) -> Tensor:
+    """The last misclassified image of a bisection between `x` and the misclassified `x_adv`, shape (m, c, h, w).
+
+    In l2 it runs along the straight line, in linf over the radius of a ball that `x_adv` is projected on.
+    """
+    far, size = x_adv, balls.distance(x_adv - x, "linf")
+    low, high, size = torch.zeros_like(size), torch.ones_like(size), balls.per_example(size, x)
+    for _ in range(bisections):
+        share = balls.per_example((low + high) / 2, x)
+        if threat.norm == "l2":
+            middle = _boxed(torch.lerp(x, far, share), threat)
+        else:
+            middle = far.clamp(x - share * size, x + share * size)
+        wrong = oracle.misclassified(middle, rows)
+        x_adv = middle.where(balls.per_example(wrong, x), x_adv)
+        low, high = share.view(-1).where(~wrong, low), share.view(-1).where(wrong, high)
+    return x_adv
+
+
+def _normal(
+    oracle: _Oracle, x_adv: Tensor, reach: Tensor, probes: int, rows: Tensor, threat: ThreatModel, rng: ExampleRNG
+) -> Tensor:
+    """The estimated direction into the misclassified side, of unit length in the threat's norm (section 3.2), (m, c, h, w).
+
+    The mean of random steps, weighted with +1 where they end misclassified and -1 elsewhere, less the mean weight. reach:
+    the steps' l2 length, shape (m,); their direction is uniform in l2, that of a uniform vector in linf.
+    """
+    ahead, drift, votes = torch.zeros_like(x_adv), torch.zeros_like(x_adv), torch.zeros_like(reach)
+    length = balls.per_example(reach.clamp(min=torch.finfo(reach.dtype).tiny), x_adv).unsqueeze(1)
+    for first in range(0, probes, _PROBES_AT_ONCE):
+        numbers = torch.arange(first, min(first + _PROBES_AT_ONCE, probes), device=x_adv.device)
+        stream = rng.select(torch.arange(len(rows), device=x_adv.device).repeat_interleave(len(numbers)))
+        stream = stream.at(numbers.repeat(len(rows)))
+        shape = tuple(x_adv.shape[1:])
+        steps = stream.normal(shape, x_adv.dtype) if threat.norm == "l2" else 2 * stream.uniform(shape, x_adv.dtype) - 1
+        steps = balls.steepest(steps, ThreatModel("l2", None)).view(len(rows), len(numbers), *shape)
+        points = _boxed(x_adv.unsqueeze(1) + length * steps, threat)
+        signs = 2 * oracle.several(points, rows).to(x_adv.dtype) - 1
+        moves = (points - x_adv.unsqueeze(1)) / length
+        ahead = ahead + (moves * signs.view(*signs.shape, 1, 1, 1)).sum(dim=1)
+        drift, votes = drift + moves.sum(dim=1), votes + signs.sum(dim=1)
+    mean = votes / probes
+    baseline = mean.where(mean.abs() < 1, 0)  # where all agree, their mean would leave nothing
+    return balls.steepest(ahead - balls.per_example(baseline, x_adv) * drift, threat)
+
+
+def _jump(oracle: _Oracle, x_adv: Tensor, direction: Tensor, step: Tensor, rows: Tensor, threat: ThreatModel) -> Tensor:
+    """The first of ever shorter steps that stays misclassified, else the image itself; step: the first length, (m,)."""
+    landed, seeking = x_adv, torch.arange(len(rows), device=x_adv.device)
+    for _ in range(_HALVINGS):
+        if not len(seeking):
+            break
+        ahead = x_adv[seeking] + balls.per_example(step[seeking], x_adv) * direction[seeking]
+        ahead = _boxed(ahead, threat)
+        wrong = oracle.misclassified(ahead, rows[seeking])
+        landed = landed.index_put((seeking[wrong],), ahead[wrong])
+        seeking, step = seeking[~wrong], step / 2
+    return landed
+
+
+def _boxed(x: Tensor, threat: ThreatModel) -> Tensor:
+    return x if threat.box is None else x.clamp(*threat.box)

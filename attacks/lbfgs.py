@@ -1,0 +1,158 @@
+"""The box-constrained L-BFGS attack with one constant c for all images, and the search for that constant."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from advbench.attacks import balls
+from advbench.attacks.access import Access, Evaluation, Loss, WhiteBox
+from advbench.attacks.attack import check_norm, check_positive
+from advbench.attacks.iterates import BestSoFar
+from advbench.attacks.quasi_newton import minimise
+from advbench.attacks.rng import ExampleRNG
+from advbench.attacks.threat import Goal, Targeted, ThreatModel, cross_entropy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LBFGS:
+    """Box-constrained L-BFGS towards a wrong label (Szegedy et al. 2014, arXiv:1312.6199), with one c for all images.
+
+    Minimises c ||r|| + cross-entropy(x + r, label) over the images x + r in the box, from r = 0, as Gu & Rigazio 2014
+    (arXiv:1412.5068, equation 1) state it: the l2 norm of r is not squared unless `squared`, and c is the same for every
+    image of a model and a data set (`search_constant` finds it). With an untargeted goal the label is drawn uniformly from
+    the wrong ones, from the example's own stream, while any misclassification is a success. steps: evaluations of each image
+    at most, a forward and a backward each. history: curvature pairs that are remembered.
+
+    Images that the model gets wrong come back unchanged; of the others the misclassified iterate with the lowest objective
+    (in general where the minimisation ends), else the iterate with the lowest objective. Epsilon is disregarded.
+    """
+
+    c: float = 0.5
+    steps: int = 100
+    history: int = 10
+    squared: bool = False
+
+    norms: ClassVar[frozenset[str]] = frozenset({"l2"})
+    minimal_norm: ClassVar[bool] = True
+    knowledge: ClassVar[type[Access]] = WhiteBox
+    targeted: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_positive(self, "c", "steps", "history")
+
+    def __call__(self, access: WhiteBox, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
+        """Return the perturbed images, shape (n, c, h, w), inside the box."""
+        check_norm(self, threat)
+        if not len(x):
+            return x.clone()
+        best, ask = BestSoFar(x), _Question(access, x, goal, rng.fork("label"))
+
+        def objective(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            x_adv = points.view(-1, *x.shape[1:])
+            answer = ask(x_adv, rows)
+            delta = x_adv - x[rows]
+            distance = balls.distance(delta, "l2")
+            price = self.c * (distance.square() if self.squared else distance)
+            value = price - answer.loss
+            gradient = self._pull(delta, distance, answer.gradient, x_adv, threat) - answer.gradient
+            achieved = goal.select(rows).achieved(answer.logits)
+            best.update(x_adv, achieved, -value, rows)
+            # An image that is misclassified as it is needs nothing: with a zero gradient its minimisation ends.
+            needless = achieved & (distance == 0) & (not access.stochastic)
+            return value, gradient.masked_fill(balls.per_example(needless, x), 0).flatten(1)
+
+        low, high = (-torch.inf, torch.inf) if threat.box is None else threat.box
+        start = x.flatten(1)
+        bounds = torch.full_like(start, low), torch.full_like(start, high)
+        minimise(objective, start, *bounds, steps=self.steps, history=self.history)
+        return best.x_adv
+
+    def _pull(self, delta: Tensor, distance: Tensor, ascent: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
+        """The gradient of c ||r||; where r is zero, the subgradient that leaves the least of the objective's gradient.
+
+        ascent: the direction in which the loss rises, shape (m, c, h, w); values that the box holds back do not count.
+        """
+        if self.squared:
+            return 2 * self.c * delta
+        free = ascent.where(balls.headroom(ascent, x_adv, threat) > 0, 0)
+        length = balls.distance(free, "l2")
+        resting = free * balls.per_example(self.c / length.clamp(min=self.c), free)
+        moving = delta * balls.per_example(self.c / distance.where(distance > 0, 1), delta)
+        return torch.where(balls.per_example(distance > 0, delta), moving, resting)
+
+
+class _Question:
+    """The loss towards the label, for some of the examples.
+
+    A stochastic model sees the whole batch every time, as it may have a random state of its own.
+    """
+
+    def __init__(self, access: WhiteBox, x: Tensor, goal: Goal, label: ExampleRNG) -> None:
+        self.access, self.images, self.goal, self.label = access, x.clone(), goal, label
+
+    def __call__(self, x_adv: Tensor, rows: Tensor) -> Evaluation:
+        """Loss, gradient and logits of the examples `rows`, shape (m,), at `x_adv`, shape (m, c, h, w)."""
+        if not self.access.stochastic:
+            return self.access.select(rows).loss_gradient(x_adv, self.goal.select(rows), _towards(self.label.select(rows)))
+        self.images[rows] = x_adv
+        answer = self.access.loss_gradient(self.images, self.goal, _towards(self.label))
+        return Evaluation(answer.loss[rows], answer.gradient[rows], answer.logits[rows])
+
+
+def _towards(label: ExampleRNG) -> Loss:
+    """Minus the cross-entropy of the target, or of a wrong label that is uniform over them and the same in every call."""
+
+    def loss(logits: Tensor, goal: Goal) -> Tensor:
+        if isinstance(goal, Targeted):
+            return cross_entropy(logits, goal)
+        shift = 1 + label.integers(logits.shape[1] - 1)
+        wrong = (goal.y + shift.repeat(len(goal.y) // len(shift))) % logits.shape[1]
+        return cross_entropy(logits, Targeted(goal.y, wrong))
+
+    return loss
+
+
+def search_constant(
+    attacked: Callable[[float], tuple[Tensor, Tensor]],
+    *,
+    rate: float = 0.99,
+    low: float = 1e-4,
+    high: float = 1e2,
+    steps: int = 12,
+) -> float:
+    """The one c of a model: of those tried, the one with the smallest total distance that still breaks enough images.
+
+    This is the rule of Gu & Rigazio 2014 (arXiv:1412.5068, section 3). A larger c gives smaller perturbations and fewer
+    misclassified images, so the largest c that suffices is bisected on a logarithmic scale.
+
+    attacked: c -> (misclassified (n,) bool, l2 distance (n,)) of the same held-out images attacked with that c; images that
+    are wrong without an attack count as misclassified, at distance zero. rate: the share that has to be misclassified.
+    low, high: the range of c. steps: bisections.
+    Raises ValueError for a range or a rate that makes no sense, and RuntimeError where even `low` does not suffice.
+    """
+    if not 0 < low < high:
+        raise ValueError(f"Expected 0 < `low` < `high`, got {low} and {high}")
+    if not 0 < rate <= 1:
+        raise ValueError(f"Expected `rate` in (0, 1], got {rate}")
+    totals: dict[float, float] = {}
+
+    def suffices(c: float) -> bool:
+        misclassified, distance = attacked(c)
+        if float(misclassified.double().mean()) < rate:
+            return False
+        totals[c] = float(distance.double().sum())
+        return True
+
+    if not suffices(low):
+        raise RuntimeError(f"Expected c = {low} to break {rate:.1%} of the images, it broke fewer: lower `low`")
+    if not suffices(high):
+        for _ in range(steps):
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if suffices(middle) else (low, middle)
+    return min(totals, key=lambda c: (totals[c], -c))

@@ -1,0 +1,58 @@
+"""What minimal-norm attacks share: the nearest adversarial image of every example, and a loss that never saturates."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from advbench.attacks import balls
+from advbench.attacks.access import Access
+from advbench.attacks.iterates import Search
+from advbench.attacks.losses import margin
+from advbench.attacks.rng import ExampleRNG
+from advbench.attacks.threat import Goal, Targeted, ThreatModel
+
+AccessT = TypeVar("AccessT", bound=Access)
+
+
+def keep_nearest(search: Search[AccessT], x_adv: Tensor, logits: Tensor, threat: ThreatModel) -> Tensor:
+    """Record the iterates of the live examples; returns which of them achieve the goal, shape (m,), bool.
+
+    Adversarial iterates are ordered by their distance from the image, the others by their margin, so that an image that is
+    never broken comes back as the iterate nearest to it. Only the image itself ends the search of an example, which then
+    comes back unchanged: a search with ``stop="success"`` drops the examples that need no attack and goes on with the
+    others. `Search.keep` shrinks the returned mask like everything else.
+    """
+    achieved = search.goal.achieved(logits)
+    distance = balls.distance(x_adv - search.x, threat.norm)
+    search.best.update(x_adv, achieved, torch.where(achieved, -distance, margin(logits, search.goal)), search.rows)
+    search.record(x_adv, logits, torch.full_like(distance, -torch.inf), within=distance == 0)
+    return achieved
+
+
+def log_odds(logits: Tensor, goal: Goal) -> Tensor:
+    """log(p / (1 - p)) of the probability p that the label is what the attacker wants; shape (n,), to be ascended.
+
+    Untargeted: any wrong label. Targeted: the target. This is the difference of logits with a smooth maximum (logsumexp),
+    and its gradient has the direction of the cross-entropy's, of which it keeps all digits however confident the model is.
+
+    logits: (n, classes).
+    """
+    column = (goal.target if isinstance(goal, Targeted) else goal.y).unsqueeze(1)
+    odds = logits.gather(1, column).squeeze(1) - logits.scatter(1, column, -torch.inf).logsumexp(dim=1)
+    return odds if isinstance(goal, Targeted) else -odds
+
+
+def unit_gradient(gradient: Tensor, rng: ExampleRNG) -> Tensor:
+    """The gradient at l2 length 1, in a random direction where it is zero (as DDN's authors do); shape (n, c, h, w)."""
+    direction = balls.steepest(gradient, _L2)
+    lost = (direction == 0).flatten(1).all(dim=1)
+    if lost.any():
+        noise = rng.select(lost).normal(tuple(gradient.shape[1:]), gradient.dtype)
+        direction = direction.index_put((lost,), balls.steepest(noise, _L2))
+    return direction
+
+
+_L2 = ThreatModel("l2", None)
