@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +24,33 @@ def digits(_: Path | None = None) -> DataSet:
     Comes with scikit-learn, so that nothing is downloaded. Scaling is bilinear in whole numbers, which gives the same bits
     on every machine. A fifth of each class is the test split, a tenth of the rest the validation split.
     """
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    x = torch.from_numpy(_upscale(bunch.images.astype(np.int64), 28)).unsqueeze(1)
-    y = torch.from_numpy(bunch.target.astype(np.int64))
+    rows = _bundled()
+    x = torch.from_numpy(_upscale(rows[:, :-1].reshape(-1, 8, 8), 28)).unsqueeze(1)
+    y = torch.from_numpy(rows[:, -1].copy())
     order = permutation(len(y))
     tested = _first_of_each_class(y[order], 0.2)
     rest = order[~tested]
     validated = _first_of_each_class(y[rest], 0.1)
     parts = [Split.of(x[rows], y[rows]) for rows in (rest[~validated], rest[validated], order[tested])]
     return DataSet("digits", parts[0], parts[1], parts[2], 10, _RADII)
+
+
+def _bundled() -> NDArray[np.int64]:
+    """Scikit-learn's table of the digits, shape (1797, 65): 64 pixels from 0 to 16 and the label.
+
+    It is read from its file, for importing scikit-learn takes longer than everything else here; `load_digits` serves where
+    the file lies elsewhere.
+    """
+    package = find_spec("sklearn")
+    for folder in (package.submodule_search_locations or []) if package else []:
+        path = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if path.is_file():
+            with gzip.open(path, "rt") as file:
+                return np.loadtxt(file, delimiter=",", dtype=np.int64)
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    return np.column_stack((bunch.data, bunch.target)).astype(np.int64)
 
 
 def _upscale(images: NDArray[np.int64], target: int) -> NDArray[np.float32]:
