@@ -11,10 +11,10 @@ import pytest
 
 
 @pytest.fixture
-def measured(benchmark):
-    if benchmark.disabled:
+def measured(request):
+    if not request.config.getoption("benchmark_enable"):
         pytest.skip("a measurement: run with --benchmark-enable")
-    return benchmark
+    return request.getfixturevalue("benchmark")
 
 
 @pytest.fixture
