@@ -17,7 +17,7 @@ def test_pgd_breaks_an_undefended_convnet_and_adversarial_training_holds(tmp_pat
         attack="pgd",
         epsilon=0.3,
         train_examples=12_000,
-        epochs=5,
+        epochs=10,
         n_examples=300,
         out=tmp_path / "out",
         device="cpu",
@@ -30,5 +30,5 @@ def test_pgd_breaks_an_undefended_convnet_and_adversarial_training_holds(tmp_pat
     robust = "pgd-linf(step_size=0.35, steps=5)"
     assert (white["clean_accuracy"] > 0.93).all()
     assert white.loc["none", "robust_accuracy"] < 0.05
-    assert white.loc[robust, "robust_accuracy"] > 0.5
+    assert white.loc[robust, "robust_accuracy"] > 0.55
     assert transfer["none", robust] > transfer[robust, robust]
