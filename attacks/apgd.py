@@ -12,7 +12,7 @@ from torch import Tensor
 from advbench.attacks import balls
 from advbench.attacks.access import Access, WhiteBox
 from advbench.attacks.aims import Aim, likeliest_targets
-from advbench.attacks.apgd_l1 import climb_sparsely
+from advbench.attacks.apgd_l1 import climb_sparsely, sparse_phase
 from advbench.attacks.attack import check_norm, check_positive
 from advbench.attacks.iterates import Search, Stop, look
 from advbench.attacks.losses import loss_named, margin
@@ -82,6 +82,13 @@ class APGD:
             start = balls.random_start(search.x, threat, rng)
             climb(search, aim, threat, start, self.steps, momentum=self.momentum, rho=self.rho)
 
+    def refine(self, search: Search[WhiteBox], aim: Aim, threat: ThreatModel, start: Tensor) -> None:
+        """One run from the live examples' points `start`, shape (m, c, h, w), that are good already: a small first step."""
+        if threat.norm == "l1":
+            sparse_phase(search, aim, threat, start, self.steps)
+        else:
+            climb(search, aim, threat, start, self.steps, momentum=self.momentum, rho=self.rho, step_size=0.25)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class APGDDLR(APGD):
@@ -126,15 +133,23 @@ class Climb(NamedTuple):
 
 
 def climb(
-    search: Search[WhiteBox], aim: Aim, threat: ThreatModel, start: Tensor, steps: int, *, momentum: float, rho: float
+    search: Search[WhiteBox],
+    aim: Aim,
+    threat: ThreatModel,
+    start: Tensor,
+    steps: int,
+    *,
+    momentum: float,
+    rho: float,
+    step_size: float = 2.0,
 ) -> None:
     """One run in linf or l2 from the live examples' `start`: algorithm 1 of Croce & Hein 2020 (arXiv:2003.01690).
 
-    The step size begins at twice the radius. At each checkpoint an example's halves, and the example goes back to its best
+    The step size begins at `step_size` radii. At each checkpoint an example's halves, and the example goes back to its best
     iterate, where fewer than a share `rho` of the steps raised the loss, or where neither the step size nor the highest loss
     has changed since the last checkpoint.
     """
-    climb = _observe(search, aim, start, _start(start, threat))
+    climb = _observe(search, aim, start, _start(start, step_size * threat.radius))
     period_start, ends = 0, set(checkpoints(steps))
     for step in range(1, steps):
         if not search:
@@ -160,7 +175,7 @@ def checkpoints(steps: int) -> Iterator[int]:
         end += period
 
 
-def _start(start: Tensor, threat: ThreatModel) -> Climb:
+def _start(start: Tensor, step: float) -> Climb:
     """Before the first look: losses such that the start is the best iterate and no rise."""
     nothing, low = torch.zeros_like(start), start.new_full((len(start),), -torch.inf)
     return Climb(
@@ -171,7 +186,7 @@ def _start(start: Tensor, threat: ThreatModel) -> Climb:
         best=start,
         best_gradient=nothing,
         best_loss=low,
-        step=torch.full_like(low, 2 * threat.radius),
+        step=torch.full_like(low, step),
         rises=torch.zeros_like(low),
         settled=low,
         halved=torch.ones_like(low, dtype=torch.bool),

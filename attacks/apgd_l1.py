@@ -60,11 +60,13 @@ def climb_sparsely(search: Search[WhiteBox], aim: Aim, threat: ThreatModel, rng:
         phase = min(left, math.ceil(part * steps))
         left -= phase
         ball = replace(threat, epsilon=radius * threat.radius)
-        points = _phase(search, aim, ball, balls.project(points, search.x, ball), phase, counts=radius == 1)
+        points = sparse_phase(search, aim, ball, balls.project(points, search.x, ball), phase, counts=radius == 1)
 
 
-def _phase(search: Search[WhiteBox], aim: Aim, threat: ThreatModel, start: Tensor, steps: int, *, counts: bool) -> Tensor:
-    """The best points of one phase, shape (m, c, h, w), m the examples that are still live."""
+def sparse_phase(
+    search: Search[WhiteBox], aim: Aim, threat: ThreatModel, start: Tensor, steps: int, *, counts: bool = True
+) -> Tensor:
+    """One phase of a run from `start`; returns its best points, shape (m, c, h, w), m the examples that are still live."""
     climb = _observe(search, aim, start, _start(start, search.x, threat), counts)
     period = max(int(_PERIOD * steps), 1)
     for step in range(1, steps + 1):

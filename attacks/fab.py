@@ -16,6 +16,7 @@ from advbench.attacks.attack import check_norm, check_positive
 from advbench.attacks.hyperplane import way_to_hyperplane
 from advbench.attacks.iterates import Search, Stop
 from advbench.attacks.losses import lead, margin
+from advbench.attacks.nearest import keep_nearest
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, Targeted, ThreatModel
 
@@ -37,9 +38,10 @@ class FAB:
     boundary with each of so many wrong classes, the likeliest of the clean image first, at one backward per step. stop:
     with a threat that has an epsilon, whether an example is left alone as soon as an adversarial is that near.
 
-    Among all adversarial iterates the nearest is kept; where none was found the image comes back as it is, and it may lie
-    beyond epsilon. Runs start at the image, without randomness. A step costs one forward: where it lands on the adversarial
-    side, the boundary seen from there serves the next step too, while the authors' code looks again after stepping back.
+    Among all adversarial iterates the nearest is kept, even where it lies beyond epsilon; an image that is never broken
+    comes back as the iterate with the highest margin. Runs start at the image, without randomness. A step costs one forward:
+    where it lands on the adversarial side, the boundary seen from there serves the next step too, while the authors' code
+    looks again after stepping back.
     """
 
     steps: int = 100
@@ -62,7 +64,7 @@ class FAB:
             raise ValueError(f"Expected `targets` >= 0, got {self.targets}")
 
     def __call__(self, access: WhiteBox, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
-        """Return the nearest adversarial image found, or the image itself, shape (n, c, h, w)."""
+        """Return the nearest adversarial image found for each image, shape (n, c, h, w)."""
         check_norm(self, threat)
         search = Search(access, x, goal, rng, self.stop)
         targets: Sequence[Tensor | None] = [None]
@@ -84,16 +86,16 @@ class FAB:
             linearise = _towards(Aim(margin))
         else:
             linearise = _nearest(threat)
-        z = search.x
+        z, enough = search.x, threat.epsilon or 0.0
         for _ in range(self.steps):
             if not search:
                 return
             logits, height, normal = linearise(search, z)
-            adversarial = _record(search, z, logits, threat)
+            adversarial = keep_nearest(search, z, logits, threat, enough)
             z, height, normal, adversarial = search.keep(z, height, normal, adversarial)
             z = self._step(z, search.x, height, normal, adversarial, threat)
         if search:
-            _record(search, z, search.access.logits(z), threat)
+            keep_nearest(search, z, search.access.logits(z), threat, enough)
 
     def _step(
         self, z: Tensor, x: Tensor, height: Tensor, normal: Tensor, adversarial: Tensor, threat: ThreatModel
@@ -104,10 +106,9 @@ class FAB:
         """
         start = (x + self.beta * (z - x)).where(balls.per_example(adversarial, z), z)
         points = torch.cat((start, x))
-        heights = torch.cat((height, height)) + ((points - torch.cat((z, z))) * torch.cat((normal, normal))).flatten(1).sum(
-            dim=1
-        )
-        ways = way_to_hyperplane(points, torch.cat((normal, normal)), -heights, threat)
+        normals = torch.cat((normal, normal))
+        heights = torch.cat((height, height)) + ((points - torch.cat((z, z))) * normals).flatten(1).sum(dim=1)
+        ways = way_to_hyperplane(points, normals, -heights, threat)
         here, there = balls.distance(ways, threat.norm).chunk(2)
         alpha = (here / (here + there).clamp(min=torch.finfo(x.dtype).tiny)).clamp(max=self.alpha_max)
         over, direct = (points + self.eta * ways).chunk(2)
@@ -123,15 +124,6 @@ class FABT(FAB):
     """
 
     targets: int = 9
-
-
-def _record(search: Search[WhiteBox], z: Tensor, logits: Tensor, threat: ThreatModel) -> Tensor:
-    """Keep the nearest adversarial images, a success where within the threat's epsilon. Returns which are adversarial."""
-    adversarial = search.goal.achieved(logits)
-    distance = balls.distance(z - search.x, threat.norm)
-    limit = threat.epsilon if threat.epsilon is not None else 0.0
-    search.record(z, logits, (-distance).where(adversarial, -torch.inf), within=distance <= limit)
-    return adversarial
 
 
 def _towards(aim: Aim) -> Linearise:

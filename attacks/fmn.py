@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from advbench.attacks import balls
-from advbench.attacks.access import Access, Loss, WhiteBox
+from advbench.attacks.access import Access, WhiteBox
 from advbench.attacks.attack import check_norm, check_positive
 from advbench.attacks.ddn import cosine
 from advbench.attacks.iterates import Search
@@ -18,7 +18,6 @@ from advbench.attacks.nearest import keep_nearest, log_odds, unit_gradient
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, ThreatModel
 
-_LOSSES: dict[str, Loss] = {"log-odds": log_odds, "margin": margin}
 _STEP_SIZES = {"l2": 1.0, "linf": 10.0, "l1": 10.0, "l0": 10.0}
 _SMALLEST_RADIUS = 1e-6
 
@@ -27,27 +26,27 @@ _SMALLEST_RADIUS = 1e-6
 class FMN:
     """Fast minimum-norm attack, in l2, linf, l1 or l0 (Pintor et al. 2021, arXiv:2102.12827).
 
-    Each step follows the unit gradient and projects on the ball of the current radius. Before the first adversarial iterate
-    the radius is the linear model's distance to the boundary; afterwards it shrinks by the factor 1 - gamma at an
-    adversarial iterate and grows by 1 + gamma at any other one. A cosine anneals the step size to a hundredth and gamma to
-    `final_gamma`. step_size: the l2 length of the first step; None is the paper's 1 in l2 and 10 in the other norms, where
-    100 steps of 1 end farther away. loss: `margin`, the paper's difference of logits, or `log-odds`, the same with a smooth
-    maximum, which does not hold an image to the class that was the nearest at the outset.
+    Each step follows the unit gradient of the margin and projects on the ball of the current radius. Before the first
+    adversarial iterate the radius is the linear model's distance to the boundary; afterwards it shrinks by the factor
+    1 - gamma at an adversarial iterate and grows by 1 + gamma at any other one. A cosine anneals the step size to a
+    hundredth and gamma to `final_gamma`. step_size: the l2 length of the first step; None is the paper's 1 in l2, and 10 in
+    the other norms, where 100 steps of 1 end farther away.
 
-    Two things are not in the paper, without which up to a third of the images are never broken. The projection is on the
-    ball and the box together: after clipping what was projected, the perturbation is shorter than the radius, and the
-    radius never catches up. And the first estimate too is lengthened by 1 + gamma, or the iterates end on the boundary.
+    Three things differ from the paper. The projection is on the ball and the box together: clipping what was projected
+    leaves the perturbation shorter than its radius, which then never reaches the boundary of up to a third of the images.
+    The first estimates too are lengthened by 1 + gamma, or the iterates end on the boundary. And in the first steps, a share
+    `smooth` of them (0 in the paper), the gradient is that of the log-odds, the margin with a smooth maximum, which does not
+    bind an image to the class that happens to be the nearest at the outset.
 
     Images that the model gets wrong come back unchanged, images that no iterate breaks as the one with the largest margin.
-    Epsilon is disregarded.
-    One forward and one backward per step, and one more forward for the last iterate.
+    Epsilon is disregarded. One forward and one backward per step, and one more forward for the last iterate.
     """
 
     steps: int = 100
     step_size: float | None = None
     gamma: float = 0.05
     final_gamma: float = 0.001
-    loss: str = "log-odds"
+    smooth: float = 0.2
 
     norms: ClassVar[frozenset[str]] = frozenset({"l2", "linf", "l1", "l0"})
     minimal_norm: ClassVar[bool] = True
@@ -58,8 +57,8 @@ class FMN:
         check_positive(self, "steps", *(["step_size"] if self.step_size is not None else []))
         if not 0 < self.final_gamma <= self.gamma < 1:
             raise ValueError(f"Expected 0 < `final_gamma` <= `gamma` < 1, got {self.final_gamma} and {self.gamma}")
-        if self.loss not in _LOSSES:
-            raise ValueError(f"Expected `loss` to be one of {', '.join(_LOSSES)}, got {self.loss!r}")
+        if not 0 <= self.smooth <= 1:
+            raise ValueError(f"Expected `smooth` in [0, 1], got {self.smooth}")
 
     def __call__(self, access: WhiteBox, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
         """Return the nearest adversarial image found, else the one nearest to it, shape (n, c, h, w), inside the box."""
@@ -71,20 +70,20 @@ class FMN:
         for step in range(self.steps):
             if not search:
                 break
-            evaluation = search.access.loss_gradient(x_adv, search.goal, _LOSSES[self.loss])
+            loss = log_odds if step < self.smooth * self.steps else margin
+            evaluation = search.access.loss_gradient(x_adv, search.goal, loss)
+            lead, gradient = margin(evaluation.logits, search.goal), evaluation.gradient.nan_to_num()
             achieved = keep_nearest(search, x_adv, evaluation.logits, threat)
             x_adv, radius, nearest, achieved = search.keep(x_adv, radius, nearest, achieved)
-            loss, gradient = search.keep(evaluation.loss, evaluation.gradient.nan_to_num())
+            lead, gradient = search.keep(lead, gradient)
             length = balls.distance(x_adv - search.x, threat.norm)
             nearest = nearest.minimum(length.where(achieved, torch.inf))
             annealing = cosine(step, self.steps)
             gamma = self.final_gamma + (self.gamma - self.final_gamma) * annealing
-            if threat.norm == "l0":
-                radius = _next_count(radius, achieved, nearest, gamma)
-            else:
-                reach = (length + _boundary_distance(loss, gradient, threat)).where(nearest.isinf(), radius)
-                radius = torch.where(achieved, nearest.minimum(radius * (1 - gamma)), reach * (1 + gamma))
-            radius = radius.clamp(min=_SMALLEST_RADIUS).minimum(_largest_radius(search.x, threat))
+            if threat.norm != "l0":
+                estimate = length + _boundary_distance(lead, gradient, threat)
+                radius = estimate.where(nearest.isinf(), radius)
+            radius = _resized(radius, achieved, nearest, gamma, threat).minimum(_largest_radius(search.x, threat))
             alpha = step_size * (0.01 + 0.99 * annealing)
             ahead = x_adv + alpha * unit_gradient(gradient, search.rng.at(step))
             x_adv = balls.project(ahead, search.x, threat, radius)
@@ -93,18 +92,24 @@ class FMN:
         return search.best.x_adv
 
 
-def _boundary_distance(loss: Tensor, gradient: Tensor, threat: ThreatModel) -> Tensor:
-    """How far the linear model's boundary is: abs(loss) over the gradient's dual norm; shape (n,). Any magnitude is safe."""
+def _boundary_distance(lead: Tensor, gradient: Tensor, threat: ThreatModel) -> Tensor:
+    """How far the linear model's boundary is: abs(lead) over the gradient's dual norm; shape (n,). Any magnitude is safe."""
     size = balls.distance(gradient, "linf")
     size = size.clamp(min=torch.finfo(size.dtype).tiny)
     slope = balls.distance(gradient / balls.per_example(size, gradient), balls.DUAL[threat.norm])
-    return loss.abs() / size / slope.clamp(min=1)
+    return lead.abs() / size / slope.clamp(min=1)
 
 
-def _next_count(count: Tensor, achieved: Tensor, nearest: Tensor, gamma: float) -> Tensor:
-    """The l0 radius after an iterate: a factor 1 -+ gamma, rounded down, and at least one value fewer or more."""
-    fewer = (count - 1).minimum((count * (1 - gamma)).floor()).minimum(nearest).clamp(min=1)
-    return torch.where(achieved, fewer, (count + 1).maximum((count * (1 + gamma)).floor()))
+def _resized(radius: Tensor, achieved: Tensor, nearest: Tensor, gamma: float, threat: ThreatModel) -> Tensor:
+    """The radius after an iterate, shape (n,): shorter by 1 - gamma where it was adversarial, longer by 1 + gamma elsewhere.
+
+    It is never longer than the `nearest` adversarial. In l0 it is a whole number, and changes by one at least.
+    """
+    shorter, longer = radius * (1 - gamma), radius * (1 + gamma)
+    if threat.norm == "l0":
+        shorter, longer = shorter.floor().minimum(radius - 1), longer.floor().maximum(radius + 1)
+    least = 1.0 if threat.norm == "l0" else _SMALLEST_RADIUS
+    return torch.where(achieved, shorter.minimum(nearest), longer).clamp(min=least)
 
 
 def _largest_radius(x: Tensor, threat: ThreatModel) -> Tensor:

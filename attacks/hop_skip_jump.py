@@ -100,12 +100,13 @@ class _Oracle:
 
     def misclassified(self, x_adv: Tensor, rows: Tensor) -> Tensor:
         """Whether the oracle answers anything but the true label; x_adv: (m, c, h, w) of the examples `rows`; (m,), bool."""
+        if not len(rows):
+            return torch.zeros_like(rows, dtype=torch.bool)
         if self.access.stochastic:
             images = self.x.index_put((rows,), x_adv)
             return (self.access.labels(images) != self.y)[rows]
         parts = zip(torch.split(x_adv, _IMAGES_AT_ONCE), torch.split(rows, _IMAGES_AT_ONCE), strict=True)
-        found = [self.access.select(part).labels(images) != self.y[part] for images, part in parts]
-        return torch.cat(found) if found else torch.zeros_like(rows, dtype=torch.bool)
+        return torch.cat([self.access.select(part).labels(images) != self.y[part] for images, part in parts])
 
     def several(self, x_adv: Tensor, rows: Tensor) -> Tensor:
         """The same for k images of each example: x_adv (m, k, c, h, w), answers (m, k)."""
@@ -117,7 +118,7 @@ class _Oracle:
 def _starts(oracle: _Oracle, x: Tensor, threat: ThreatModel, rng: ExampleRNG) -> tuple[Tensor, Tensor]:
     """Misclassified noise images (m, c, h, w) of the examples `rows`, (m,), that the model gets right and that have one."""
     everyone = torch.arange(len(x), device=x.device)
-    seeking = everyone[~oracle.misclassified(x, everyone)] if len(x) else everyone
+    seeking = everyone[~oracle.misclassified(x, everyone)]
     start, found = x.clone(), torch.zeros_like(everyone, dtype=torch.bool)
     for number in range(_STARTS):
         seeking = seeking[~found[seeking] & (oracle.left(seeking) > 0)]

@@ -17,18 +17,18 @@ from advbench.attacks.threat import Goal, Targeted, ThreatModel
 AccessT = TypeVar("AccessT", bound=Access)
 
 
-def keep_nearest(search: Search[AccessT], x_adv: Tensor, logits: Tensor, threat: ThreatModel) -> Tensor:
+def keep_nearest(search: Search[AccessT], x_adv: Tensor, logits: Tensor, threat: ThreatModel, enough: float = 0.0) -> Tensor:
     """Record the iterates of the live examples; returns which of them achieve the goal, shape (m,), bool.
 
     Adversarial iterates are ordered by their distance from the image, the others by their margin, so that an image that is
-    never broken comes back as the iterate nearest to it. Only the image itself ends the search of an example, which then
-    comes back unchanged: a search with ``stop="success"`` drops the examples that need no attack and goes on with the
-    others. `Search.keep` shrinks the returned mask like everything else.
+    never broken comes back as the iterate nearest to it. Only an adversarial within the distance `enough` ends the search of
+    an example, by default the image itself: a search with ``stop="success"`` drops the examples that need no attack and goes
+    on with the others. `Search.keep` shrinks the returned mask like everything else.
     """
     achieved = search.goal.achieved(logits)
     distance = balls.distance(x_adv - search.x, threat.norm)
     search.best.update(x_adv, achieved, torch.where(achieved, -distance, margin(logits, search.goal)), search.rows)
-    search.record(x_adv, logits, torch.full_like(distance, -torch.inf), within=distance == 0)
+    search.record(x_adv, logits, torch.full_like(distance, -torch.inf), within=distance <= enough)
     return achieved
 
 

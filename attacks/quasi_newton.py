@@ -94,8 +94,11 @@ def _direction(gradient: Tensor, free: Tensor, moves: Tensor, turns: Tensor) -> 
         shares.append(share)
     newest = valid.to(torch.uint8).cumsum(dim=0).argmax(dim=0, keepdim=True)
     scale = (curvature / bend).gather(0, newest).squeeze(0)
-    scale = scale.where(valid.any(dim=0), 1 / gradient.norm(dim=1))
-    direction = direction * scale.nan_to_num(1, posinf=1).unsqueeze(1)
+    # The largest component is taken out first, so that no magnitude overflows.
+    size = gradient.abs().amax(dim=1)
+    size = size.where(size > 0, 1)
+    steepest = 1 / size / (gradient / size.unsqueeze(1)).norm(dim=1).clamp(min=1)
+    direction = direction * scale.where(valid.any(dim=0), steepest).unsqueeze(1)
     for move, turn, rho, share in zip(moves, turns, inverse, reversed(shares), strict=True):
         direction = direction + (share - rho * (turn * direction).sum(dim=1)).unsqueeze(1) * move
     return direction
