@@ -38,6 +38,13 @@ class ListKind(StrEnum):
     datasets = "datasets"
 
 
+class BenchName(StrEnum):
+    """What can be measured."""
+
+    jacobian = "jacobian"
+    covariance = "covariance"
+
+
 def main() -> None:
     """Run the command line; bad input ends with one clear line and exit code 2."""
     try:
@@ -152,6 +159,33 @@ def report(
         _refuse(error)
     for path in paths:
         print(path)
+
+
+@app.command()
+def bench(
+    name: Annotated[BenchName | None, typer.Argument(help="Which kernels; all where absent.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Measure the defenses' kernels beside the memory-bandwidth limit, on one thread of the CPU or on a GPU.
+
+    Prints a table of ratios. For figures worth keeping, nothing else should be running.
+
+    Exit codes: 0 all bars hold, 1 some bar was missed, 2 bad input.
+    """
+    try:
+        from advbench import benches, clocks
+
+        chosen = clocks.resolve_devices(device)[0]
+        rows = []
+        with clocks.single_thread():
+            for each in BenchName if name is None else [name]:
+                for row in benches.run(each.value, chosen):
+                    print(f"{row.case}, {row.measure}: {row.ratio:.3g} x {row.against}", file=sys.stderr, flush=True)
+                    rows.append(row)
+    except (ValueError, OSError) as error:
+        _refuse(error)
+    print(f"{clocks.device_name(chosen)}\n\n{benches.table(rows)}")
+    raise typer.Exit(0 if all(row.holds for row in rows) else 1)
 
 
 def _run(plan: Plan) -> int:

@@ -1,0 +1,141 @@
+"""Benches: what a kernel costs beside the memory-bandwidth limit and beside its rivals, as ratios.
+
+Seconds of one machine say nothing about another, so a bench reports ratios: of two calls that were measured in turns, one
+round of each after the other, each at its fastest. `BENCHES` maps a name to ``module:function``; the function is called with
+a device and yields a `Row` per ratio as it is measured.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tabulate import tabulate
+
+from advbench.clocks import stopwatch
+
+BENCHES: dict[str, str] = {
+    "jacobian": "advbench.benches.jacobian:rows",
+    "covariance": "advbench.benches.covariance:rows",
+}
+
+COPY_BYTES = 2 * 2**27
+"""Bytes that one call of `copier` moves: 128 MiB read and 128 MiB written, beyond any processor's cache."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One ratio of a bench.
+
+    case: what is computed, with its sizes. measure: forward, forward + backward, or training step. device: its name.
+    against: what the seconds are divided by, such as ``bandwidth limit`` or ``torch.func.jacrev``. seconds,
+    reference_seconds: both at their fastest, for the same amount of work. bar: the largest ratio that is allowed; None where
+    nothing is asked. peak_bytes: memory taken beyond what was there before the call; None where it was not measured.
+    """
+
+    case: str
+    measure: str
+    device: str
+    against: str
+    seconds: float
+    reference_seconds: float
+    bar: float | None = None
+    peak_bytes: int | None = None
+
+    @property
+    def ratio(self) -> float:
+        """How many times the reference's seconds."""
+        return self.seconds / self.reference_seconds if self.reference_seconds else math.inf
+
+    @property
+    def holds(self) -> bool:
+        """Whether the ratio is within its bar, if it has one."""
+        return self.bar is None or self.ratio <= self.bar
+
+
+def run(name: str, device: torch.device) -> Iterator[Row]:
+    """The rows of a registered bench, as they are measured. ValueError for an unknown name."""
+    if name not in BENCHES:
+        raise ValueError(f"Expected a bench among {', '.join(BENCHES)}, got {name!r}")
+    module, _, function = BENCHES[name].partition(":")
+    rows: Iterator[Row] = getattr(importlib.import_module(module), function)(device)
+    return rows
+
+
+def fastest(
+    calls: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int = 30, seconds: float = 2.0
+) -> dict[str, float]:
+    """Seconds of each call at its fastest, `device` synchronised; the calls take turns, one warm-up round not counted.
+
+    rounds: at most so many. seconds: no new round begins after so much wall-clock time, but two rounds always run.
+    """
+    best = dict.fromkeys(calls, math.inf)
+    start = time.perf_counter()
+    for number in range(rounds + 1):
+        for name, call in calls.items():
+            with stopwatch(device) as measured:
+                call()
+            if number:
+                best[name] = min(best[name], measured.seconds)
+        if number >= 2 and time.perf_counter() - start > seconds:
+            break
+    return best
+
+
+def copier(device: torch.device) -> Callable[[], object]:
+    """A call that copies one large buffer into another and so moves `COPY_BYTES`: what `fastest` measures bandwidth by."""
+    source = torch.ones(COPY_BYTES // 8, device=device)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
+def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
+    """The most memory that `call` held at once beyond what was held before it, after one call that warms up.
+
+    On a GPU that of torch's allocator; on a CPU that of the process's resident pages, freed ones handed back first.
+    """
+    call()
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else _resident_bytes()
+    with stopwatch(device) as measured:
+        call()
+    return max(0, measured.peak_memory_bytes - before)
+
+
+def _resident_bytes() -> int:
+    try:
+        return int(Path("/proc/self/status").read_text().partition("VmRSS:")[2].split()[0]) * 1024
+    except (OSError, IndexError):
+        return 0
+
+
+def table(rows: Iterable[Row]) -> str:
+    """The rows as a Markdown table of ratios."""
+    lines = [
+        [
+            row.case,
+            row.measure,
+            row.against,
+            f"{row.ratio:.3g}",
+            "" if row.bar is None else f"{row.bar:g}" + ("" if row.holds else ", missed"),
+            "" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.1f}",
+        ]
+        for row in rows
+    ]
+    return tabulate(
+        lines,
+        headers=["case", "measure", "against", "ratio", "bar", "peak MiB"],
+        tablefmt="github",
+        colalign=("left", "left", "left", "right", "left", "right"),
+        disable_numparse=True,
+    )
