@@ -7,13 +7,15 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from advbench.zoo.augmentation import AUGMENTATIONS, Stream, Transform, identity
 from advbench.zoo.data import DataSet, Split
+from advbench.zoo.optimizers import WAME
 from advbench.zoo.preprocessing import fit_statistics
 
 
@@ -22,12 +24,13 @@ class Budget:
     """How long and how a model is trained.
 
     epochs: passes over the training images. train_examples: how many of them, all where None. batch_size: images per step.
-    optimizer: `adam` or `sgd`. learning_rate: the highest one. momentum: of sgd (Nesterov). weight_decay: L2 coefficient on
-    weight matrices (not on biases and norms). schedule: `constant`, `cosine` (down to 0) or `one-cycle` (up from 0 over the
-    first quarter, then down to 0, both straight). patience: epochs without a better validation loss before the training
-    stops and the best weights come back; None trains to the end and keeps the last.
+    optimizer: `adam`, `sgd` or `wame`. learning_rate: the highest one. momentum: of sgd (Nesterov). weight_decay: L2
+    coefficient on weight matrices (not on biases and norms). schedule: `constant`, `cosine` (down to 0) or `one-cycle` (up
+    from 0 over the first quarter, then down to 0, both straight). patience: epochs without a better validation loss before
+    the training stops and the best weights come back; None trains to the end and keeps the last. augmentation: what happens
+    to the training images, a name in `advbench.zoo.augmentation`.
 
-    Raises ValueError for an unknown optimizer or schedule, or a number out of range.
+    Raises ValueError for an unknown optimizer, schedule or augmentation, or a number out of range.
     """
 
     epochs: int = 10
@@ -39,6 +42,7 @@ class Budget:
     weight_decay: float = 0.0
     schedule: str = "one-cycle"
     patience: int | None = None
+    augmentation: str = "none"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "train_examples", "batch_size", "patience"):
@@ -51,10 +55,9 @@ class Budget:
             raise ValueError(f"Expected `momentum` in [0, 1), got {self.momentum}")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ValueError(f"Expected `weight_decay` >= 0, got {self.weight_decay}")
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"Expected `optimizer` among {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"Expected `schedule` among {', '.join(SCHEDULES)}, got {self.schedule!r}")
+        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("augmentation", AUGMENTATIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"Expected `{name}` among {', '.join(known)}, got {getattr(self, name)!r}")
 
 
 def _adam(groups: list[dict[str, object]], budget: Budget) -> torch.optim.Optimizer:
@@ -65,7 +68,15 @@ def _sgd(groups: list[dict[str, object]], budget: Budget) -> torch.optim.Optimiz
     return torch.optim.SGD(groups, lr=budget.learning_rate, momentum=budget.momentum, nesterov=budget.momentum > 0)
 
 
-OPTIMIZERS: dict[str, Callable[[list[dict[str, object]], Budget], torch.optim.Optimizer]] = {"adam": _adam, "sgd": _sgd}
+def _wame(groups: list[dict[str, object]], budget: Budget) -> torch.optim.Optimizer:
+    return WAME(groups, lr=budget.learning_rate)
+
+
+OPTIMIZERS: dict[str, Callable[[list[dict[str, object]], Budget], torch.optim.Optimizer]] = {
+    "adam": _adam,
+    "sgd": _sgd,
+    "wame": _wame,
+}
 """name -> (parameter groups, budget) -> optimizer."""
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -82,7 +93,8 @@ class Step:
 
     seed: the training seed. epoch, iteration: from 0; `iteration` counts steps over all epochs. index: the batch's data-set
     indices, shape (n,), int64. training: False while the loss is taken on the validation split. progress: share of all steps
-    that are done, in [0, 1).
+    that are done, in [0, 1). transform: the augmentation that the batch's images have been through, a linear map of images
+    (n, c, h, w) that draws nothing anew.
     """
 
     seed: int
@@ -91,10 +103,14 @@ class Step:
     index: Tensor
     training: bool = True
     progress: float = 1.0
+    transform: Transform = identity
 
 
 Objective: TypeAlias = Callable[[nn.Module, Tensor, Tensor, Step], Mapping[str, Tensor]]
 """(model, x, y, step) -> named scalar loss terms, whose sum is minimised."""
+
+Streams: TypeAlias = Callable[[Step], Stream]
+"""The random numbers of a step by example, from which an augmentation draws."""
 
 Progress: TypeAlias = Callable[[int, int], None]
 """(steps done, steps in all), called after every step."""
@@ -107,6 +123,9 @@ class History:
     terms: mean of each loss term over the training images. validation_loss: the objective on the validation split, empty
     without `patience`. validation_accuracy: in [0, 1], NaN where the model gives no logits. seconds: wall-clock time.
     kept_epoch: the epoch, from 0, whose weights the model ends with.
+
+    Without `patience` the validation split decides nothing, so that a data set whose `validation` is another split gives
+    the accuracy curve of that one.
     """
 
     terms: tuple[Mapping[str, float], ...]
@@ -172,21 +191,30 @@ def train(
     seed: int,
     device: torch.device | str,
     progress: Progress | None = None,
+    streams: Streams | None = None,
 ) -> History:
     """Minimise the sum of the objective's terms, in place; the model ends on `device` in evaluation mode.
 
     Submodules with a ``fit_statistics(x)`` method see the training images first. Parameters that need no gradient stay as
     they are. The same seed, device and thread count give the same bits; torch's global generators are left untouched.
+    streams: where the numbers of the budget's augmentation come from; only a budget without one goes without.
 
-    Raises FloatingPointError when a loss term is not finite, and ValueError for an objective without terms.
+    Raises FloatingPointError when a loss term is not finite, and ValueError for an objective without terms or for an
+    augmentation without `streams`.
     """
+    augmentation = AUGMENTATIONS[budget.augmentation]
+    if augmentation is not None and streams is None:
+        raise ValueError(
+            f"Expected `streams` to draw the augmentation {budget.augmentation!r} from, got None: give random "
+            "numbers by step, or train without augmentation"
+        )
     device = torch.device(device)
     training, validation = data.train.first(budget.train_examples).to(device), data.validation.to(device)
     model.to(device)
     fit_statistics(model, training.x)
     cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
     with seeded(derive_seed(seed, "layers"), device), cudnn:
-        history = _Loop(model, objective, training, validation, budget, seed, progress).run()
+        history = _Loop(model, objective, training, validation, budget, seed, progress, streams).run()
     model.eval()
     return history
 
@@ -203,6 +231,7 @@ class _Loop:
         budget: Budget,
         seed: int,
         progress: Progress | None,
+        streams: Streams | None,
     ) -> None:
         self.model = model
         self.objective = objective
@@ -211,6 +240,7 @@ class _Loop:
         self.budget = budget
         self.seed = seed
         self.progress = progress
+        self.streams = streams
         self.optimizer = OPTIMIZERS[budget.optimizer](_parameter_groups(model, budget.weight_decay), budget)
         self.order = torch.Generator().manual_seed(derive_seed(seed, "order"))
         self.batches = -(-len(training) // budget.batch_size)
@@ -246,14 +276,23 @@ class _Loop:
         for rows in order.tensor_split(self.batches):
             batch = self.training.select(rows)
             done = self.iteration / (self.batches * self.budget.epochs)
-            step = Step(self.seed, epoch, self.iteration, batch.index, progress=done)
-            terms = _terms(self.objective(self.model, batch.x, batch.y, step))
+            step = self._augmented(Step(self.seed, epoch, self.iteration, batch.index, progress=done))
+            terms = _terms(self.objective(self.model, step.transform(batch.x), batch.y, step))
             self._descend(sum(terms.values(), start=torch.zeros((), device=batch.x.device)))
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value.detach() * len(batch)
             if self.progress is not None:
                 self.progress(self.iteration, self.batches * self.budget.epochs)
         return _finite({name: float(value) / len(self.training) for name, value in sums.items()}, epoch)
+
+    def _augmented(self, step: Step) -> Step:
+        """The step with the transform of its batch."""
+        augmentation = AUGMENTATIONS[self.budget.augmentation]
+        if augmentation is None or self.streams is None:
+            return step
+        x = self.training.x
+        drawn = augmentation.draw((x.shape[1], x.shape[2], x.shape[3]), self.streams(step).fork("augmentation"), x.dtype)
+        return replace(step, transform=drawn)
 
     def _descend(self, loss: Tensor) -> None:
         factor = SCHEDULES[self.budget.schedule]((self.iteration + 0.5) / (self.batches * self.budget.epochs))

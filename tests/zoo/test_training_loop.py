@@ -39,7 +39,7 @@ def test_a_network_learns_separable_classes(blobs: DataSet, small_net: Maker) ->
     assert not any(module.training for module in model.modules())
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "wame"])
 def test_the_same_seed_gives_the_same_bits_whatever_ran_before(blobs: DataSet, small_net: Maker, optimizer: str) -> None:
     budget = Budget(epochs=3, batch_size=16, optimizer=optimizer, learning_rate=1e-2)
     prints = []
@@ -304,6 +304,7 @@ def test_the_learning_rate_follows_the_schedule(blobs: DataSet) -> None:
         ("momentum", 1.0),
         ("weight_decay", -1.0),
         ("optimizer", "adagrad"),
+        ("augmentation", "mixup"),
         ("schedule", "linear"),
     ],
 )
