@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from advbench.attacks import balls
 from advbench.attacks.access import Access, Evaluation, Loss, WhiteBox
 from advbench.attacks.attack import check_norm, check_positive
+from advbench.attacks.calibration import HeldOut, Need
 from advbench.attacks.iterates import BestSoFar
 from advbench.attacks.quasi_newton import minimise
 from advbench.attacks.rng import ExampleRNG
@@ -25,15 +26,16 @@ class LBFGS:
 
     Minimises c ||r|| + cross-entropy(x + r, label) over the images x + r in the box, from r = 0, as Gu & Rigazio 2014
     (arXiv:1412.5068, equation 1) state it: the l2 norm of r is not squared unless `squared`, and c is the same for every
-    image of a model and a data set (`search_constant` finds it). With an untargeted goal the label is drawn uniformly from
-    the wrong ones, from the example's own stream, while any misclassification is a success. steps: evaluations of each image
-    at most, a forward and a backward each. history: curvature pairs that are remembered.
+    image of a model and a data set. Where it is None the harness finds it on held-out images before the attack runs: the one
+    that breaks at least 99% of them with the smallest total distance (`search_constant`). With an untargeted goal the label
+    is drawn uniformly from the wrong ones, from the example's own stream, while any misclassification is a success. steps:
+    evaluations of each image at most, a forward and a backward each. history: curvature pairs that are remembered.
 
     Images that the model gets wrong come back unchanged; of the others the misclassified iterate with the lowest objective
     (in general where the minimisation ends), else the iterate with the lowest objective. Epsilon is disregarded.
     """
 
-    c: float = 0.5
+    c: float | None = None
     steps: int = 100
     history: int = 10
     squared: bool = False
@@ -44,11 +46,33 @@ class LBFGS:
     targeted: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_positive(self, "c", "steps", "history")
+        check_positive(self, *(() if self.c is None else ("c",)), "steps", "history")
+
+    @property
+    def need(self) -> Need | None:
+        """Held-out images and the model, where the constant is open."""
+        return Need("validation", model=True) if self.c is None else None
+
+    def calibrate(self, held_out: HeldOut) -> dict[str, Tensor]:
+        """The constant `c` of the model, a float64 scalar, by `search_constant` on the held-out images.
+
+        Raises RuntimeError where no constant breaks enough of them.
+        """
+
+        def attacked(c: float) -> tuple[Tensor, Tensor]:
+            trial = held_out.attacked(replace(self, c=c))
+            return trial.broken, balls.distance(trial.x_adv - held_out.x, "l2")
+
+        return {"c": torch.tensor(search_constant(attacked), dtype=torch.float64)}
+
+    def calibrated(self, values: Mapping[str, Tensor]) -> LBFGS:
+        """The attack with the constant that `calibrate` found."""
+        return replace(self, c=float(values["c"]))
 
     def __call__(self, access: WhiteBox, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
         """Return the perturbed images, shape (n, c, h, w), inside the box."""
         check_norm(self, threat)
+        c = self._constant()
         if not len(x):
             return x.clone()
         best, ask = BestSoFar(x), _Question(access, x, goal, rng.fork("label"))
@@ -58,9 +82,9 @@ class LBFGS:
             answer = ask(x_adv, rows)
             delta = x_adv - x[rows]
             distance = balls.distance(delta, "l2")
-            price = self.c * (distance.square() if self.squared else distance)
+            price = c * (distance.square() if self.squared else distance)
             value = price - answer.loss
-            gradient = self._pull(delta, distance, answer.gradient, x_adv, threat) - answer.gradient
+            gradient = self._pull(c, delta, distance, answer.gradient, x_adv, threat) - answer.gradient
             achieved = goal.select(rows).achieved(answer.logits)
             best.update(x_adv, achieved, -value, rows)
             # An image that is misclassified as it is needs nothing: with a zero gradient its minimisation ends.
@@ -73,17 +97,24 @@ class LBFGS:
         minimise(objective, start, *bounds, steps=self.steps, history=self.history)
         return best.x_adv
 
-    def _pull(self, delta: Tensor, distance: Tensor, ascent: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
+    def _constant(self) -> float:
+        if self.c is None:
+            raise ValueError(
+                "Expected a constant `c`: give a number, or find it with advbench.attacks.calibration.calibrate"
+            )
+        return self.c
+
+    def _pull(self, c: float, delta: Tensor, distance: Tensor, ascent: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
         """The gradient of c ||r||; where r is zero, the subgradient that leaves the least of the objective's gradient.
 
         ascent: the direction in which the loss rises, shape (m, c, h, w); values that the box holds back do not count.
         """
         if self.squared:
-            return 2 * self.c * delta
+            return 2 * c * delta
         free = ascent.where(balls.headroom(ascent, x_adv, threat) > 0, 0)
         length = balls.distance(free, "l2")
-        resting = free * balls.per_example(self.c / length.clamp(min=self.c), free)
-        moving = delta * balls.per_example(self.c / distance.where(distance > 0, 1), delta)
+        resting = free * balls.per_example(c / length.clamp(min=c), free)
+        moving = delta * balls.per_example(c / distance.where(distance > 0, 1), delta)
         return torch.where(balls.per_example(distance > 0, delta), moving, resting)
 
 
@@ -141,16 +172,18 @@ def search_constant(
     if not 0 < rate <= 1:
         raise ValueError(f"Expected `rate` in (0, 1], got {rate}")
     totals: dict[float, float] = {}
+    shares: dict[float, float] = {}
 
     def suffices(c: float) -> bool:
         misclassified, distance = attacked(c)
-        if float(misclassified.double().mean()) < rate:
+        shares[c] = float(misclassified.double().mean())
+        if shares[c] < rate:
             return False
         totals[c] = float(distance.double().sum())
         return True
 
     if not suffices(low):
-        raise RuntimeError(f"Expected c = {low} to break {rate:.1%} of the images, it broke fewer: lower `low`")
+        raise RuntimeError(f"Expected c = {low:g} to break {rate:.1%} of the held-out images, got {shares[low]:.1%}: give c")
     if not suffices(high):
         for _ in range(steps):
             middle = math.sqrt(low * high)

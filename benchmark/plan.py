@@ -16,6 +16,8 @@ from typing import Any, Literal
 import torch
 
 from advbench import registry
+from advbench.attacks.calibration import need_of
+from advbench.attacks.ensemble import with_stop
 from advbench.batch import compute_batch
 from advbench.clocks import device_name, resolve_devices
 from advbench.config import Config
@@ -28,9 +30,11 @@ from advbench.zoo import checkpoints, datasets, training
 from advbench.zoo.data import DataSet, Split
 from advbench.zoo.training import Budget
 
-Kind = Literal["train", "substitute", "clean", "craft", "score"]
+Kind = Literal["train", "substitute", "clean", "calibrate", "craft", "score"]
 DEFAULT_ARCHITECTURE = Spec("gu2014/n200-200-10")
 DEFAULT_SUBSTITUTE = Spec("gu2014/n100-100-10")
+CALIBRATION_EXAMPLES = 200
+"""Held-out images that a model is attacked on to calibrate an attack, at most."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -286,20 +290,57 @@ class _Planner:
         draws: int,
     ) -> str:
         spec, component, content = attack
+        place = {"source": source, "surrogate": surrogate, "draws": draws, **self._where(batch, seed)}
+        radius = None if component.minimal_norm else epsilon
+        runs = with_stop(component, "never") if transfer else component
+        calibration = self._calibrate("attacks", spec, runs, radius, label, place)
         return self._add(
             "craft",
             {
-                "source": source,
-                "surrogate": surrogate,
+                **place,
                 "attack": content,
                 "threat": self._threat(epsilon),
                 "transfer": transfer,
-                "draws": draws,
-                **self._where(batch, seed),
+                "calibration": calibration,
             },
-            [source],
+            [source, *([calibration] if calibration else [])],
             f"{spec} on {label}",
             draws * (1.0 + getattr(component, "steps", 1)),
+        )
+
+    def _calibrate(
+        self,
+        kind: Literal["attacks", "defenses"],
+        spec: Spec,
+        component: Any,
+        epsilon: float | None,
+        label: str,
+        place: Mapping[str, Any],
+    ) -> str | None:
+        """The task that finds a component's open values on held-out images; None where it has none.
+
+        place: what the bits of a craft depend on. Values that no model is asked for depend on the images alone.
+        """
+        need = need_of(component)
+        if need is None:
+            return None
+        held_out = getattr(self.data, need.split)
+        n = min(CALIBRATION_EXAMPLES, len(held_out)) if need.model else len(held_out)
+        content: dict[str, Any] = {
+            "kind": kind,
+            "component": registry.content(kind, spec, component),
+            "split": need.split,
+            "n": n,
+            "fingerprint": self.data.fingerprint,
+            "harness": source_hash("advbench.calibration"),
+        }
+        content = {**place, "threat": self._threat(epsilon), **content} if need.model else {"source": None, **content}
+        return self._add(
+            "calibrate",
+            content,
+            [place["source"]] if need.model else [],
+            f"calibrate {spec}" + (f" on {label}" if need.model else ""),
+            place["draws"] * (1.0 + 10.0 * getattr(component, "steps", 1)),
         )
 
     def _score(
@@ -335,6 +376,7 @@ class _Planner:
             target=target.facts(),
             source=source,
             attack={"label": str(spec), "minimal_norm": minimal, **content},
+            calibrations=list(dict.fromkeys(filter(None, (self.tasks[craft].content["calibration"] for craft in crafts)))),
         )
         self.cells.append(key)
 

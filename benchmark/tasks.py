@@ -16,8 +16,9 @@ from torch import Tensor
 
 from advbench import registry
 from advbench.attacks.access import Ledger
-from advbench.attacks.threat import ThreatModel
+from advbench.attacks.ensemble import with_stop
 from advbench.attacks.transfer import for_transfer
+from advbench.calibration import calibrate, threat_of
 from advbench.clocks import Measured, device_name, environment, single_thread, stopwatch
 from advbench.defenses.defended import Defended, Surrogate
 from advbench.evaluation import Counts, Craft, count, craft, score
@@ -107,14 +108,28 @@ def _clean(task: Task, context: Context, device: torch.device) -> None:
     )
 
 
+def _calibrate(task: Task, context: Context, device: torch.device) -> None:
+    content = task.content
+    source = _source(content, context, device) if content["source"] else None
+    with stopwatch(device) as measured:
+        values = calibrate(content, source, getattr(_data(context), content["split"]), device)
+    _save(
+        artefact("calibrate", task.key, context.out),
+        seconds=np.array(measured.seconds),
+        **{f"value_{name}": value.cpu().numpy() for name, value in values.items()},
+    )
+
+
 def _craft(task: Task, context: Context, device: torch.device) -> None:
     content = task.content
     attack = registry.restore("attacks", content["attack"])
-    threat = _threat(content["threat"])
+    threat = threat_of(content["threat"])
     if content["transfer"]:
-        attack = for_transfer(attack)
+        attack = with_stop(attack, "never")
+    if content["calibration"]:
+        attack = attack.calibrated(_read_values(content["calibration"], context))
     found = craft(
-        attack,
+        for_transfer(attack) if content["transfer"] else attack,
         _source(content, context, device),
         scored_split(_data(context), content["n"]),
         threat,
@@ -171,6 +186,9 @@ def _score(task: Task, context: Context, device: torch.device) -> None:
     Store(context.out).write(record, found.examples, _gallery(found.examples, split, found.x_adv, found.prediction))
 
 
+_SHOWN = 32
+"""The most numbers of a calibrated value that a record shows."""
+
 _RANDOM = threading.RLock()
 """Held where torch's global generator is used (initialisation, training), so that threads do not share a sequence."""
 
@@ -178,6 +196,7 @@ _ACTIONS: dict[str, Callable[[Task, Context, torch.device], None]] = {
     "train": _train,
     "substitute": _substitute,
     "clean": _clean,
+    "calibrate": _calibrate,
     "craft": _craft,
     "score": _score,
 }
@@ -212,6 +231,13 @@ def _details(task: Task, context: Context) -> dict[str, Any]:
         "model_key": content["target"],
         "train": dict(context.contents[content["target"]]["budget"]),
     }
+    calibrations = {key: _read_values(key, context) for key in task.facts["calibrations"]}
+    if calibrations:
+        # What a person can read: a constant, an order; not a covariance.
+        details["calibration"] = [
+            {name: value.tolist() for name, value in values.items() if value.numel() <= _SHOWN}
+            for values in calibrations.values()
+        ]
     trained = checkpoints.metadata(_checkpoint(content["target"]))
     details["train_seconds"] = float(trained["seconds"])
     if content["substitute"]:
@@ -267,11 +293,6 @@ def _load(name: str, data_dir: Path | None) -> DataSet:
     return registry.load_dataset(name, data_dir)
 
 
-def _threat(content: Mapping[str, Any]) -> ThreatModel:
-    low, high = content["box"]
-    return ThreatModel(content["norm"], content["epsilon"], (low, high))
-
-
 def _read_clean(path: Path) -> tuple[Counts, str]:
     with np.load(path, allow_pickle=False) as file:
         prediction, select, report = (torch.from_numpy(file[name]) for name in ("prediction", "select", "report"))
@@ -283,6 +304,12 @@ def _read_craft(path: Path) -> Craft:
         ledger = Ledger(*(torch.from_numpy(file[name]) for name in ("forwards", "backwards", "queries")))
         measured = Measured(float(file["seconds"]), int(file["peak_memory_bytes"]))
         return Craft(torch.from_numpy(file["x_adv"]), ledger, measured)
+
+
+def _read_values(key: str, context: Context) -> dict[str, Tensor]:
+    """The values that a calibration found, by name."""
+    with np.load(artefact("calibrate", key, context.out), allow_pickle=False) as file:
+        return {name.removeprefix("value_"): torch.from_numpy(file[name]) for name in file.files if name != "seconds"}
 
 
 def _save(path: Path, **arrays: Any) -> None:

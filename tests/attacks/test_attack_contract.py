@@ -35,6 +35,10 @@ MEMBERS = ("pgd(steps=4)", "fab-t(steps=3,targets=2)", "square(queries=20)")
 """The attacks of an ensemble that takes a list."""
 
 
+GIVEN: dict[str, dict[str, Any]] = {"lbfgs": {"c": 0.5}}
+"""Values that are else found on held-out images."""
+
+
 def factory(name: str) -> Any:
     module, _, attribute = ATTACKS[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
@@ -44,7 +48,7 @@ def shortened(name: str) -> Any:
     attack = factory(name)()
     fields = {field.name for field in dataclasses.fields(attack)}
     cut = {field: min(value, getattr(attack, field)) for field, value in SHORTER.items() if field in fields}
-    return dataclasses.replace(attack, **cut, **({"attacks": MEMBERS} if "attacks" in fields else {}))
+    return dataclasses.replace(attack, **cut, **GIVEN.get(name, {}), **({"attacks": MEMBERS} if "attacks" in fields else {}))
 
 
 CELLS = [(name, norm) for name in ATTACKS for norm in sorted(factory(name)().norms)]
