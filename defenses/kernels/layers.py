@@ -1,0 +1,227 @@
+"""The layers of a network and their Jacobian norms beside the logits, in one forward pass.
+
+A layer is an affine map with what follows it up to the next one: h_j = f(h_{j-1}) of Gu and Rigazio 2014 (arXiv:1412.5068).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from advbench.defenses.kernels.jacobian import (
+    convolution_rows,
+    dense_rows,
+    masked_norms,
+    softmax_norms,
+    weighted_norms,
+)
+from advbench.defenses.kernels.projection import check_output, projected_norms
+
+SQUARED_SLOPES: Mapping[type[nn.Module], Callable[[Tensor], Tensor]] = {
+    nn.ReLU: lambda h: h.detach().sign(),
+    nn.Sigmoid: lambda h: (h - h.square()).square(),
+    nn.Tanh: lambda h: (1 - h.square()).square(),
+}
+"""The squared slope of a nonlinearity as a function of what it puts out."""
+
+_NEUTRAL = (nn.Identity, nn.Dropout, nn.Dropout2d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """One layer: an affine map and what follows it, or a block without a closed form. name: the first module's."""
+
+    name: str
+    modules: tuple[nn.Module, ...]
+
+    def __call__(self, h: Tensor) -> Tensor:
+        """What the layer puts out."""
+        for module in self.modules:
+            h = module(h)
+        return h
+
+    def __str__(self) -> str:
+        return f"{self.name} ({', '.join(type(module).__name__ for module in self.modules)})"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layers:
+    """A network cut into layers. prepare: what comes before the first affine map (flattening, standardisation)."""
+
+    prepare: Layer
+    layers: tuple[Layer, ...]
+
+
+def layers_of(model: nn.Module) -> Layers:
+    """Cut a network into layers, which share its modules; a network that is no `nn.Sequential` is one layer.
+
+    Modules without parameters ahead of the first affine map belong to no layer: h_0 is what that map reads.
+    Raises ValueError for a network without parameters.
+    """
+    modules = list(_flat(model, ""))
+    starts = [
+        position
+        for position, (_, module) in enumerate(modules)
+        if not isinstance(module, _NORMS) and any(True for _ in module.parameters())
+    ]
+    if not starts:
+        raise ValueError("Expected a model with layers that have parameters, got none")
+    cut = [Layer(modules[a][0], tuple(m for _, m in modules[a:b])) for a, b in pairwise([*starts, len(modules)])]
+    return Layers(Layer("", tuple(module for _, module in modules[: starts[0]])), tuple(cut))
+
+
+def layer_jacobians(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    output: str = "softmax",
+    projections: int = 1,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits (n, classes) and, by layer, the squared Frobenius norm of dh_j/dh_{j-1}, shape (n,), in one forward pass.
+
+    Exact in closed form for dense layers and zero-padded convolutions under the nonlinearities of `SQUARED_SLOPES` and max
+    pooling. Batch normalisation is folded in with its statistics as constants, dropout is left out. The norms are
+    differentiable in the weights, and the logits are those of ``model(x)``. Any other layer (average pooling, whose rows
+    overlap; another padding; a residual block) is estimated by `projected_norms`, with a warning; that estimate
+    differentiates through batch statistics and drawn dropout masks.
+
+    x: images (n, ...). output: whether the last layer ends in its `softmax` or its `logits`. projections, generator: of
+    the estimates.
+    """
+    check_output(output)
+    cut = layers_of(model)
+    h, norms = cut.prepare(x), {}
+    for layer in cut.layers:
+        softmax = output == "softmax" and layer is cut.layers[-1]
+        if has_closed_form(layer, softmax=softmax) and h.ndim == (4 if isinstance(layer.modules[0], nn.Conv2d) else 2):
+            h, norms[layer.name] = _closed(layer, h, softmax)
+        else:
+            h, norms[layer.name] = _estimated(layer, h, softmax, projections, generator)
+    return h, norms
+
+
+def has_closed_form(layer: Layer, *, softmax: bool) -> bool:
+    """Whether the layer's Jacobian norm is computed exactly; `softmax`: under a softmax."""
+    affine, *rest = layer.modules
+    kept = [module for module in rest if not _is(module, *_NEUTRAL)]
+    if softmax:
+        return _is(affine, nn.Linear) and all(_is(module, *_NORMS, nn.Flatten) for module in kept)
+    if _is(affine, nn.Conv2d):
+        if affine.padding_mode != "zeros":
+            return False
+        flat = [position for position, module in enumerate(kept) if _is(module, nn.Flatten)]
+        maps, units = (kept[: flat[0]], kept[flat[0] + 1 :]) if flat else (kept, [])
+        return all(_is(module, *SQUARED_SLOPES, nn.BatchNorm2d) or _is_pool(module) for module in maps) and all(
+            _is(module, *SQUARED_SLOPES, nn.Flatten) for module in units
+        )
+    return _is(affine, nn.Linear) and all(_is(module, *SQUARED_SLOPES, nn.BatchNorm1d, nn.Flatten) for module in kept)
+
+
+def _flat(module: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
+    """The modules that nested `nn.Sequential` run one after the other, with their names."""
+    if not _is(module, nn.Sequential):
+        return [(name, module)]
+    prefix = f"{name}." if name else ""
+    return [found for key, child in module.named_children() for found in _flat(child, prefix + key)]
+
+
+def _is(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether the module is of one of these kinds and computes what that kind computes."""
+    return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in kinds)
+
+
+def _is_pool(module: nn.Module) -> bool:
+    return _is(module, nn.MaxPool2d) and not module.return_indices
+
+
+def _closed(layer: Layer, h: Tensor, softmax: bool) -> tuple[Tensor, Tensor]:
+    """The layer's output and its exact norms."""
+    affine, *rest = layer.modules
+    z, size = affine(h), h.shape
+    scale: Tensor | None = None  # what batch normalisation multiplies each channel with
+    outputs: list[tuple[nn.Module, Tensor]] = []  # nonlinearities and what they put out, at the winners behind pooling
+    index: Tensor | None = None  # the winners' positions in the affine map's output
+    for module in rest:
+        before = z
+        if isinstance(module, nn.MaxPool2d):
+            z, winners = _pool(module, before)
+            outputs = [(kind, z if out is before else _at(out, winners)) for kind, out in outputs]
+            index = winners if index is None else _at(index, winners)
+            continue
+        if isinstance(module, _NORMS):
+            factor = _normalisation(module, before)
+            scale = factor if scale is None else scale * factor
+        z = module(before)
+        if _is(module, *SQUARED_SLOPES):
+            outputs.append((module, z))
+    if softmax:
+        weight = affine.weight if scale is None else affine.weight * scale.unsqueeze(1)
+        return z, softmax_norms(weight, z)
+    rows = dense_rows(affine.weight) if isinstance(affine, nn.Linear) else convolution_rows(affine, *size[-2:])
+    if scale is not None:
+        rows = rows * scale.square().view(-1, *[1] * (rows.ndim - 1))
+    return z, _norms(rows, outputs, index, len(z))
+
+
+def _norms(rows: Tensor, outputs: list[tuple[nn.Module, Tensor]], index: Tensor | None, n: int) -> Tensor:
+    """Squared norms, shape (n,), from the affine map's rows, the nonlinearities' outputs and the winners."""
+    if not outputs and index is None:
+        return rows.sum().expand(n)
+    units = rows.shape if index is None else index.shape[1:]
+    if len(outputs) == 1 and _is(outputs[0][0], nn.ReLU):
+        return masked_norms(rows, outputs[0][1].reshape(n, *units), index)
+    slopes = rows.new_ones(n, *units)
+    for module, h in outputs:
+        slopes = slopes * _squared_slopes(module, h).reshape(n, *units)
+    return weighted_norms(rows, slopes, index)
+
+
+def _squared_slopes(module: nn.Module, h: Tensor) -> Tensor:
+    return next(slopes for kind, slopes in SQUARED_SLOPES.items() if isinstance(module, kind))(h)
+
+
+def _pool(module: nn.MaxPool2d, h: Tensor) -> tuple[Tensor, Tensor]:
+    """The winners' values and their positions in each channel's map, (n, channels, height, width) both."""
+    window = (module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
+    z, winners = nn.functional.max_pool2d(h, *window, return_indices=True)
+    return z, winners
+
+
+def _at(values: Tensor, winners: Tensor) -> Tensor:
+    """`values`, (n, channels, height, width), at the winners' positions."""
+    return values.flatten(2).gather(2, winners.flatten(2)).view_as(winners)
+
+
+def _normalisation(module: nn.Module, h: Tensor) -> Tensor:
+    """What a batch normalisation multiplies each channel of its input `h` with, its statistics as constants."""
+    assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+    if module.training or module.running_var is None:
+        variance = h.detach().transpose(0, 1).flatten(1).var(dim=1, correction=0)
+    else:
+        variance = module.running_var
+    factor = (variance + module.eps).rsqrt()
+    return factor if module.weight is None else factor * module.weight
+
+
+def _estimated(
+    layer: Layer, h: Tensor, softmax: bool, projections: int, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """The layer's output and unbiased estimates of its norms."""
+    warnings.warn(
+        f"No closed form for the Jacobian of layer {layer}{' under softmax' if softmax else ''}: "
+        f"estimated by {projections} random projection{'s' * (projections > 1)}",
+        stacklevel=3,
+    )
+    with torch.enable_grad():
+        inputs = h if h.requires_grad else h.detach().requires_grad_()
+        z = layer(inputs)
+        y = z.softmax(dim=1) if softmax else z
+    norms = projected_norms(y, inputs, projections=projections, generator=generator)
+    return (z, norms) if torch.is_grad_enabled() else (z.detach(), norms)
