@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from advbench.zoo.data import DataSet
-from advbench.zoo.training import Budget, Progress
+from advbench.zoo.training import Budget, History, Progress
 
 Architecture: TypeAlias = Callable[[], nn.Module]
 """Makes a fresh, untrained network: images (n, c, h, w) in [0, 1] -> logits (n, classes)."""
@@ -34,12 +34,14 @@ class Defended:
     model: what is scored, images (n, c, h, w) in [0, 1] -> logits (n, classes), normalisation inside; a stochastic one is
     called as ``model(x, rng)`` with an `ExampleRNG` of n examples and draws every random number from it.
     surrogates: what the white-box attacker differentiates, by name, the faithful one first; by default the model itself.
-    stochastic: whether the model takes an rng.
+    stochastic: whether the model takes an rng. history: what happened while it was trained; None where it was loaded, or
+    where there was no one training of the whole.
     """
 
     model: nn.Module
     stochastic: bool = False
     surrogates: Mapping[str, Surrogate] = field(default_factory=dict)
+    history: History | None = None
 
     def __post_init__(self) -> None:
         if not self.surrogates:

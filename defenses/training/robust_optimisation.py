@@ -31,7 +31,9 @@ class RobustOptimisation(Trained):
     l2 and l1, which are 0.055, 0.55 and 0.55 here.) steps: ascent steps, 1 in the paper. step_size: as a fraction of
     epsilon. random_start: start from a uniform point of the ball. clip: keep perturbed images in [0, 1]. The paper trains
     on standardised images without clipping; here pixels live in [0, 1], so the default clips, and ``clip=False`` is the
-    paper's. warm_up: share of the training over which the radius grows from 0 to `epsilon`; none in the paper.
+    paper's. warm_up: share of the training over which the radius grows from 0 to `epsilon`; none in the paper. alpha: share
+    of the clean images' loss in the mixture ``alpha J(x) + (1 - alpha) J(x_adv)`` of Goodfellow et al. 2015
+    (arXiv:1412.6572, section 6), of which the paper is the case 0 and plain training the case 1.
     """
 
     norm: ClassVar[Norm]
@@ -41,6 +43,7 @@ class RobustOptimisation(Trained):
     random_start: bool = False
     clip: bool = True
     warm_up: float = 0.0
+    alpha: float = 0.0
 
     def __post_init__(self) -> None:
         if self.epsilon is not None:
@@ -51,6 +54,8 @@ class RobustOptimisation(Trained):
             raise ValueError(f"Expected `step_size` > 0, got {self.step_size}")
         if not 0 <= self.warm_up <= 1:
             raise ValueError(f"Expected `warm_up` in [0, 1], got {self.warm_up}")
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"Expected `alpha` in [0, 1], got {self.alpha}")
 
     @property
     def threat(self) -> ThreatModel:
@@ -64,11 +69,22 @@ class RobustOptimisation(Trained):
         return None
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Mapping[str, Tensor]:
-        """Cross-entropy of the perturbed batch alone; on the validation split too, with one fixed random start."""
+        """Cross-entropy of the perturbed batch, of the clean one, or of both, each times its share.
+
+        On the validation split too, with one fixed random start and the whole radius.
+        """
+        terms = {}
+        if self.alpha < 1:
+            terms["adversarial"] = (1 - self.alpha) * cross_entropy(model(self._perturbed(model, x, y, step)), y)
+        if self.alpha > 0:
+            terms["clean"] = self.alpha * cross_entropy(model(x), y)
+        return terms
+
+    def _perturbed(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
         threat = self.threat
         if step.training and step.progress < self.warm_up:
             threat = replace(threat, epsilon=max(_SMALLEST, threat.radius * step.progress / self.warm_up))
-        x_adv = ascend(
+        return ascend(
             model,
             x,
             y,
@@ -79,7 +95,6 @@ class RobustOptimisation(Trained):
             rng=stream(step),
             sparsity=self._share(),
         )
-        return {"adversarial": cross_entropy(model(x_adv), y)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,3 +116,27 @@ class RobustL1(RobustOptimisation):
     """Robust optimisation in the l1 ball, one pixel per step, Shaham et al. 2015, arXiv:1511.05432."""
 
     norm: ClassVar[Norm] = "l1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixedLinf(RobustLinf):
+    """Fast-gradient-sign adversarial training on clean and perturbed images, Goodfellow et al. 2015, arXiv:1412.6572.
+
+    The loss is ``alpha J(x) + (1 - alpha) J(x + epsilon sign(g))`` with alpha 0.5 (section 6), as Shaham et al. 2015 name it
+    (arXiv:1511.05432, section 3.1). The fields are those of `RobustOptimisation`.
+    """
+
+    alpha: float = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FastAT(RobustLinf):
+    """Fast adversarial training, one signed step from a random start, Wong et al. 2020, arXiv:2001.03994.
+
+    The step is 1.25 epsilon long (section 5), and the ball is that of `epsilon`. The fields are those of
+    `RobustOptimisation`. Long trainings at large radii may end in catastrophic overfitting, after which only one-step
+    attacks fail: read it under PGD.
+    """
+
+    step_size: float = 1.25
+    random_start: bool = True

@@ -28,7 +28,7 @@ def test_is_a_frozen_dataclass_that_names_its_source(name):
     assert type(defense).__dataclass_params__.frozen
     assert all(field.kw_only for field in dataclasses.fields(defense))
     first_line = inspect.getdoc(make).partition("\n")[0]
-    assert name == "none" or "arXiv:" in first_line
+    assert name == "none" or "arXiv:" in first_line or "doi:" in first_line
 
 
 @every_defense

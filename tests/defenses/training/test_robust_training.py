@@ -115,7 +115,7 @@ def test_rejects_what_makes_no_sense(arguments, message):
 
 def test_the_defaults_are_those_of_the_papers():
     fields = [field.name for field in dataclasses.fields(PGDLinf)]
-    assert fields == ["epsilon", "steps", "step_size", "random_start", "clip", "warm_up"]
+    assert fields == ["epsilon", "steps", "step_size", "random_start", "clip", "warm_up", "alpha"]
     assert list(inspect.signature(RobustL1).parameters) == fields
     assert (RobustLinf().steps, RobustLinf().step_size, RobustLinf().random_start) == (1, 1.0, False)
     assert (PGDLinf().steps, PGDLinf().step_size, PGDLinf().random_start) == (7, 2 / 8, True)
