@@ -1,0 +1,202 @@
+"""Products S g and quadratic forms g^T S g with a covariance S of image perturbations, by FFT or by a dense matrix.
+
+Averaging a covariance along displacements can lose positive semi-definiteness, and a penalty with a negative eigenvalue
+would reward gradients. `operator_of` therefore lifts the negative part of the spectrum to zero and says how much that was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from advbench.defenses.kernels.covariance import from_torus, matrix_of, padded_fft, parts
+
+LARGEST_DENSE = 128
+"""The most values (c h w) of an image for which a dense product is faster than one by FFT: the measured crossover."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DenseCovariance:
+    """A positive semi-definite matrix of shape (c h w, c h w); shape: channels, height, width.
+
+    clipped: the share of the spectrum's mass that was negative and was lifted to zero, in [0, 1].
+    """
+
+    matrix: Tensor
+    shape: tuple[int, int, int]
+    clipped: float = 0.0
+
+    @property
+    def mean_diagonal(self) -> float:
+        """The mean variance of a pixel."""
+        return float(self.matrix.diagonal().mean())
+
+    def scaled(self, factor: float) -> DenseCovariance:
+        """`factor` times the covariance."""
+        return replace(self, matrix=self.matrix * factor)
+
+    def times(self, g: Tensor) -> Tensor:
+        """S g for each image, (n, c, h, w) of the operator's dtype."""
+        return (g.flatten(1) @ self.matrix).view(g.shape)
+
+    def form(self, g: Tensor) -> Tensor:
+        """g^T S g of each image, shape (n,), never negative."""
+        return _inner(g, self.times(g))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SpectralCovariance:
+    """A block-circulant matrix on a torus of twice the side, cropped to the image; in O(d log d), never formed.
+
+    spectrum: (c, c, 2h, w + 1), at each frequency Hermitian and positive semi-definite in the channels. shape: channels,
+    height, width. clipped: the share of the spectrum's mass that was negative and was lifted to zero, in [0, 1].
+    """
+
+    spectrum: Tensor
+    shape: tuple[int, int, int]
+    clipped: float = 0.0
+
+    @property
+    def mean_diagonal(self) -> float:
+        """The mean variance of a pixel."""
+        c, h, w = self.shape
+        density = self.spectrum.real.diagonal().sum(dim=(0, 2))
+        return float(density @ _multiplicity(density, w)) / (4 * h * w * c)
+
+    def scaled(self, factor: float) -> SpectralCovariance:
+        """`factor` times the covariance."""
+        return replace(self, spectrum=self.spectrum * factor)
+
+    def times(self, g: Tensor) -> Tensor:
+        """S g for each image, (n, c, h, w) of the operator's dtype."""
+        h, w = self.shape[1:]
+        product = torch.empty_like(g)
+        for rows in parts(g):
+            spectrum = torch.fft.ifft(multiply(self.spectrum, padded_fft(g[rows])), dim=-2)[..., :h, :]
+            product[rows] = torch.fft.irfft(spectrum, n=2 * w)[..., :w]
+        return product
+
+    def form(self, g: Tensor) -> Tensor:
+        """g^T S g of each image, shape (n,), never negative; one transform, for no image comes back."""
+        forms = [self._energy(padded_fft(g[rows])) for rows in parts(g)]
+        return torch.cat(forms).clamp_min(0) if forms else g.new_zeros(0)
+
+    def function(self) -> Tensor:
+        """The covariance function of the cropped matrix, shape (c, c, 2h - 1, 2w - 1)."""
+        return from_torus(self.spectrum.conj(), self.shape[1:])
+
+    def _energy(self, transformed: Tensor) -> Tensor:
+        h, w = self.shape[1:]
+        product = torch.view_as_real(multiply(self.spectrum, transformed))
+        density = (product * torch.view_as_real(transformed)).sum(dim=(1, 2, 4))
+        return density @ _multiplicity(density, w) / (4 * h * w)
+
+
+Covariance: TypeAlias = DenseCovariance | SpectralCovariance
+"""What `quadratic_form` takes: a positive semi-definite operator on images."""
+
+
+def operator_of(function: Tensor) -> Covariance:
+    """The operator of a covariance function (c, c, 2h - 1, 2w - 1), its negative spectrum lifted to zero.
+
+    The spectrum is that of the function on a torus of twice the image's side, whose cropped matrix the operator is: the
+    function's own matrix where nothing was negative, and positive semi-definite always. Dense for small images.
+    """
+    shape = (len(function), (function.shape[-2] + 1) // 2, (function.shape[-1] + 1) // 2)
+    spectrum, clipped = _lifted(torus_spectrum(function))
+    spectral = SpectralCovariance(spectrum, shape, clipped)
+    if shape[0] * shape[1] * shape[2] > LARGEST_DENSE:
+        return spectral
+    return DenseCovariance(matrix_of(spectral.function()), shape, clipped)
+
+
+def unit_diagonal(covariance: Covariance) -> Covariance:
+    """The covariance with a mean variance of one; one without any variance stays as it is."""
+    scale = covariance.mean_diagonal
+    return covariance.scaled(1 / scale) if scale > 0 else covariance
+
+
+def quadratic_form(covariance: Covariance, g: Tensor) -> Tensor:
+    """g^T S g of images (n, c, h, w), shape (n,), never negative; its gradient in `g` is 2 S g.
+
+    Where a gradient is wanted S g is worked out at once and kept, so that the backward pass is one multiplication.
+    Raises ValueError for images of another shape.
+    """
+    if tuple(g.shape[1:]) != covariance.shape:
+        raise ValueError(f"Expected images of shape {covariance.shape}, got {tuple(g.shape[1:])}")
+    return _QuadraticForm.apply(g, covariance)  # type: ignore[no-any-return]
+
+
+class _QuadraticForm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, covariance: Covariance) -> Tensor:
+        if not ctx.needs_input_grad[0]:
+            return covariance.form(g)
+        product = covariance.times(g)
+        ctx.save_for_backward(product)
+        return _inner(g, product)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor, None]:
+        (product,) = ctx.saved_tensors
+        return 2 * weight.view(-1, 1, 1, 1) * product, None
+
+
+def _inner(g: Tensor, product: Tensor) -> Tensor:
+    """<g, S g> by image; what is below zero is rounding, for S is positive semi-definite."""
+    return (g * product).flatten(1).sum(dim=1).clamp_min(0)
+
+
+def torus_spectrum(function: Tensor) -> Tensor:
+    """The spectrum (c, c, 2h, w + 1), complex, of a covariance function wrapped on a torus of twice the image's side."""
+    rows, columns = function.shape[-2:]
+    wrapped = torch.nn.functional.pad(function, (0, 1, 0, 1)).roll((-(rows // 2), -(columns // 2)), (-2, -1))
+    spectrum: Tensor = torch.fft.rfft2(wrapped).conj().resolve_conj()
+    return spectrum
+
+
+def multiply(spectrum: Tensor, transformed: Tensor) -> Tensor:
+    """The product, frequency by frequency, of matrices (c, c, p, q) with transformed images (n, c, p, q)."""
+    product = transformed[:, :1] * spectrum[:, 0]
+    for channel in range(1, len(spectrum)):
+        product.addcmul_(transformed[:, channel : channel + 1], spectrum[:, channel])
+    return product
+
+
+def with_eigenvalues(matrices: Tensor, change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Hermitian matrices (..., c, c) with `change` applied to their eigenvalues, and the eigenvalues before it (..., c)."""
+    if matrices.shape[-1] == 1:
+        values = matrices.real.squeeze(-1)
+        return change(values).unsqueeze(-1).to(matrices.dtype), values
+    values, vectors = torch.linalg.eigh(matrices)
+    return vectors * change(values).unsqueeze(-2).to(matrices.dtype) @ vectors.mH, values
+
+
+def _lifted(spectrum: Tensor) -> tuple[Tensor, float]:
+    """The positive semi-definite part of a spectrum (c, c, 2h, w + 1), and the share of the mass that was negative."""
+    matrices = spectrum.permute(2, 3, 0, 1)
+    weight = _multiplicity(matrices.real, spectrum.shape[-1] - 1).expand(matrices.shape[:2])
+    # Factoring by Cholesky is some twenty times faster than eigenvalues, which only indefinite matrices need.
+    indefinite = torch.linalg.cholesky_ex(matrices)[1] != 0
+    if not indefinite.any():
+        return spectrum, 0.0
+    lifted, values = with_eigenvalues(matrices[indefinite], lambda values: values.clamp_min(0))
+    negative = (values.clamp_max(0).sum(dim=1) * weight[indefinite]).sum().neg()
+    trace = (matrices.real.diagonal(dim1=2, dim2=3).sum(dim=2) * weight).sum()
+    matrices = matrices.clone()
+    matrices[indefinite] = lifted
+    # The mass, the sum of all magnitudes, is the trace plus twice what is negative.
+    mass = float(trace + 2 * negative)
+    return matrices.permute(2, 3, 0, 1).contiguous(), float(negative) / mass if mass > 0 else 0.0
+
+
+def _multiplicity(like: Tensor, width: int) -> Tensor:
+    """How often each column of a half spectrum stands in the whole one, shape (w + 1,): once, twice, ..., twice, once."""
+    weight = torch.full((width + 1,), 2, dtype=like.dtype, device=like.device)
+    weight[0] = weight[-1] = 1
+    return weight

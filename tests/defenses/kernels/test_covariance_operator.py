@@ -1,0 +1,171 @@
+"""S g and g^T S g by FFT against the dense matrix, and never a negative form."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from advbench.defenses.kernels import covariance_operator
+from advbench.defenses.kernels.covariance import autocorrelation, exponential, matrix_of, radial
+from advbench.defenses.kernels.covariance_operator import (
+    LARGEST_DENSE,
+    DenseCovariance,
+    SpectralCovariance,
+    operator_of,
+    quadratic_form,
+    torus_spectrum,
+    unit_diagonal,
+)
+
+CLOSE = {"rtol": 1e-10, "atol": 1e-10}
+shapes = st.tuples(st.integers(1, 3), st.integers(1, 7), st.integers(1, 7))
+seeds = st.integers(0, 99)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def uneven(n, shape, seed=0):
+    """Images whose variance differs from pixel to pixel, so that the average along displacements is often indefinite."""
+    return normal(n, *shape, seed=seed) * (normal(*shape, seed=seed + 1) > 0.5)
+
+
+def spectral(function):
+    """The operator by FFT, whatever the size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(covariance_operator, "LARGEST_DENSE", 0)
+        found = operator_of(function)
+    assert isinstance(found, SpectralCovariance)
+    return found
+
+
+def dense_form(matrix, g):
+    flat = g.flatten(1)
+    return torch.einsum("ni,ij,nj->n", flat, matrix, flat)
+
+
+def lifted_densely(function):
+    """The obvious form: the block-circulant matrix on the torus, its negative eigenvalues set to zero, cropped."""
+    c, h, w = len(function), (function.shape[2] + 1) // 2, (function.shape[3] + 1) // 2
+    torus = torch.zeros(c, 2 * h, 2 * w, c, 2 * h, 2 * w, dtype=torch.float64)
+    for y in range(2 * h):
+        for x in range(2 * w):
+            for dy in range(1 - h, h):
+                for dx in range(1 - w, w):
+                    torus[:, y, x, :, (y + dy) % (2 * h), (x + dx) % (2 * w)] = function[:, :, h - 1 + dy, w - 1 + dx]
+    values, vectors = torch.linalg.eigh(torus.view(4 * c * h * w, -1))
+    positive = ((vectors * values.clamp_min(0)) @ vectors.T).view(torus.shape)
+    share = values.clamp_max(0).sum().abs() / values.abs().sum().clamp_min(1e-300)
+    return positive[:, :h, :w, :, :h, :w].reshape(c * h * w, c * h * w), float(share)
+
+
+@given(shape=shapes, seed=seeds)
+def test_products_and_forms_without_lifting_are_those_of_the_dense_matrix(shape, seed):
+    function = autocorrelation(normal(4, *shape, seed=seed))
+    operator, matrix = SpectralCovariance(torus_spectrum(function), shape), matrix_of(function)
+    g = normal(3, *shape, seed=seed + 1)
+    torch.testing.assert_close(operator.times(g).flatten(1), g.flatten(1) @ matrix, **CLOSE)
+    torch.testing.assert_close(operator.form(g), dense_form(matrix, g).clamp_min(0), **CLOSE)
+    torch.testing.assert_close(operator.function(), function, **CLOSE)
+
+
+@given(shape=st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 3)), seed=seeds)
+def test_lifting_is_that_of_the_circulant_matrix(shape, seed):
+    function = autocorrelation(uneven(4, shape, seed))
+    matrix, share = lifted_densely(function)
+    operator, g = spectral(function), normal(3, *shape, seed=seed + 1)
+    torch.testing.assert_close(operator.times(g).flatten(1), g.flatten(1) @ matrix, **CLOSE)
+    assert operator.clipped == pytest.approx(share, abs=1e-10)
+    assert operator.mean_diagonal == pytest.approx(float(matrix.diagonal().mean()), abs=1e-10)
+
+
+@given(shape=shapes, seed=seeds, isotropic=st.booleans())
+def test_the_regulariser_never_rewards_a_gradient(shape, seed, isotropic):
+    function = autocorrelation(uneven(3, shape, seed))
+    operator = spectral(radial(function) if isotropic else function)
+    matrix = matrix_of(operator.function())
+    values, vectors = torch.linalg.eigh(matrix)
+    assert values[0] >= -1e-12 * max(1.0, float(values[-1]))
+    # The directions that the unlifted average rewards the most, and random ones.
+    worst = torch.linalg.eigh(matrix_of(function))[1].T.view(-1, *shape)
+    for g in (worst, vectors.T.reshape(-1, *shape), normal(5, *shape, seed=seed)):
+        assert (quadratic_form(operator, g) >= 0).all()
+        torch.testing.assert_close(quadratic_form(operator, g), dense_form(matrix, g), **CLOSE)
+
+
+def test_the_average_of_a_positive_matrix_can_be_indefinite_and_is_lifted():
+    """S = v v^T with v = (1, 0, 1): along displacements the diagonals are 2/3, 0 and 1, with an eigenvalue of -1/3."""
+    function = autocorrelation(torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64).view(1, 1, 1, 3))
+    values, vectors = torch.linalg.eigh(matrix_of(function))
+    assert values[0] == pytest.approx(-1 / 3)
+    operator = operator_of(function)
+    assert operator.clipped > 0.1
+    assert quadratic_form(operator, vectors[:, 0].view(1, 1, 1, 3)) >= 0
+
+
+def test_a_positive_function_is_left_as_it_is():
+    function = exponential((3, 12, 12), 1.0, 0.5)
+    operator = operator_of(function)
+    assert operator.clipped == 0
+    torch.testing.assert_close(operator.function(), function, **CLOSE)
+    assert operator.mean_diagonal == pytest.approx(1)
+
+
+@given(shape=shapes, seed=seeds)
+def test_the_dense_path_and_the_one_by_fft_are_one_operator(shape, seed):
+    function, g = autocorrelation(uneven(4, shape, seed)), normal(3, *shape, seed=seed + 1)
+    fast, chosen = spectral(function), operator_of(function)
+    assert isinstance(chosen, DenseCovariance if g[0].numel() <= LARGEST_DENSE else SpectralCovariance)
+    torch.testing.assert_close(quadratic_form(chosen, g), quadratic_form(fast, g), **CLOSE)
+    torch.testing.assert_close(chosen.times(g), fast.times(g), **CLOSE)
+    assert chosen.clipped == fast.clipped
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4), (2, 4, 3), (3, 5, 5)])
+@pytest.mark.parametrize("path", [operator_of, spectral])
+def test_the_gradient_is_right(shape, path):
+    operator = path(autocorrelation(uneven(4, shape)))
+    g = normal(2, *shape, seed=5).requires_grad_()
+    assert torch.autograd.gradcheck(lambda g: quadratic_form(operator, g), g)
+    (gradient,) = torch.autograd.grad(quadratic_form(operator, g).sum(), g)
+    torch.testing.assert_close(gradient, 2 * operator.times(g.detach()), **CLOSE)
+
+
+def test_the_form_is_the_same_whether_a_gradient_is_wanted():
+    operator, g = spectral(autocorrelation(uneven(4, (3, 6, 5)))), normal(4, 3, 6, 5, seed=5)
+    without, wanted = quadratic_form(operator, g), quadratic_form(operator, g.clone().requires_grad_())
+    torch.testing.assert_close(wanted.detach(), without, **CLOSE)
+
+
+def test_a_large_image_is_never_given_a_matrix(monkeypatch):
+    function = exponential((3, 64, 64), 1.0, 0.5).float()
+    monkeypatch.setattr(covariance_operator, "matrix_of", lambda _: pytest.fail("the matrix was formed"))
+    operator, g = operator_of(function), torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert quadratic_form(operator, g).dtype == torch.float32
+
+
+def test_single_precision_agrees_with_double():
+    function, g = autocorrelation(uneven(4, (3, 8, 8))), normal(4, 3, 8, 8, seed=5)
+    double, single = quadratic_form(operator_of(function), g), quadratic_form(operator_of(function.float()), g.float())
+    torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("path", [operator_of, spectral])
+def test_scaling_to_a_unit_diagonal(path):
+    operator = unit_diagonal(path(7 * autocorrelation(uneven(4, (2, 5, 5)))))
+    assert operator.mean_diagonal == pytest.approx(1)
+    nothing = unit_diagonal(path(torch.zeros(1, 1, 5, 5)))
+    assert quadratic_form(nothing, torch.ones(1, 1, 3, 3)) == 0
+
+
+def test_images_of_another_shape_are_refused():
+    operator = operator_of(exponential((1, 4, 4), 1.0, 0.5))
+    with pytest.raises(ValueError, match=r"Expected images of shape \(1, 4, 4\), got \(1, 4, 5\)"):
+        quadratic_form(operator, torch.zeros(2, 1, 4, 5))
+
+
+def test_no_images_have_no_forms():
+    assert quadratic_form(spectral(exponential((1, 4, 4), 1.0, 0.5).float()), torch.zeros(0, 1, 4, 4)).shape == (0,)

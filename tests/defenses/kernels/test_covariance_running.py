@@ -1,0 +1,144 @@
+"""Running moments against their closed form, and the samplers against the covariance that they are given."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from advbench.attacks.rng import ExampleRNG
+from advbench.defenses.kernels.covariance import autocorrelation, exponential, matrix_of, radial
+from advbench.defenses.kernels.covariance_running import RunningFunction, RunningMatrix
+from advbench.defenses.kernels.covariance_sampling import Sampler
+
+CLOSE = {"rtol": 1e-10, "atol": 1e-10}
+SHAPE = (2, 3, 4)
+
+
+def batches(sizes, shape=SHAPE, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(n, *shape, generator=generator, dtype=torch.float64) + 0.3 for n in sizes]
+
+
+def weights(t, beta):
+    raw = torch.tensor([beta * (1 - beta) ** (t - i) for i in range(1, t + 1)], dtype=torch.float64)
+    return raw / raw.sum()
+
+
+@given(
+    sizes=st.lists(st.integers(1, 4), min_size=1, max_size=6), beta=st.sampled_from([0.1, 0.5, 1.0]), centred=st.booleans()
+)
+def test_running_moments_are_weighted_means(sizes, beta, centred):
+    xis = batches(sizes)
+    full, function = RunningMatrix(SHAPE, beta), RunningFunction(SHAPE, beta)
+    for xi in xis:
+        full.update(xi)
+        function.update(xi)
+    share = weights(len(xis), beta)
+    second = sum(w * xi.flatten(1).T @ xi.flatten(1) / len(xi) for w, xi in zip(share, xis, strict=True))
+    mean = sum(w * xi.mean(dim=0) for w, xi in zip(share, xis, strict=True))
+    expected = second - torch.outer(mean.flatten(), mean.flatten()) if centred else second
+    torch.testing.assert_close(full.matrix(centred=centred), expected, **CLOSE)
+    lags = sum(w * autocorrelation(xi) for w, xi in zip(share, xis, strict=True))
+    lags = lags - autocorrelation(mean.unsqueeze(0)) if centred else lags
+    torch.testing.assert_close(function.function(centred=centred), lags, **CLOSE)
+
+
+def test_the_function_is_the_full_matrix_averaged_along_displacements():
+    full, function = RunningMatrix(SHAPE, 0.1), RunningFunction(SHAPE, 0.1)
+    for xi in batches((3, 2, 4)):
+        full.update(xi)
+        function.update(xi)
+    for centred in (False, True):
+        matrix = full.matrix(centred=centred).view(2, 3, 4, 2, 3, 4)
+        found = function.function(centred=centred)
+        entries = [matrix[0, y, x, 1, y + 1, x - 2] for y in range(2) for x in range(2, 4)]
+        assert found[0, 1, 2 + 1, 3 - 2] == pytest.approx(float(torch.stack(entries).mean()))
+
+
+def test_the_isotropic_function_is_the_radial_one():
+    plain, isotropic = RunningFunction(SHAPE, 0.1), RunningFunction(SHAPE, 0.1, isotropic=True)
+    for xi in batches((3, 2)):
+        plain.update(xi)
+        isotropic.update(xi)
+    torch.testing.assert_close(isotropic.function(), radial(plain.function()), **CLOSE)
+
+
+def test_stationary_perturbations_have_the_function_s_matrix():
+    """Noise on a torus is stationary, so that averaging along displacements loses nothing but sampling error."""
+    n = 4000
+    white = torch.randn(n, 1, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    xi = white + white.roll(1, 3) + white.roll(1, 2)
+    full, function = RunningMatrix((1, 6, 6), 1.0), RunningFunction((1, 6, 6), 1.0)
+    full.update(xi)
+    function.update(xi)
+    tolerance = 5 * (2 / n) ** 0.5 * 3
+    torch.testing.assert_close(matrix_of(function.function()), full.matrix(), rtol=0, atol=tolerance)
+
+
+def test_an_update_keeps_no_graph_and_leaves_the_batch_alone():
+    (xi,) = batches((3,))
+    moments, before = RunningMatrix(SHAPE, 0.5), xi.clone()
+    moments.update(xi.requires_grad_())
+    moments.update(2 * xi)
+    assert not moments.second.requires_grad
+    assert torch.equal(xi, before)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: RunningFunction(SHAPE, 0.0), r"Expected `beta` in \(0, 1\], got 0.0"),
+        (lambda: RunningMatrix((3, 64, 64), 0.1), "Expected at most 4096 values for a full matrix, got 12288"),
+        (lambda: RunningFunction(SHAPE, 0.1).update(torch.zeros(2, 1, 3, 4)), r"\(n, \*\(2, 3, 4\)\)"),
+        (lambda: RunningFunction(SHAPE, 0.1).update(torch.zeros(0, 2, 3, 4)), "with n >= 1"),
+        (lambda: RunningMatrix(SHAPE, 0.1).matrix(), "Expected at least one batch of perturbations, got none"),
+    ],
+)
+def test_bad_input_is_refused_in_a_line(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+INDEFINITE = autocorrelation(torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64).view(1, 1, 1, 3))
+
+
+def positive_part(matrix):
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors * values.clamp_min(0) @ vectors.T
+
+
+@pytest.mark.parametrize(
+    ("function", "method"),
+    [
+        (exponential((2, 4, 5), 0.7, 0.5), "fft"),
+        (exponential((2, 4, 5), 8.0, 0.5), "cholesky"),
+        (INDEFINITE, "low-rank"),
+    ],
+)
+def test_noise_has_the_covariance_that_it_was_asked_for(function, method):
+    sampler = Sampler.of(function)
+    assert sampler.method == method
+    n = 20000
+    noise = sampler.draw(ExampleRNG.make(0, "attack", torch.arange(n)), torch.float64).flatten(1)
+    expected = positive_part(matrix_of(function))
+    # The standard error of a sampled covariance is at most sqrt(2 / n) times the largest variance; five of them are allowed.
+    tolerance = 5 * (2 / n) ** 0.5 * float(expected.diagonal().max())
+    torch.testing.assert_close(noise.T @ noise / n, expected, rtol=0, atol=tolerance)
+    assert noise.mean(dim=0).abs().max() < tolerance
+
+
+def test_an_example_s_noise_does_not_depend_on_its_batch():
+    for length in (0.7, 8.0):
+        sampler = Sampler.of(exponential((1, 4, 5), length, 0.5))
+        together = sampler.draw(ExampleRNG.make(0, "attack", torch.arange(5)))
+        alone = sampler.draw(ExampleRNG.make(0, "attack", torch.tensor([3])))
+        torch.testing.assert_close(together[[3]], alone)
+
+
+def test_an_image_too_large_to_factor_needs_a_positive_embedding():
+    function = exponential((1, 65, 65), 200.0, 0.5)
+    with pytest.raises(ValueError, match="or images of at most 4096 values, got 4225: shorten the decay length"):
+        Sampler.of(function)
+    assert Sampler.of(exponential((1, 65, 65), 4.0, 0.5)).method == "fft"
