@@ -7,6 +7,7 @@ so that ``||J||_F^2 = sum over units of slope_u^2 * ||row_u||^2``. Layers differ
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ _CHUNK_BYTES = 2**20
 
 def dense_rows(weight: Tensor) -> Tensor:
     """Squared norms of the rows of a dense layer, shape (out,); `weight` is (out, in)."""
-    return _DenseRows.apply(weight)  # type: ignore[no-any-return, no-untyped-call]
+    return _DenseRows.apply(weight)  # type: ignore[no-any-return]
 
 
 def convolution_rows(conv: nn.Conv2d, height: int, width: int) -> Tensor:
@@ -62,7 +63,7 @@ def masked_norms(rows: Tensor, y: Tensor, index: Tensor | None = None) -> Tensor
     then pooled and `rows` is not. Differentiable in `rows`; the mask is locally constant.
     """
     if index is None:
-        return _MaskedNorms.apply(rows.flatten(), y.detach().flatten(1))  # type: ignore[no-any-return, no-untyped-call]
+        return _MaskedNorms.apply(rows.flatten(), y.detach().flatten(1))  # type: ignore[no-any-return]
     return weighted_norms(rows, y.detach().sign(), index)
 
 
@@ -73,7 +74,7 @@ def weighted_norms(rows: Tensor, squared_slopes: Tensor, index: Tensor | None = 
     """
     if index is None:
         return squared_slopes.flatten(1) @ rows.flatten()
-    return _PooledNorms.apply(rows.flatten(1), squared_slopes.flatten(2), index.flatten(2))  # type: ignore[no-any-return, no-untyped-call]
+    return _PooledNorms.apply(rows.flatten(1), squared_slopes.flatten(2), index.flatten(2))  # type: ignore[no-any-return]
 
 
 def softmax_norms(weight: Tensor, logits: Tensor) -> Tensor:
@@ -95,12 +96,13 @@ class _DenseRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor) -> Tensor:
         ctx.save_for_backward(weight)
-        return torch.linalg.vector_norm(weight, dim=1).square_()
+        norms: Tensor = torch.linalg.vector_norm(weight, dim=1)
+        return norms.square_()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (weight,) = ctx.saved_tensors
+        weight: Tensor = ctx.saved_tensors[0]
         return weight * (2 * gradient).unsqueeze(1)
 
 
@@ -116,7 +118,7 @@ class _MaskedNorms(torch.autograd.Function):
         return norms
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (y,) = ctx.saved_tensors
         total = y.new_zeros(y.shape[1])
@@ -134,7 +136,7 @@ class _PooledNorms(torch.autograd.Function):
         return _winners(rows, index).mul_(slopes).sum(dim=(1, 2))
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         rows, slopes, index = ctx.saved_tensors
         total = torch.zeros_like(rows)
@@ -151,7 +153,7 @@ def _winners(rows: Tensor, index: Tensor) -> Tensor:
     return rows.expand(len(index), *rows.shape).gather(2, index)
 
 
-def _masks(y: Tensor) -> Any:
+def _masks(y: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Parts of a batch `y` >= 0, (n, units), with 1 where it is positive; the same memory serves every part."""
     size = min(len(y), _rows_per_chunk(y[0]))
     buffer = torch.empty_like(y[:size])

@@ -144,6 +144,7 @@ def _is_pool(module: nn.Module) -> bool:
 def _closed(layer: Layer, h: Tensor, softmax: bool) -> tuple[Tensor, Tensor]:
     """The layer's output and its exact norms."""
     affine, *rest = layer.modules
+    assert isinstance(affine, nn.Linear | nn.Conv2d)
     z, size = affine(h), h.shape
     scale: Tensor | None = None  # what batch normalisation multiplies each channel with
     outputs: list[tuple[nn.Module, Tensor]] = []  # nonlinearities and what they put out, at the winners behind pooling
@@ -162,8 +163,7 @@ def _closed(layer: Layer, h: Tensor, softmax: bool) -> tuple[Tensor, Tensor]:
         if _is(module, *SQUARED_SLOPES):
             outputs.append((module, z))
     if softmax:
-        weight = affine.weight if scale is None else affine.weight * scale.unsqueeze(1)
-        return z, softmax_norms(weight, z)
+        return z, softmax_norms(affine.weight if scale is None else affine.weight * scale.unsqueeze(1), z)
     rows = dense_rows(affine.weight) if isinstance(affine, nn.Linear) else convolution_rows(affine, *size[-2:])
     if scale is not None:
         rows = rows * scale.square().view(-1, *[1] * (rows.ndim - 1))
@@ -207,7 +207,7 @@ def _normalisation(module: nn.Module, h: Tensor) -> Tensor:
     else:
         variance = module.running_var
     factor = (variance + module.eps).rsqrt()
-    return factor if module.weight is None else factor * module.weight
+    return factor * module.weight if module.affine else factor
 
 
 def _estimated(

@@ -234,7 +234,7 @@ class TestGradients:
             )
         )
         x, names = images(2, 1, 4, 4), [name for name, _ in model.named_parameters()]
-        running = {name: buffer for name, buffer in model.named_buffers()}
+        running = dict(model.named_buffers())
 
         def penalty(*parameters):
             values = dict(zip(names, parameters, strict=True)) | running
