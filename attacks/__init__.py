@@ -7,6 +7,7 @@ this package imports no attack.
 ATTACKS: dict[str, str] = {
     "uniform-noise": "advbench.attacks.noise:UniformNoise",
     "correlated-noise": "advbench.attacks.correlated_noise:CorrelatedNoise",
+    "estimated-noise": "advbench.attacks.estimated_noise:EstimatedNoise",
     "fgm": "advbench.attacks.fgm:FGM",
     "fgsm": "advbench.attacks.fgm:FGSM",
     "r-fgsm": "advbench.attacks.rfgsm:RFGSM",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from advbench.attacks import balls
 from advbench.attacks.access import Access, ScoreBased, WhiteBox
-from advbench.attacks.attack import check_norm, check_positive
+from advbench.attacks.attack import Attack, check_norm, check_positive
 from advbench.attacks.iterates import Search, Stop, look
 from advbench.attacks.losses import loss_named
 from advbench.attacks.rng import ExampleRNG
@@ -58,23 +59,63 @@ class CorrelatedNoise:
 
     def __call__(self, access: ScoreBased | WhiteBox, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
         """Return the worst noisy image found for each example, shape (n, c, h, w)."""
-        if threat.norm != "none":
-            check_norm(self, threat)
-        elif threat.epsilon is not None:
-            raise ValueError(f"Expected no epsilon in the norm none, where `sigma` is the strength, got {threat.epsilon}")
-        search = Search(access, x, goal, rng, self.stop)
-        for point in range(self.points):
-            if not search:
-                break
-            noise = correlated(search.x, search.rng.at(point), self.decay_length, self.channel_correlation)
-            x_adv = balls.project(search.x + self._scaled(noise, threat), search.x, threat)
-            look(search, x_adv, loss_named(self.loss))
-        return search.best.x_adv
 
-    def _scaled(self, noise: Tensor, threat: ThreatModel) -> Tensor:
-        if threat.norm == "none":
-            return self.sigma * noise
-        return threat.radius * balls.steepest(noise, threat)
+        def noise(images: Tensor, streams: ExampleRNG) -> Tensor:
+            return correlated(images, streams, self.decay_length, self.channel_correlation)
+
+        return worst_draw(self, noise, access, x, goal, threat, rng)
+
+
+class Noisy(Attack, Protocol):
+    """An attack with noise of unit variance: the number of draws, their scale, and how the worst is chosen."""
+
+    @property
+    def points(self) -> int:
+        """Draws per example."""
+        ...
+
+    @property
+    def sigma(self) -> float:
+        """The standard deviation in the norm none."""
+        ...
+
+    @property
+    def loss(self) -> str:
+        """What orders the draws that achieve the same."""
+        ...
+
+    @property
+    def stop(self) -> Stop:
+        """Whether an example is left alone after its first success."""
+        ...
+
+
+def worst_draw(
+    attack: Noisy,
+    noise: Callable[[Tensor, ExampleRNG], Tensor],
+    access: ScoreBased | WhiteBox,
+    x: Tensor,
+    goal: Goal,
+    threat: ThreatModel,
+    rng: ExampleRNG,
+) -> Tensor:
+    """The worst of the attack's draws of `noise` for each example, scaled to the threat as `CorrelatedNoise` says.
+
+    noise: (images (n, c, h, w), streams) -> noise of their shape.
+    Raises ValueError for a norm that the attack does not know, and for an epsilon in the norm none.
+    """
+    if threat.norm != "none":
+        check_norm(attack, threat)
+    elif threat.epsilon is not None:
+        raise ValueError(f"Expected no epsilon in the norm none, where `sigma` is the strength, got {threat.epsilon}")
+    search = Search(access, x, goal, rng, attack.stop)
+    for point in range(attack.points):
+        if not search:
+            break
+        drawn = noise(search.x, search.rng.at(point))
+        drawn = attack.sigma * drawn if threat.norm == "none" else threat.radius * balls.steepest(drawn, threat)
+        look(search, balls.project(search.x + drawn, search.x, threat), loss_named(attack.loss))
+    return search.best.x_adv
 
 
 def correlated(x: Tensor, rng: ExampleRNG, decay_length: float, channel_correlation: float) -> Tensor:

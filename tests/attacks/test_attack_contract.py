@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from advbench.attacks import ATTACKS, balls
 from advbench.attacks.access import DecisionBased, ScoreBased, WhiteBox
+from advbench.attacks.calibration import HeldOut, calibrate
 from advbench.attacks.losses import margin
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import NORMS, Targeted, ThreatModel, Untargeted
@@ -48,7 +49,16 @@ def shortened(name: str) -> Any:
     attack = factory(name)()
     fields = {field.name for field in dataclasses.fields(attack)}
     cut = {field: min(value, getattr(attack, field)) for field, value in SHORTER.items() if field in fields}
-    return dataclasses.replace(attack, **cut, **GIVEN.get(name, {}), **({"attacks": MEMBERS} if "attacks" in fields else {}))
+    short = dataclasses.replace(
+        attack, **cut, **GIVEN.get(name, {}), **({"attacks": MEMBERS} if "attacks" in fields else {})
+    )
+    return calibrate(short, held_out())
+
+
+def held_out() -> HeldOut:
+    """Images that are not those of the tests, for attacks with values to find."""
+    model, x = Net().double(), images(24, torch.float64).flip(2, 3)
+    return HeldOut(x=x, y=labels(model, x), index=torch.arange(24), threat=ThreatModel("linf", 0.1), model=model)
 
 
 CELLS = [(name, norm) for name in ATTACKS for norm in sorted(factory(name)().norms)]

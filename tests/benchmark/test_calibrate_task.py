@@ -77,3 +77,20 @@ def test_a_calibration_that_fails_takes_only_its_own_cells_with_it(small, monkey
     reason = frame.loc["lbfgs(steps=8)", "reason"]
     assert reason.startswith("needs calibrate lbfgs(steps=8) on none, which failed: ")
     assert "got 42.0%" in reason
+
+
+def test_the_covariance_of_the_data_is_one_task_for_all_models(settings):
+    attacks = "estimated-noise(points=3),estimated-noise(points=3, of='pgd(steps=2)', form='radial')"
+    small = settings | {"attack": attacks, "defense": "none,weight-decay", "epsilon": 0.3, "n_examples": 12}
+    plan = plan_of(small, matrix="white-box", epsilon="0.2,0.3")
+    of_data = [task for task in tasks(plan, "calibrate") if task.content["source"] is None]
+    assert len(of_data) == 1
+    assert of_data[0].needs == ()
+    assert (of_data[0].content["split"], of_data[0].content["n"]) == ("train", len(plan.data.train))
+    assert {task.key for task in of_data} <= set(plan_of(small, seed=3, batch=8, norm="l2").tasks)
+    result = advbench.run(**small | {"matrix": "white-box"})
+    assert result.exit_code == 0
+    for key in result.cells:
+        (shown,) = Store(result.out).read(key).details["calibration"]
+        assert shown["shape"] == [1, 28, 28]
+        assert 0 <= shown["clipped"] < 0.5
