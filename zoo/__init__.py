@@ -13,6 +13,7 @@ ARCHITECTURES: dict[str, str] = {
     "gu2014/ae400-10": f"{_NETS}.gu2014:ae400_10",
     "gu2014/convnet": f"{_NETS}.gu2014:convnet",
     "shaham2015/convnet": f"{_NETS}.shaham2015:convnet",
+    "shaham2015/convnet-bn": f"{_NETS}.shaham2015:convnet_bn",
     "shaham2015/vgg": f"{_NETS}.shaham2015:vgg",
     "mosca2018/dnn": f"{_NETS}.mosca2018:dnn",
     "mosca2018/cnn": f"{_NETS}.mosca2018:cnn",
@@ -34,5 +35,7 @@ DATASETS: dict[str, str] = {
     "kmnist": f"{_DATA}.torchvision_sets:kmnist",
     "cifar10": f"{_DATA}.torchvision_sets:cifar10",
     "cifar100": f"{_DATA}.torchvision_sets:cifar100",
+    "cifar10-zca": f"{_DATA}.whitened:cifar10_zca",
+    "cifar100-zca": f"{_DATA}.whitened:cifar100_zca",
 }
-"""Data sets by name; ``npz:PATH`` and ``folder:PATH`` reach the user's own files too."""
+"""Data sets by name; ``npz:PATH``, ``folder:PATH`` and ``zca:NAME`` reach the user's own files and whitened images too."""

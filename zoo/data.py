@@ -14,8 +14,8 @@ from torch import Tensor
 class Split:
     """Labelled images.
 
-    x: images, shape (n, c, h, w), float32 in [0, 1]. y: labels, shape (n,), int64. index: the images' positions in the
-    whole split, shape (n,), int64, which name an image wherever it goes.
+    x: images, shape (n, c, h, w), float32 in [0, 1] (or in the box of their data set). y: labels, shape (n,), int64. index:
+    the images' positions in the whole split, shape (n,), int64, which name an image wherever it goes.
     """
 
     x: Tensor
@@ -48,7 +48,8 @@ class DataSet:
     """A data set with a fixed split.
 
     name: as the user named it. radii: the radius that the field usually attacks at, by norm (`linf`, `l2`, `l1`), in pixel
-    units of [0, 1]. fingerprint: SHA-256 of the images and labels of all three splits.
+    units of [0, 1]. fingerprint: SHA-256 of the images and labels of all three splits. box: the range of pixels, [0, 1] for
+    images; None for whitened ones, which have none, and whose radii are in their own units.
     """
 
     name: str
@@ -58,6 +59,7 @@ class DataSet:
     n_classes: int
     radii: Mapping[str, float]
     fingerprint: str = field(default="")
+    box: tuple[float, float] | None = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         if not self.fingerprint:

@@ -68,7 +68,7 @@ class Whiten(nn.Module):
     def fit_statistics(self, x: Tensor) -> None:
         """Take the mean and the covariance from training images `x`, shape (n, c, h, w)."""
         flat = x.flatten(1)
-        mean = flat.mean(dim=0)
+        mean = flat.mean(dim=0, dtype=self.matrix.dtype)
         covariance = torch.zeros_like(self.matrix)
         for start in range(0, len(flat), 4096):
             centred = flat[start : start + 4096] - mean

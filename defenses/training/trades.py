@@ -29,7 +29,8 @@ class Trades(Trained):
 
     norm: the ball, set by the subclass. epsilon: its radius in pixel units of [0, 1]; None is the radius of the run's
     threat, which the plan fills in. beta: 1 / lambda of the paper, 6 in its main results; 0 is plain training. steps,
-    step_size: of the ascent, the latter as a fraction of epsilon; 10 steps of 2/255 at epsilon 8/255 for CIFAR-10.
+    step_size: of the ascent, the latter as a fraction of epsilon; 10 steps of 2/255 at epsilon 8/255 for CIFAR-10. clip:
+    keep perturbed images in [0, 1].
     """
 
     norm: ClassVar[Norm]
@@ -37,6 +38,7 @@ class Trades(Trained):
     beta: float = 6.0
     steps: int = 10
     step_size: float = 0.25
+    clip: bool = True
 
     def __post_init__(self) -> None:
         if self.epsilon is not None:
@@ -53,7 +55,7 @@ class Trades(Trained):
         """The set of images that the training defends against. ValueError where `epsilon` is None."""
         if self.epsilon is None:
             raise ValueError(f"Expected `epsilon` > 0, got None: give {type(self).__name__} the {self.norm} radius")
-        return ThreatModel(self.norm, self.epsilon)
+        return ThreatModel(self.norm, self.epsilon, (0.0, 1.0) if self.clip else None)
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Mapping[str, Tensor]:
         """Cross-entropy of the clean batch, and `beta` times the divergence; with one fixed start in validation."""

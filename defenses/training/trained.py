@@ -46,7 +46,12 @@ class FromScratch(ABC):
         budget: Budget,
         progress: Progress | None = None,
     ) -> Defended:
-        """The network trained with the objective, on `device`; `seed` fixes weights, order, dropout and noise."""
+        """The network trained with the objective, on `device`; `seed` fixes weights, order, dropout and noise.
+
+        Raises ValueError for a defense that clips images to [0, 1] on a data set whose images have no such range.
+        """
+        if data.box is None and getattr(self, "clip", False):
+            raise ValueError(f"Expected `clip=False`, for the images of {data.name} have no range of pixels, got clip=True")
         return train_fresh(architecture, data, self.start, seed=seed, device=device, budget=budget, progress=progress)
 
 

@@ -11,7 +11,8 @@ from advbench.zoo import ARCHITECTURES
 from advbench.zoo.architectures import build, resolve
 from advbench.zoo.architectures.gu2014 import ae400_10, autoencoder, sparse_autoencoder
 from advbench.zoo.architectures.malade2018 import denoiser
-from advbench.zoo.preprocessing import fit_statistics
+from advbench.zoo.architectures.mosca2018 import all_cnn
+from advbench.zoo.preprocessing import LumaContrast, Whiten, fit_statistics
 from advbench.zoo.training import seeded
 
 GREY = (1, 28, 28)
@@ -50,6 +51,7 @@ COUNTS = {
     ("gu2014/convnet", GREY): _conv(1, 32, 5) + _conv(32, 64, 5) + _dense(64 * 7 * 7, 200, 10),
     ("shaham2015/convnet", GREY): _conv(1, 32, 5) + _conv(32, 64, 5) + _dense(256, 200, 10),
     ("shaham2015/convnet", (1, 32, 32)): _conv(1, 32, 5) + _conv(32, 64, 5) + _dense(256, 200, 10),
+    ("shaham2015/convnet-bn", GREY): _conv(1, 32, 5) + _conv(32, 64, 5) + _dense(256, 200, 10),
     ("shaham2015/vgg", COLOUR): _vgg(3),
     ("shaham2015/vgg", GREY): _vgg(1),
     ("mosca2018/dnn", GREY): _dense(784, 2500, 2000, 1500, 1000, 500, 10) + _norm(2500, 2000, 1500, 1000, 500, 10),
@@ -154,6 +156,39 @@ def test_initial_weights_follow_the_published_configurations() -> None:
     last = [layer for layer in vgg if isinstance(layer, nn.Conv2d)][-1]
     assert last.weight.std().item() == pytest.approx(math.sqrt(2 / (9 * 512)), rel=0.01)
     assert not last.bias.any()
+
+
+def test_the_input_batch_norm_of_the_convnet_takes_the_scale_of_the_batch_away() -> None:
+    """While training, an affine map of all pixels changes nothing; the network without that layer answers otherwise."""
+    x = torch.rand(8, *GREY, generator=torch.Generator().manual_seed(0))
+    for name, equal in (("shaham2015/convnet-bn", True), ("shaham2015/convnet", False)):
+        with seeded(0):
+            model = build(name, GREY, 10).train()
+        assert torch.allclose(model(x), model(0.5 * x + 0.2), atol=1e-3) == equal
+
+
+def test_the_vgg_sees_luma_with_local_contrast_fitted_on_training_images() -> None:
+    """A brighter or flatter image is the same to its luma; U and V are standardised by the training images."""
+    with seeded(0):
+        model = build("shaham2015/vgg", COLOUR, 10).eval()
+    x = torch.rand(6, *COLOUR, generator=torch.Generator().manual_seed(0))
+    fit_statistics(model, x)
+    first = model[0]
+    assert isinstance(first, LumaContrast)
+    torch.testing.assert_close(first(0.5 * x + 0.25)[:, 0], first(x)[:, 0], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(first(x)[:, 1:].mean(dim=(0, 2, 3)), torch.zeros(2), atol=1e-4, rtol=0)
+
+
+def test_whitened_images_need_no_whitening_network() -> None:
+    with seeded(0):
+        inside = all_cnn((3, 12, 12), 10).eval()
+    with seeded(0):
+        outside = all_cnn((3, 12, 12), 10, whiten=False).eval()
+    x = torch.rand(40, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    whiten = inside[0]
+    assert isinstance(whiten, Whiten)
+    whiten.fit_statistics(x)
+    torch.testing.assert_close(inside(x[:2]), outside(whiten(x[:2])))
 
 
 def test_autoencoders_map_images_to_images_in_their_range() -> None:

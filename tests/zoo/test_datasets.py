@@ -119,11 +119,13 @@ def test_the_real_cifar_subset_loads_from_its_archive(data_dir: Path) -> None:
 
 
 class FakeCifar:
-    """Stands for torchvision's class: bytes (n, 32, 32, 3) and a list of labels."""
+    """Stands for torchvision's class: bytes (n, side, side, 3) and a list of labels."""
+
+    side = 32
 
     def __init__(self, root: Path, *, train: bool, download: bool) -> None:
         n = 40 if train else 12
-        self.data = np.random.default_rng(train).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+        self.data = np.random.default_rng(train).integers(0, 256, (n, self.side, self.side, 3), dtype=np.uint8)
         self.targets = [i % 10 for i in range(n)]
 
 
@@ -135,6 +137,34 @@ def test_cifar_becomes_channels_first_with_a_tenth_for_validation(monkeypatch: p
     expected = torch.from_numpy(FakeCifar(Path(), train=False, download=False).data[5, 3, 7]) / 255
     torch.testing.assert_close(data.test.x[5, :, 3, 7], expected)
     assert data.test.y.tolist() == [i % 10 for i in range(12)]
+
+
+def test_whitened_cifar_is_whitened_by_its_training_images_and_has_no_box(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The covariance C of the training images becomes C (C + 0.1 I)^-1; every split goes through the same map."""
+    monkeypatch.setattr(FakeCifar, "side", 6)
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", FakeCifar)
+    plain, data = load("cifar10"), load("cifar10-zca")
+    assert (data.name, data.box, plain.box) == ("cifar10-zca", None, (0.0, 1.0))
+    assert data.radii == {"linf": 0.1}
+    assert data.fingerprint not in (plain.fingerprint, "")
+    assert load("zca:cifar10").fingerprint == data.fingerprint
+    x = plain.train.x.double().flatten(1)
+    mean, covariance = x.mean(dim=0), torch.cov(x.T, correction=0)
+    values, vectors = torch.linalg.eigh(covariance)
+    matrix = vectors @ torch.diag((values.clamp_min(0) + 0.1).rsqrt()) @ vectors.T
+    for name in ("train", "validation", "test"):
+        before, after = getattr(plain, name), getattr(data, name)
+        expected = ((before.x.double().flatten(1) - mean) @ matrix).view(before.x.shape)
+        torch.testing.assert_close(after.x, expected.float(), atol=1e-5, rtol=1e-5)
+        assert torch.equal(before.y, after.y)
+        assert torch.equal(before.index, after.index)
+    assert data.train.x.min() < 0
+
+
+def test_any_data_set_can_be_whitened() -> None:
+    data = load("zca:digits")
+    assert (data.name, data.shape, data.box) == ("zca:digits", (1, 28, 28), None)
+    assert data.train.x.mean(dim=0).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "kmnist", "cifar10", "cifar100"])
@@ -161,7 +191,9 @@ def test_a_failed_download_is_one_clear_line(tmp_path: Path, monkeypatch: pytest
 
 def test_every_data_set_has_a_budget_and_unknown_names_are_errors() -> None:
     assert all(default_budget(name).epochs > 0 for name in [*DATASETS, "npz:mine.npz"])
-    with pytest.raises(ValueError, match=r"Expected a data set among digits, .*npz:PATH, folder:PATH, got 'digit'"):
+    with pytest.raises(
+        ValueError, match=r"Expected a data set among digits, .*npz:PATH, folder:PATH, zca:NAME, got 'digit'"
+    ):
         load("digit")
     with pytest.raises(ValueError, match="Expected a path after 'npz:'"):
         load("npz:")

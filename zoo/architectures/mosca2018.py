@@ -50,16 +50,17 @@ def cnn(shape: tuple[int, int, int], n_classes: int) -> nn.Sequential:
     return _initialised(nn.Sequential(*body, *dense, *output), nn.init.xavier_uniform_)
 
 
-def all_cnn(shape: tuple[int, int, int], n_classes: int) -> nn.Sequential:
+def all_cnn(shape: tuple[int, int, int], n_classes: int, *, whiten: bool = True) -> nn.Sequential:
     """CIFAR all-convolutional network on ZCA-whitened images (Mosca and Magoulas 2018, Soft Computing 22:3203).
 
     The layer list that the paper prints shrinks its map to nothing; this is the authors' runnable network of the same
     family, All-CNN-C (Springenberg et al. 2014, arXiv:1412.6806) with batch normalisation after each ReLU. The paper whitens
-    the data set and perturbs whitened images; here the network whitens, so that perturbations are those of pixels.
+    the data set and perturbs whitened images; here the network whitens, so that perturbations are those of pixels, unless
+    `whiten` is False, for a data set that is whitened already, such as ``cifar10-zca``.
     """
     strided = {2, 5}
     widths = (shape[0], 96, 96, 96, 192, 192, 192, 192, 192, n_classes)
-    layers: list[nn.Module] = [Whiten(shape)]
+    layers: list[nn.Module] = [Whiten(shape)] if whiten else []
     for position, (a, b) in enumerate(pairwise(widths)):
         kernel = 3 if position < 7 else 1
         stride = 2 if position in strided else 1

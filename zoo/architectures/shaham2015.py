@@ -16,8 +16,21 @@ def convnet(shape: tuple[int, int, int], n_classes: int) -> nn.Sequential:
     Inputs are standardised by the mean and the standard deviation of all training pixels. The paper pads MNIST to 32 x 32;
     28 x 28 gives the same 256 features.
     """
+    return _convnet(shape, n_classes, Standardise(None))
+
+
+def convnet_bn(shape: tuple[int, int, int], n_classes: int) -> nn.Sequential:
+    """MNIST convnet with batch norm of its input, without learned scale (Shaham et al. 2015, arXiv:1511.05432).
+
+    The authors' scripts train robust networks with this layer and the baseline without; the paper does not mention it. Both
+    networks serve to tell its effect from that of the training.
+    """
+    return _convnet(shape, n_classes, Standardise(None), nn.BatchNorm2d(shape[0], affine=False))
+
+
+def _convnet(shape: tuple[int, int, int], n_classes: int, *inputs: nn.Module) -> nn.Sequential:
     body = nn.Sequential(
-        Standardise(None),
+        *inputs,
         nn.Conv2d(shape[0], 32, 5),
         nn.ReLU(),
         nn.MaxPool2d(3),
