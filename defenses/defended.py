@@ -35,13 +35,15 @@ class Defended:
     called as ``model(x, rng)`` with an `ExampleRNG` of n examples and draws every random number from it.
     surrogates: what the white-box attacker differentiates, by name, the faithful one first; by default the model itself.
     stochastic: whether the model takes an rng. history: what happened while it was trained; None where it was loaded, or
-    where there was no one training of the whole.
+    where there was no one training of the whole. facts: numbers that the training found and that its checkpoint keeps, such
+    as the decay length of a covariance, by name.
     """
 
     model: nn.Module
     stochastic: bool = False
     surrogates: Mapping[str, Surrogate] = field(default_factory=dict)
     history: History | None = None
+    facts: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.surrogates:
