@@ -9,6 +9,10 @@ _INFERENCE = "advbench.defenses.inference"
 DEFENSES: dict[str, str] = {
     "none": f"{_TRAINING}.plain:Plain",
     "weight-decay": f"{_TRAINING}.weight_decay:WeightDecay",
+    "deep-contractive": f"{_TRAINING}.deep_contractive:DeepContractive",
+    "gaussian-noise": f"{_TRAINING}.gaussian_noise:GaussianNoise",
+    "sparse-pretraining": f"{_TRAINING}.pretrained:SparsePretraining",
+    "contractive-pretraining": f"{_TRAINING}.pretrained:ContractivePretraining",
     "robust-linf": f"{_TRAINING}.robust_optimisation:RobustLinf",
     "robust-l2": f"{_TRAINING}.robust_optimisation:RobustL2",
     "robust-l1": f"{_TRAINING}.robust_optimisation:RobustL1",

@@ -9,6 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+EXACT_CLASSES = 20
+"""So many backward passes at most for the exact Jacobian of a network, unless the caller asks for projections."""
+
 
 def projected_norms(
     outputs: Tensor, inputs: Tensor, *, projections: int = 1, generator: torch.Generator | None = None
@@ -49,18 +52,21 @@ def network_jacobian(
     """Logits (n, classes) and ``||dy/dx||_F^2`` of a whole network, shape (n,), Gu and Rigazio 2014, arXiv:1412.5068, eq. 5.
 
     One forward pass serves both. x: images (n, ...). output: y is the `softmax` or the `logits`. projections: random
-    projections averaged (see `projected_norms`); None is exact, one backward pass per class. While a network trains, the
+    projections averaged (see `projected_norms`); None is exact, one backward pass per class, for networks of up to
+    `EXACT_CLASSES`, and one projection for larger ones. While a network trains, the
     derivative goes through batch statistics and drawn dropout masks as autograd sees them.
     """
     check_output(output)
+    if projections is not None and projections < 1:
+        raise ValueError(f"Expected `projections` >= 1, got {projections}")
     with torch.enable_grad():
         inputs = x if x.requires_grad else x.detach().requires_grad_()
         logits = model(inputs)
         y = logits.softmax(dim=1) if output == "softmax" else logits
-    if projections is None:
+    if projections is None and y.shape[1] <= EXACT_CLASSES:
         norms = exact_norms(y, inputs)
     else:
-        norms = projected_norms(y, inputs, projections=projections, generator=generator)
+        norms = projected_norms(y, inputs, projections=projections or 1, generator=generator)
     return (logits, norms) if torch.is_grad_enabled() else (logits.detach(), norms)
 
 

@@ -48,3 +48,10 @@ def squared_weights(model: nn.Module, *, convolutions: bool) -> Tensor:
             "Expected a model with dense layers to penalise, got none; `convolutions=True` penalises convolutions"
         )
     return torch.stack([weight.square().sum() for weight in weights]).sum()
+
+
+def dense_decay(model: nn.Module, coefficient: float, step: Step) -> dict[str, Tensor]:
+    """The penalty on dense layers as a loss term; none on the validation split, or where the network has no such layer."""
+    if not coefficient or not step.training or not any(parameter.ndim == 2 for parameter in model.parameters()):
+        return {}
+    return {"weight_decay": coefficient * squared_weights(model, convolutions=False)}
