@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from advbench.api import RunResult, run
+    from advbench.fixed_sets import FixedSet, fixed_set
     from advbench.reporting import report
 
 __version__ = "0.1.0"
-__all__ = ["RunResult", "__version__", "report", "run"]
+__all__ = ["FixedSet", "RunResult", "__version__", "fixed_set", "report", "run"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,6 +21,10 @@ def __getattr__(name: str) -> Any:
         from advbench import reporting
 
         return reporting.report
+    if name in ("FixedSet", "fixed_set"):
+        from advbench import fixed_sets
+
+        return getattr(fixed_sets, name)
     if name in __all__:
         from advbench import api
 

@@ -229,6 +229,7 @@ def _details(task: Task, context: Context) -> dict[str, Any]:
     details: dict[str, Any] = {
         "compute_batch": content["batch"],
         "model_key": content["target"],
+        "crafts": list(content["crafts"]),
         "train": dict(context.contents[content["target"]]["budget"]),
     }
     calibrations = {key: _read_values(key, context) for key in task.facts["calibrations"]}
