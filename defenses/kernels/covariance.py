@@ -21,6 +21,16 @@ def autocorrelation(x: Tensor) -> Tensor:
     return averaged(power(x), (x.shape[2], x.shape[3]))
 
 
+def along_displacements(matrix: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """The covariance function that averages a dense matrix (c h w, c h w); shape: channels, height, width."""
+    c, h, w = shape
+    dy, dx = _offsets(h, w, matrix.device)
+    place = ((dy * (2 * w - 1)) + dx).expand(h, w, h, w).flatten()
+    entries = matrix.view(c, h * w, c, h * w).transpose(1, 2).flatten(2)
+    sums = matrix.new_zeros(c, c, (2 * h - 1) * (2 * w - 1)).index_add_(2, place, entries)
+    return sums.view(c, c, 2 * h - 1, 2 * w - 1) / pairs(h, w).to(matrix)
+
+
 def power(x: Tensor) -> Tensor:
     """The cross-channel power spectrum of images (n, c, h, w) on a torus of twice the side, averaged over the images.
 
@@ -106,9 +116,7 @@ def matrix_of(function: Tensor) -> Tensor:
     """The dense matrix of a covariance function, shape (c h w, c h w), whose entries depend on displacements alone."""
     c = len(function)
     h, w = _size(function)
-    y, x = torch.arange(h, device=function.device), torch.arange(w, device=function.device)
-    dy = (y.unsqueeze(0) - y.unsqueeze(1) + h - 1).view(h, 1, h, 1)
-    dx = (x.unsqueeze(0) - x.unsqueeze(1) + w - 1).view(1, w, 1, w)
+    dy, dx = _offsets(h, w, function.device)
     return function[:, :, dy, dx].permute(0, 2, 3, 1, 4, 5).reshape(c * h * w, c * h * w)
 
 
@@ -128,6 +136,13 @@ def parts(x: Tensor) -> list[slice]:
 
 _SPECTRUM_BYTES = (2**19, 2**28)
 """The memory of the spectra that are worked on together, on a CPU and on a GPU."""
+
+
+def _offsets(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where in a function the displacements between pixels p and q stand: rows (h, 1, h, 1) and columns (1, w, 1, w)."""
+    y, x = torch.arange(height, device=device), torch.arange(width, device=device)
+    dy, dx = y.unsqueeze(0) - y.unsqueeze(1) + height - 1, x.unsqueeze(0) - x.unsqueeze(1) + width - 1
+    return dy.view(height, 1, height, 1), dx.view(1, width, 1, width)
 
 
 def _size(function: Tensor) -> tuple[int, int]:

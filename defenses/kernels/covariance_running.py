@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from advbench.defenses.kernels.covariance import autocorrelation, averaged, power, radial
+from advbench.defenses.kernels.covariance import along_displacements, autocorrelation, averaged, power, radial
 from advbench.defenses.kernels.covariance_operator import Covariance, DenseCovariance, operator_of
 
 LARGEST_MATRIX = 4096
@@ -51,6 +51,10 @@ class RunningMoments(ABC):
         """The raw second moments of a batch, in the form that is kept."""
 
     @abstractmethod
+    def function(self, *, centred: bool = False) -> Tensor:
+        """The covariance function (c, c, 2h - 1, 2w - 1), about the running mean where `centred`."""
+
+    @abstractmethod
     def covariance(self, *, centred: bool = False) -> Covariance:
         """The positive semi-definite operator, about the running mean where `centred`."""
 
@@ -77,6 +81,10 @@ class RunningMatrix(RunningMoments):
     def covariance(self, *, centred: bool = False) -> DenseCovariance:
         """The matrix as an operator; nothing is clipped, for a matrix of moments is positive semi-definite."""
         return DenseCovariance(self.matrix(centred=centred), self.shape)
+
+    def function(self, *, centred: bool = False) -> Tensor:
+        """The matrix averaged along displacements, about the running mean where `centred`."""
+        return along_displacements(self.matrix(centred=centred), self.shape)
 
     def _second(self, xi: Tensor) -> Tensor:
         flat = xi.flatten(1)

@@ -55,11 +55,12 @@ class Sampler:
     def draw(self, rng: ExampleRNG, dtype: torch.dtype = torch.float32) -> Tensor:
         """One image of noise for each example of `rng`, shape (n, c, h, w); worked in float64."""
         c, h, w = self.shape
+        root = self.root.to(rng.index.device)
         if self.method != "fft":
-            noise = rng.normal((self.root.shape[1],), torch.float64) @ self.root.T
+            noise = rng.normal((root.shape[1],), torch.float64) @ root.T
             return noise.view(-1, c, h, w).to(dtype)
         white = torch.fft.rfft2(rng.normal((c, 2 * h, 2 * w), torch.float64))
-        torus: Tensor = torch.fft.irfft2(multiply(self.root, white), s=(2 * h, 2 * w))
+        torus: Tensor = torch.fft.irfft2(multiply(root, white), s=(2 * h, 2 * w))
         return torus[..., :h, :w].to(dtype)
 
 
