@@ -15,8 +15,11 @@ from torch import Tensor
 
 from advbench.defenses.kernels.covariance import from_torus, matrix_of, padded_fft, parts
 
-LARGEST_DENSE = 128
-"""The most values (c h w) of an image for which a dense product is faster than one by FFT: the measured crossover."""
+LARGEST_RENEWED = 200
+"""The most values (c h w) of an image for which a dense product beats one by FFT, the matrix built for a single batch."""
+
+LARGEST_LASTING = 800
+"""The same where the matrix is built once for many batches. Both are crossovers measured with batches of 128 on a CPU."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,16 +103,18 @@ Covariance: TypeAlias = DenseCovariance | SpectralCovariance
 """What `quadratic_form` takes: a positive semi-definite operator on images."""
 
 
-def operator_of(function: Tensor) -> Covariance:
+def operator_of(function: Tensor, *, lasting: bool = False) -> Covariance:
     """The operator of a covariance function (c, c, 2h - 1, 2w - 1), its negative spectrum lifted to zero.
 
     The spectrum is that of the function on a torus of twice the image's side, whose cropped matrix the operator is: the
     function's own matrix where nothing was negative, and positive semi-definite always. Dense for small images.
+
+    lasting: whether the operator serves for many batches, so that a larger matrix pays.
     """
     shape = (len(function), (function.shape[-2] + 1) // 2, (function.shape[-1] + 1) // 2)
     spectrum, clipped = _lifted(torus_spectrum(function))
     spectral = SpectralCovariance(spectrum, shape, clipped)
-    if shape[0] * shape[1] * shape[2] > LARGEST_DENSE:
+    if shape[0] * shape[1] * shape[2] > (LARGEST_LASTING if lasting else LARGEST_RENEWED):
         return spectral
     return DenseCovariance(matrix_of(spectral.function()), shape, clipped)
 

@@ -301,7 +301,7 @@ class SGRCorrelated(Structured):
         """The objective, under the noise's covariance."""
         c, h, w = training.x.shape[1:]
         function = exponential((c, h, w), self.decay_length, self.channel_correlation).to(training.x)
-        return Given(self.coefficient, function, operator_of(function))
+        return Given(self.coefficient, function, operator_of(function, lasting=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,5 +318,5 @@ class SGRData(StructuredMoments):
         c, h, w = training.x.shape[1:]
         moments = self.moments((c, h, w), 1.0)
         moments.update(training.x)
-        covariance = moments.covariance(centred=self.centred)
+        covariance = moments.covariance(centred=self.centred, lasting=True)
         return Given(self.coefficient, moments.function(centred=self.centred), covariance)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from advbench.defenses.kernels import covariance_operator
 from advbench.defenses.kernels.covariance import autocorrelation, exponential, matrix_of, radial
 from advbench.defenses.kernels.covariance_operator import (
-    LARGEST_DENSE,
+    LARGEST_LASTING,
+    LARGEST_RENEWED,
     DenseCovariance,
     SpectralCovariance,
     operator_of,
@@ -36,7 +37,7 @@ def uneven(n, shape, seed=0):
 def spectral(function):
     """The operator by FFT, whatever the size."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(covariance_operator, "LARGEST_DENSE", 0)
+        patch.setattr(covariance_operator, "LARGEST_RENEWED", 0)
         found = operator_of(function)
     assert isinstance(found, SpectralCovariance)
     return found
@@ -114,11 +115,12 @@ def test_a_positive_function_is_left_as_it_is():
     assert operator.mean_diagonal == pytest.approx(1)
 
 
-@given(shape=shapes, seed=seeds)
-def test_the_dense_path_and_the_one_by_fft_are_one_operator(shape, seed):
+@given(shape=st.tuples(st.integers(1, 3), st.integers(1, 10), st.integers(1, 10)), seed=seeds, lasting=st.booleans())
+def test_the_dense_path_and_the_one_by_fft_are_one_operator(shape, seed, lasting):
     function, g = autocorrelation(uneven(4, shape, seed)), normal(3, *shape, seed=seed + 1)
-    fast, chosen = spectral(function), operator_of(function)
-    assert isinstance(chosen, DenseCovariance if g[0].numel() <= LARGEST_DENSE else SpectralCovariance)
+    fast, chosen = spectral(function), operator_of(function, lasting=lasting)
+    largest = LARGEST_LASTING if lasting else LARGEST_RENEWED
+    assert isinstance(chosen, DenseCovariance if g[0].numel() <= largest else SpectralCovariance)
     torch.testing.assert_close(quadratic_form(chosen, g), quadratic_form(fast, g), **CLOSE)
     torch.testing.assert_close(chosen.times(g), fast.times(g), **CLOSE)
     assert chosen.clipped == fast.clipped
