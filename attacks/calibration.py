@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -77,6 +77,10 @@ class HeldOut:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    def first(self, n: int) -> HeldOut:
+        """The first `n` images, all where there are fewer."""
+        return replace(self, x=self.x[:n], y=self.y[:n], index=self.index[:n])
 
     def attacked(self, attack: Attack) -> Trial:
         """Attack all images, with the same random numbers every time. Raises ValueError without a model."""

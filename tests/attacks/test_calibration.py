@@ -79,11 +79,11 @@ def test_the_constant_of_a_plane_is_its_closed_form():
     assert need_of(LBFGS(c=1.0)) is None
     found = calibrate(attack, held_out())
     assert isinstance(found, LBFGS)
-    assert found.c == pytest.approx(4.0, rel=0.01)
+    assert 4.0 / 1.05 < found.c <= 4.0
     trial = held_out().attacked(found)
     assert trial.broken.all()
     length = balls.distance(trial.x_adv - held_out().x, "l2")
-    torch.testing.assert_close(length, torch.linspace(0.1, 1.0, 40, dtype=torch.float64), atol=0.02, rtol=0)
+    torch.testing.assert_close(length, torch.linspace(0.1, 1.0, 40, dtype=torch.float64), atol=0.03, rtol=0)
 
 
 def test_a_constant_must_be_there_before_an_attack_runs():
