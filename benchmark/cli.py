@@ -38,6 +38,14 @@ class ListKind(StrEnum):
     datasets = "datasets"
 
 
+class Scale(StrEnum):
+    """How large a reproduction is."""
+
+    smoke = "smoke"
+    small = "small"
+    full = "full"
+
+
 class BenchName(StrEnum):
     """What can be measured."""
 
@@ -146,6 +154,54 @@ def list_components(
 
 
 @app.command()
+def reproduce(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[PAPER[.TABLE]]", help="Such as gu2014 or gu2014.table1; all where absent.")
+    ] = None,
+    scale: Annotated[
+        Scale, typer.Option(help="smoke: digits, seconds; small: MNIST, minutes; full: the papers' budgets, for a GPU.")
+    ] = Scale.small,
+    seed: Annotated[str, typer.Option(help="Training seeds; a claim takes at least three.")] = "0,1,2",
+    data_dir: Annotated[Path | None, typer.Option(help="Where the data sets lie. [default: $ADVBENCH_DATA]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, or cuda:0,cuda:1. [default: auto]")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Tasks side by side. [default: one per core, or per GPU]")] = None,
+    out: Annotated[Path, typer.Option(help="Where the results go.")] = Path("advbench-reproduction"),
+) -> None:
+    """Run a paper's experiments and put its tables beside ours.
+
+    Every claim gets a verdict over the training seeds: holds, fails, or undecided. Finished work is kept, so the same
+    command after an interruption continues.
+
+    Exit codes: 0 complete, whatever the verdicts; 1 some part could not be run, 2 bad input, 130 interrupted.
+    """
+    from rich.console import Console
+
+    console = Console()
+    try:
+        from advbench.config import make_config
+        from advbench.reproduction.engine import reproduce as run_studies
+        from advbench.reproduction.terminal import print_reproduction
+
+        seeds = make_config(seed=seed).seed
+        with _watcher(console) as watch:
+            result = run_studies(
+                name,
+                scale=scale.value,
+                out=out,
+                seeds=seeds,
+                watch=watch,
+                announce=lambda run: console.print(f"running {run}", highlight=False),
+                data_dir=data_dir,
+                device=device,
+                jobs=jobs,
+            )
+    except (ValueError, OSError) as error:
+        _refuse(error)
+    print_reproduction(result, console)
+    raise typer.Exit(result.exit_code)
+
+
+@app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="The output folder of a run.")],
     every: Annotated[bool, typer.Option("--all", help="All records in the folder, not only those of its last run.")] = False,
@@ -195,7 +251,7 @@ def _run(plan: Plan) -> int:
     from advbench.api import finish
 
     console = Console()
-    with _watcher(plan, console) as watch:
+    with _watcher(console, len(plan.pending())) as watch:
         result = finish(plan, watch)
     _print_result(plan, result, console)
     return result.exit_code
@@ -208,7 +264,7 @@ def _refuse(error: Exception) -> NoReturn:
 
 
 @contextmanager
-def _watcher(plan: Plan, console: Console) -> Iterator[Watcher]:
+def _watcher(console: Console, total: int | None = None) -> Iterator[Watcher]:
     """Live progress on a terminal, a plain line per finished task elsewhere."""
     if not console.is_terminal:
         yield _plain_lines()
@@ -225,7 +281,7 @@ def _watcher(plan: Plan, console: Console) -> Iterator[Watcher]:
         TextColumn("[dim]{task.fields[running]}"),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("tasks", total=len(plan.pending()), left="", running="")
+        bar = progress.add_task("tasks", total=total, left="", running="")
 
         def watch(status: Status) -> None:
             left = status.seconds_left
@@ -269,7 +325,7 @@ def _print_plan(plan: Plan) -> None:
         tasks = [task for task in plan.tasks.values() if task.kind == kind]
         waiting = sum(task.key in pending for task in tasks)
         there = sum(plan.done(task) for task in tasks)
-        print(f"{name:32}{len(tasks):6}  already done {there:6}  to do {waiting:6}")
+        print(f"{name:40}{len(tasks):6}  already done {there:6}  to do {waiting:6}")
 
 
 def _print_result(plan: Plan, result: RunResult, console: Console) -> None:

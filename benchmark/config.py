@@ -60,12 +60,14 @@ Specs = Annotated[tuple[Spec, ...], BeforeValidator(_specs)]
 class Config(BaseModel):
     """One run of advbench. Every field stands under the same name in a TOML file, with ``-`` or ``_``.
 
-    matrix: which matrices, `all` for the three. dataset: a registered name, ``npz:PATH`` or ``folder:PATH``. epsilon: one
-    radius or several, in pixel units of [0, 1]; the data set's usual one where absent. n_examples: scored test images, all
-    where absent. draws: passes averaged per gradient for a stochastic defense (EOT). score_draws: K, the passes that choose
-    the worst candidate of a stochastic defense, and again as many that score it. substitute, substitute_rounds,
-    substitute_step, substitute_seeds: the black-box attacker's architectures, rounds of Jacobian-based augmentation, its
-    step lambda, and how many held-out images it starts from. batch: images per compute batch, measured where absent.
+    matrix: which matrices, `all` for the three. dataset: a registered name, ``npz:PATH`` or ``folder:PATH``. epsilon:
+    one radius or several, in pixel units of [0, 1]; the data set's usual one where absent. n_examples: scored test
+    images, all where absent. train_examples, epochs, batch_size, learning_rate, optimizer, schedule, augmentation: of
+    every training, as `advbench.zoo.training.Budget` has them; the data set's usual ones where absent. draws: passes
+    averaged per gradient for a stochastic defense (EOT). score_draws: K, the passes that choose the worst candidate of a
+    stochastic defense, and again as many that score it. substitute, substitute_rounds, substitute_step,
+    substitute_seeds: the black-box attacker's architectures, rounds of Jacobian-based augmentation, its step lambda, and
+    how many held-out images it starts from. batch: images per compute batch, measured where absent.
     """
 
     model_config = ConfigDict(
@@ -85,6 +87,11 @@ class Config(BaseModel):
     n_examples: int | None = Field(default=None, ge=1)
     train_examples: int | None = Field(default=None, ge=1)
     epochs: int | None = Field(default=None, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
+    learning_rate: float | None = Field(default=None, gt=0)
+    optimizer: str | None = None
+    schedule: str | None = None
+    augmentation: str | None = None
     device: str = "auto"
     jobs: int | None = Field(default=None, ge=1)
     backend: Literal["loky", "threading"] = "loky"

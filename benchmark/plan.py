@@ -192,12 +192,10 @@ class _Planner:
         return spec, attack, registry.content("attacks", spec, attack)
 
     def _budget(self) -> Budget:
-        budget = datasets.default_budget(self.config.dataset)
-        return dataclasses.replace(
-            budget,
-            epochs=self.config.epochs or budget.epochs,
-            train_examples=self.config.train_examples or budget.train_examples,
-        )
+        names = ("epochs", "train_examples", "batch_size", "learning_rate", "optimizer", "schedule", "augmentation")
+        given = {name: getattr(self.config, name) for name in names}
+        usual = datasets.default_budget(self.config.dataset)
+        return dataclasses.replace(usual, **{name: value for name, value in given.items() if value is not None})
 
     def _defense(self, spec: Spec) -> tuple[Any, dict[str, Any]]:
         """The component, its unset radius filled in, and its content."""

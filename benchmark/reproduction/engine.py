@@ -1,0 +1,120 @@
+"""Run the studies of a paper through the harness, compare, and write what came out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from advbench.config import make_config
+from advbench.plan import Plan, make_plan
+from advbench.reporting import write_manifest
+from advbench.reproduction.findings import Cell, Findings, RunFindings
+from advbench.reproduction.studies import choose
+from advbench.reproduction.study import SCALES, Comparison, Scale, Study
+from advbench.scheduler import Watcher, run_plan
+
+Announce = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What became of a study.
+
+    comparisons: empty where it is not complete. problem: why it is not, one line; empty where it is. failures: the reason of
+    every cell without numbers, by its label. seconds: wall-clock time of this call, next to nothing where all was there.
+    """
+
+    study: Study
+    comparisons: tuple[Comparison, ...]
+    problem: str
+    failures: dict[str, str]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reproduction:
+    """What a call of `reproduce` did. reports: the files that were written."""
+
+    scale: Scale
+    seeds: tuple[int, ...]
+    outcomes: tuple[Outcome, ...]
+    reports: tuple[Path, ...]
+    interrupted: bool
+
+    @property
+    def exit_code(self) -> int:
+        """0 every study is complete, 1 some is not, 130 interrupted. A claim that fails is no failure."""
+        return 130 if self.interrupted else 1 if any(one.problem for one in self.outcomes) else 0
+
+
+def reproduce(
+    name: str | None = None,
+    *,
+    scale: Scale = "small",
+    out: str | Path = "advbench-reproduction",
+    seeds: Sequence[int] = (0, 1, 2),
+    watch: Watcher | None = None,
+    announce: Announce | None = None,
+    **settings: Any,
+) -> Reproduction:
+    """Run a paper's experiments and put its tables beside ours.
+
+    name: PAPER, PAPER.TABLE, or None for all. scale: `smoke` (digits, seconds), `small` (MNIST and a CIFAR subset, minutes)
+    or `full` (the papers' budgets, for a GPU). seeds: of the trainings; claims need at least three. watch, announce: called
+    with the scheduler's status, and with the name of each run as it starts. settings: `data_dir`, `device`, `jobs`,
+    `backend` as for `run`.
+
+    Finished work in `out` and in the model cache is kept. Raises ValueError, in one line, for bad input.
+    """
+    from advbench.reproduction.rendering import write
+
+    if scale not in SCALES:
+        raise ValueError(f"Expected `scale` among {', '.join(SCALES)}, got {scale!r}")
+    folder, outcomes, keys, interrupted = Path(out), [], [], False
+    chosen = choose(name, scale)
+    plans = [_plans(study, scale, tuple(seeds), folder, settings) for study in chosen]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_manifest(folder, list(dict.fromkeys(key for each in plans for plan in each.values() for key in plan.cells)))
+    for study, each in zip(chosen, plans, strict=True):
+        outcome, interrupted = _run(study, tuple(seeds), each, watch, announce or (lambda _: None))
+        outcomes.append(outcome)
+        keys += [key for plan in each.values() for key in plan.cells]
+        if interrupted:
+            break
+    reports = write(folder, scale, tuple(seeds), outcomes)
+    return Reproduction(scale, tuple(seeds), tuple(outcomes), tuple(reports), interrupted)
+
+
+def _plans(study: Study, scale: Scale, seeds: tuple[int, ...], out: Path, settings: dict[str, Any]) -> dict[str, Plan]:
+    runs = study.runs(scale).items()
+    return {run: make_plan(make_config(**{"out": out, "seed": seeds, **own, **settings})) for run, own in runs}
+
+
+def _run(
+    study: Study, seeds: tuple[int, ...], plans: dict[str, Plan], watch: Watcher | None, announce: Announce
+) -> tuple[Outcome, bool]:
+    """The outcome of a study, and whether it was interrupted."""
+    start, failures = time.monotonic(), dict[str, str]()
+    for run, plan in plans.items():
+        announce(f"{study.name} ({run})")
+        result = run_plan(plan, watch)
+        failures |= {plan.tasks[key].label: reason for key, reason in result.failures.items()}
+        if result.interrupted:
+            return Outcome(study, (), "interrupted", failures, time.monotonic() - start), True
+    findings = Findings({run: _findings(plan) for run, plan in plans.items()}, seeds)
+    comparisons: tuple[Comparison, ...] = ()
+    problem = "; ".join(f"{label}: {reason}" for label, reason in list(failures.items())[:3])
+    try:
+        comparisons = tuple(study.compare(findings))
+    except ValueError as error:
+        problem = problem or str(error)
+    return Outcome(study, comparisons, problem, failures, time.monotonic() - start), False
+
+
+def _findings(plan: Plan) -> RunFindings:
+    store = plan.store
+    found = [store.load(key) for key in plan.cells]
+    return RunFindings(plan, tuple(Cell(one[0], one[1]) for one in found if one and one[1] is not None))

@@ -1,0 +1,169 @@
+"""What the runs of a study found: scored cells, chosen by what they are, and figures per training seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from advbench.models import load_defended
+from advbench.plan import Plan, Task, artefact
+from advbench.results.record import Examples, Record
+from advbench.results.statistics import Values, clean_correct, distance, robust
+from advbench.zoo.data import Split
+from advbench.zoo.training import seeded
+
+_TRAIN_IMAGES = 10_000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cell:
+    """A scored cell: its record and what became of every example."""
+
+    record: Record
+    examples: Examples
+
+    @property
+    def clean_error(self) -> float:
+        """In percent."""
+        return 100.0 - self.clean_accuracy
+
+    @property
+    def clean_accuracy(self) -> float:
+        """In percent."""
+        return 100.0 * float((self.examples.clean_correct / self.examples.draws).mean())
+
+    @property
+    def accuracy(self) -> float:
+        """Under the attack, at the record's epsilon, in percent; clean errors count as errors."""
+        return 100.0 * float(robust(self.record, self.examples).mean())
+
+    @property
+    def adversarial_error(self) -> float:
+        """The share that the attack made wrong at any distance, clean errors among them, in percent."""
+        return 100.0 * (1.0 - float((self._survived & clean_correct(self.examples)).mean()))
+
+    @property
+    def mean_rms(self) -> float:
+        """The mean RMS perturbation of the clean-correct examples that were made wrong."""
+        return float(self.examples.rms[self._broken].mean()) if self._broken.any() else np.nan
+
+    @property
+    def median_distance(self) -> float:
+        """In the threat's norm, over the clean-correct examples, failures at infinity."""
+        distances = np.where(self._broken, distance(self.record, self.examples), np.inf)
+        return float(np.median(distances[clean_correct(self.examples)]))
+
+    @property
+    def mean_ratio(self) -> float:
+        """The mean of ||r||_2 / ||x||_2 over the clean-correct examples that were made wrong."""
+        shown = self._broken & (self.examples.image_l2 > 0)
+        return float((self.examples.distance_l2[shown] / self.examples.image_l2[shown]).mean()) if shown.any() else np.nan
+
+    @property
+    def passes(self) -> float:
+        """Forwards and backwards per attacked example; infinite where nothing was attacked."""
+        counts = self.record.counts
+        return float((counts["forwards"] + counts["backwards"]) / counts["examples"]) if counts["examples"] else np.inf
+
+    @property
+    def _survived(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        survived: np.ndarray[Any, np.dtype[np.bool_]] = 2 * self.examples.report_correct >= self.examples.draws
+        return survived | np.isinf(self.examples.distance_l2)
+
+    @property
+    def _broken(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        return clean_correct(self.examples) & ~self._survived
+
+    def correct(self) -> Values:
+        """The share of correct answers under attack by example, shape (n,)."""
+        return robust(self.record, self.examples)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunFindings:
+    """The cells of one run."""
+
+    plan: Plan
+    cells: tuple[Cell, ...]
+
+    def one(self, *, seed: int, **facts: Any) -> Cell:
+        """The only cell with these facts. Raises ValueError where there is none, or more than one."""
+        found = self.all(seed=seed, **facts)
+        if len(found) != 1:
+            said = ", ".join(f"{name}={value}" for name, value in facts.items())
+            raise ValueError(f"Expected one cell with seed={seed}, {said}; got {len(found)}")
+        return found[0]
+
+    def all(self, **facts: Any) -> list[Cell]:
+        """The cells with these facts: `seed`, `matrix`, `defense`, `architecture`, `attack`, `source` by name, `epsilon`."""
+        return [cell for cell in self.cells if all(_fact(cell.record, name) == value for name, value in facts.items())]
+
+    def train_error(self, *, seed: int, defense: str, architecture: str) -> float:
+        """The error, in percent, on the first 10,000 training images."""
+        content = self.training(seed=seed, defense=defense, architecture=architecture)
+        contents = {key: task.content for key, task in self.plan.tasks.items()}
+        with seeded(0):
+            defended = load_defended(
+                content.key,
+                contents,
+                self.plan.data,
+                lambda key: artefact("train", key, self.plan.config.out),
+                torch.device("cpu"),
+            )
+        return 100.0 - 100.0 * _accuracy(defended.model, self.plan.data.train)
+
+    def training(self, *, seed: int, defense: str, architecture: str) -> Task:
+        """The task that trained a target."""
+        for task in self.plan.tasks.values():
+            content = task.content
+            if task.kind != "train":
+                continue
+            found = content["seed"], content["defense"]["name"], content["architecture"]["name"]
+            if found == (seed, defense, architecture):
+                return task
+        raise ValueError(f"Expected a training of {defense} on {architecture} with seed {seed}, found none")
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What the runs of a study found, by the runs' names. seeds: of the trainings."""
+
+    runs: Mapping[str, RunFindings]
+    seeds: tuple[int, ...]
+    failures: Mapping[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> RunFindings:
+        return self.runs[name]
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells of all runs."""
+        return tuple(cell for run in self.runs.values() for cell in run.cells)
+
+
+def _fact(record: Record, name: str) -> Any:
+    if name in ("defense", "architecture"):
+        return record.target[name]["name"]
+    if name == "target":
+        return record.target["label"]
+    if name == "attack":
+        return record.attack["name"]
+    if name == "epsilon":
+        return record.threat["epsilon"]
+    if name == "source":
+        return None if record.source is None else record.source["label"]
+    return getattr(record, name)
+
+
+def _accuracy(model: torch.nn.Module, split: Split) -> float:
+    n = min(_TRAIN_IMAGES, len(split))
+    with torch.inference_mode():
+        right: Sequence[torch.Tensor] = [
+            (model(x).argmax(dim=1) == y) for x, y in zip(split.x[:n].split(500), split.y[:n].split(500), strict=True)
+        ]
+    return float(torch.cat(list(right)).float().mean())

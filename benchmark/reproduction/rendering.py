@@ -1,0 +1,175 @@
+"""A reproduction as Markdown, HTML and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from advbench.reports.html import to_html
+from advbench.reports.markdown import to_markdown
+from advbench.reports.section import Column, Entry, Section, Table, Tone
+from advbench.reproduction.study import Claim, Comparison, Ours, Pair, Scale
+from advbench.reproduction.verdicts import SEEDS_NEEDED, Verdict, judge, verdict
+from advbench.results.papers import load
+from advbench.zoo.checkpoints import write_atomically
+
+if TYPE_CHECKING:
+    from advbench.reproduction.engine import Outcome
+
+FILES = ("reproduction.md", "reproduction.html", "reproduction.csv")
+_TONES: dict[Verdict, Tone] = {"holds": "best", "fails": "warning", "undecided": "muted"}
+
+
+def write(out: Path, scale: Scale, seeds: Sequence[int], outcomes: Sequence[Outcome]) -> list[Path]:
+    """Write the three files into `out` and return their paths."""
+    found = [section(outcome, scale) for outcome in outcomes]
+    papers = dict.fromkeys(load(outcome.study.paper).short for outcome in outcomes)
+    title = f"{', '.join(papers)}: the papers beside advbench"
+    summary = [("Scale", scale), ("Training seeds", ", ".join(map(str, seeds))), *_counts(outcomes)]
+    contents = to_markdown(found, title=title), to_html(found, title=title, summary=summary), to_csv(outcomes)
+    paths = [out / name for name in FILES]
+    for path, content in zip(paths, contents, strict=True):
+        write_atomically(path, content.encode())
+    return paths
+
+
+def section(outcome: Outcome, scale: Scale) -> Section:
+    """A study as a section of the report."""
+    study, paper = outcome.study, load(outcome.study.paper)
+    claims = [claim for comparison in outcome.comparisons for claim in comparison.claims]
+    tables = [*(comparison_table(one) for one in outcome.comparisons), *([claim_table(claims)] if claims else [])]
+    caveats = [f"Other than in the paper: {text}" for text in study.differs(scale)]
+    caveats += [note for comparison in outcome.comparisons for note in comparison.notes]
+    if outcome.problem:
+        caveats.insert(0, f"Incomplete: {outcome.problem}")
+    return Section(
+        title=f"{paper.short}, {study.title}",
+        anchor=study.name.replace(".", "-").replace("_", "-"),
+        text=f"{paper.title} ({paper.source}). Ours: the mean over training seeds, and the lowest and highest of them.",
+        tables=tuple(tables),
+        caveats=tuple(caveats),
+    )
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """The paper's cells beside ours; columns that the paper does not have come without it."""
+    columns, picks = [Column("", heading=True)], []
+    for i, (name, unit) in enumerate(comparison.columns):
+        heading = f"{name} ({unit})" if unit else name
+        if any(pairs[i].paper is not None for _, pairs in comparison.rows):
+            columns.append(Column(f"{heading}, paper", numeric=True))
+            picks.append((i, "paper"))
+        if any(pairs[i].ours is not None for _, pairs in comparison.rows):
+            columns.append(Column(f"{heading}, ours", numeric=True))
+            picks.append((i, "ours"))
+    rows = tuple(
+        (Entry(label, order=label), *(_paper(pairs[i]) if side == "paper" else _ours(pairs[i]) for i, side in picks))
+        for label, pairs in comparison.rows
+    )
+    return Table(comparison.caption, tuple(columns), rows)
+
+
+def claim_table(claims: Sequence[Claim]) -> Table:
+    """What the paper claims, and whether it holds here."""
+    columns = (
+        Column("Claim", heading=True),
+        Column(
+            "Verdict", help=f"Over training seeds, of which it takes {SEEDS_NEEDED}: does the 95% interval clear the bar?"
+        ),
+        Column("Inequality"),
+        Column("Bar", numeric=True),
+        Column("Ours", numeric=True, help="Mean difference over training seeds, with Student's 95% interval."),
+    )
+    rows = []
+    for claim in claims:
+        whole = verdict(claim)
+        if not claim.parts:
+            rows.append((Entry(claim.text), Entry("not tested"), Entry(claim.untested), Entry("–"), Entry("–")))
+        for number, part in enumerate(claim.parts):
+            judged = judge(part)
+            spread = f"{number_text(judged.low)} to {number_text(judged.high)}" if math.isfinite(judged.low) else ""
+            rows.append(
+                (
+                    Entry(claim.text if number == 0 else "", note=whole if number == 0 else "", order=claim.id),
+                    Entry(judged.verdict, tone=_TONES[judged.verdict]),
+                    Entry(part.text),
+                    Entry(f"> {number_text(part.above)}", order=part.above),
+                    Entry(number_text(judged.mean), note=spread, order=judged.mean),
+                )
+            )
+    return Table("Claims", columns, tuple(rows))
+
+
+def to_csv(outcomes: Sequence[Outcome]) -> str:
+    """A line per cell: table, row, column, unit, the paper's number, our mean, lowest and highest, and each seed's."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("study", "table", "row", "column", "unit", "paper", "ours", "lowest", "highest", "by_seed"))
+    for outcome in outcomes:
+        for comparison in outcome.comparisons:
+            for label, pairs in comparison.rows:
+                for (name, unit), pair in zip(comparison.columns, pairs, strict=True):
+                    head = (outcome.study.name, comparison.caption, label, name, unit)
+                    writer.writerow((*head, *_numbers(pair)))
+    return text.getvalue()
+
+
+def number_text(value: float) -> str:
+    """Three significant digits, and no fewer than one decimal below 100."""
+    if not math.isfinite(value):
+        return "–" if math.isnan(value) else "∞" if value > 0 else "-∞"
+    size = abs(value)
+    return f"{value:.1f}" if size >= 10 or value == 0 else f"{value:.2f}" if size >= 1 else f"{value:.3f}"
+
+
+def verdict_lines(outcomes: Sequence[Outcome]) -> list[str]:
+    """A line per claim, for a terminal."""
+    return [
+        f"{verdict(claim) if claim.parts else 'not tested':10}{claim.id}: {claim.text}"
+        for outcome in outcomes
+        for comparison in outcome.comparisons
+        for claim in comparison.claims
+    ]
+
+
+def _counts(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
+    claims = [claim for outcome in outcomes for comparison in outcome.comparisons for claim in comparison.claims]
+    verdicts = [verdict(claim) for claim in claims if claim.parts]
+    kinds: tuple[Verdict, ...] = ("holds", "fails", "undecided")
+    return [("Claims", ", ".join(f"{verdicts.count(kind)} {kind}" for kind in kinds))] if verdicts else []
+
+
+def _paper(pair: Pair) -> Entry:
+    return Entry("–") if pair.paper is None else Entry(f"{pair.paper:g}", order=pair.paper)
+
+
+def _ours(pair: Pair) -> Entry:
+    if pair.ours is None:
+        return Entry("–")
+    mean = _mean(pair.ours)
+    spread = (
+        "" if len(pair.ours.values) < 2 else f"{number_text(min(pair.ours.values))}–{number_text(max(pair.ours.values))}"
+    )
+    return Entry(number_text(mean), note=spread, order=mean)
+
+
+def _mean(ours: Ours) -> float:
+    return sum(ours.values) / len(ours.values)
+
+
+def _numbers(pair: Pair) -> tuple[object, ...]:
+    paper = "" if pair.paper is None else f"{pair.paper:g}"
+    if pair.ours is None:
+        return paper, "", "", "", ""
+    values = pair.ours.values
+    return (
+        paper,
+        f"{_mean(pair.ours):.6g}",
+        f"{min(values):.6g}",
+        f"{max(values):.6g}",
+        " ".join(f"{one:.6g}" for one in values),
+    )

@@ -1,0 +1,90 @@
+"""What a reproduction is made of: studies, each a table or figure of a paper, with its runs and its comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from advbench.reproduction.findings import Findings
+
+Scale = Literal["smoke", "small", "full"]
+SCALES: tuple[Scale, ...] = ("smoke", "small", "full")
+
+Settings: TypeAlias = Mapping[str, Any]
+"""Of one `advbench run`, by the names of its flags."""
+
+
+class Ours(NamedTuple):
+    """What was measured: one value per training seed, in the paper's unit."""
+
+    values: tuple[float, ...]
+
+
+class Pair(NamedTuple):
+    """A number of the paper, None where it printed none, and ours, None where there is nothing to compare."""
+
+    paper: float | None
+    ours: Ours | None
+
+
+@dataclass(frozen=True, slots=True)
+class Inequality:
+    """A part of a claim: a difference that should exceed a threshold.
+
+    text: what is compared. differences: one per training seed, in the unit of the table. above: the threshold.
+    """
+
+    text: str
+    differences: tuple[float, ...]
+    above: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A statement of the paper as inequalities, all of which must hold.
+
+    id: as in the paper's file, or one of our own. text: the statement. parts: the inequalities; none where it could not be
+    tested, which `untested` explains.
+    """
+
+    id: str
+    text: str
+    parts: tuple[Inequality, ...]
+    untested: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A table of the paper beside ours.
+
+    columns: headings of the values, with their units. rows: a label and a pair for each column. notes: of this table alone.
+    """
+
+    caption: str
+    columns: tuple[tuple[str, str], ...]
+    rows: tuple[tuple[str, tuple[Pair, ...]], ...]
+    claims: tuple[Claim, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A table or figure that can be reproduced.
+
+    name: PAPER.TABLE. title: in words. runs: by name, the settings of the runs at a scale, without seeds and folders;
+    compare: what the runs found beside the paper. differs: what is other than in the paper at a scale. scales: those at
+    which it exists.
+    """
+
+    name: str
+    title: str
+    runs: Callable[[Scale], Mapping[str, Settings]]
+    compare: Callable[[Findings], Sequence[Comparison]]
+    differs: Callable[[Scale], Sequence[str]]
+    scales: tuple[Scale, ...] = SCALES
+
+    @property
+    def paper(self) -> str:
+        """The paper's key."""
+        return self.name.split(".")[0]
