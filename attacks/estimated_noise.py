@@ -84,6 +84,11 @@ class EstimatedNoise:
             raise ValueError(f"Expected `of_norm` to be one that {self.of!r} knows, got {self.of_norm!r}")
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the attacks that it makes use of."""
+        return () if self.of == "data" else (self.of.partition("(")[0],)
+
+    @property
     def need(self) -> Need:
         """Training images alone, or held-out images and the model that `of` attacks."""
         return Need("train", model=False) if self.of == "data" else Need("validation", model=True)

@@ -115,12 +115,17 @@ def describe(kind: Kind, name: str) -> str:
 
 
 def content(kind: Kind, spec: Spec, component: Any) -> dict[str, Any]:
-    """What names a component in a key: name, every argument with its default expanded, and the hash of its source."""
+    """What names a component in a key: name, every argument with its default expanded, and the hash of its source.
+
+    A component that is made of others by name says which in `parts`; their sources count too.
+    """
     if dataclasses.is_dataclass(component):
         arguments = {field.name: _plain(getattr(component, field.name)) for field in dataclasses.fields(component)}
     else:
         arguments = {key: _plain(value) for key, value in spec.arguments}
-    return {"name": spec.name, "arguments": arguments, "source_hash": source_hash(module_of(kind, spec.name))}
+    found = {"name": spec.name, "arguments": arguments, "source_hash": source_hash(module_of(kind, spec.name))}
+    parts = {name: source_hash(module_of(kind, name)) for name in getattr(component, "parts", ())}
+    return found | ({"parts": parts} if parts else {})
 
 
 def module_of(kind: Kind, name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 from typing import Any
 
@@ -45,6 +46,7 @@ def factory(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
+@functools.cache
 def shortened(name: str) -> Any:
     attack = factory(name)()
     fields = {field.name for field in dataclasses.fields(attack)}

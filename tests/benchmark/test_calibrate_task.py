@@ -94,3 +94,27 @@ def test_the_covariance_of_the_data_is_one_task_for_all_models(settings):
         (shown,) = Store(result.out).read(key).details["calibration"]
         assert shown["shape"] == [1, 28, 28]
         assert 0 <= shown["clipped"] < 0.5
+
+
+def test_the_order_of_a_worst_case_is_measured_once_for_each_model_and_never_where_all_attack_all(settings):
+    attacks = "worst-case(attacks=['square(queries=10)', 'pgd(steps=3)'])"
+    small = settings | {"attack": attacks, "defense": "none", "epsilon": 0.1}
+    plan = plan_of(small, matrix="all")
+    (calibration,) = tasks(plan, "calibrate")
+    crafts = [task for task in tasks(plan, "craft") if task.content["calibration"]]
+    assert [craft.content["transfer"] for craft in crafts] == [False]
+    assert set(calibration.content["component"]["parts"]) == {"square", "pgd"}
+    result = advbench.run(**small | {"matrix": "white-box"})
+    assert result.exit_code == 0
+    ((shown,),) = (Store(result.out).read(key).details["calibration"] for key in result.cells)
+    assert sorted(shown["order"]) == [0, 1]
+
+
+def test_a_changed_member_is_another_attack(small, monkeypatch):
+    from advbench import registry
+
+    before = plan_of(small, norm="linf", attack="worst-case(attacks=['pgd','square'])")
+    sources = registry.source_hash
+    monkeypatch.setattr(registry, "source_hash", lambda name: sources(name) + ("x" if name.endswith("square") else ""))
+    after = plan_of(small, norm="linf", attack="worst-case(attacks=['pgd','square'])")
+    assert not set(before.cells) & set(after.cells)
