@@ -1,0 +1,219 @@
+"""Covariance kernels: g^T S g by FFT beside the dense matrix and the bandwidth limit, and what training with it costs.
+
+A case is a batch of gradients and a covariance function. The bandwidth limit is the time in which a copy moves the bytes
+that a pass cannot avoid: forward, the gradients and the spectrum read; backward, the gradients of the form written besides.
+The copy is of a large buffer and takes turns with the kernel. Arithmetic, not memory, is what the transforms wait for: an
+FFT of d values makes some 5 d log2(d) operations.
+
+A training step with a penalty on input gradients goes through a double backward pass. Of a network of convolutions and ReLUs
+plain training makes three passes of equal work (forward, gradients of the features, gradients of the weights), and a double
+backward pass adds three more at least. Twice the time of plain training is its limit, whatever the covariance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from advbench.benches import COPY_BYTES, Row, copier, fastest, peak_bytes
+from advbench.clocks import device_name
+from advbench.defenses.kernels.covariance import exponential, matrix_of
+from advbench.defenses.kernels.covariance_operator import (
+    Covariance,
+    DenseCovariance,
+    SpectralCovariance,
+    quadratic_form,
+    torus_spectrum,
+    unit_diagonal,
+)
+from advbench.defenses.kernels.covariance_running import RunningFunction
+from advbench.defenses.training.gradient_norm import GradientNorm
+from advbench.defenses.training.linearised import linearise
+from advbench.defenses.training.plain import Plain
+from advbench.defenses.training.structured_gradient import SGR, SGRFGSM, SGRPGD
+from advbench.zoo import architectures
+from advbench.zoo.data import Split
+from advbench.zoo.training import Objective, Step, seeded
+
+CASES: tuple[tuple[int, tuple[int, int, int]], ...] = (
+    (128, (1, 8, 8)),
+    (128, (1, 28, 28)),
+    (128, (3, 32, 32)),
+    (32, (3, 64, 64)),
+    (16, (3, 224, 224)),
+)
+"""Images in a batch, and their shape."""
+
+NETWORKS = (("sgr2018/mnist-cnn", 128, (1, 28, 28)), ("sgr2018/cifar-cnn", 64, (3, 32, 32)))
+"""Architecture, batch size and shape of the training steps."""
+
+LARGEST_MATRIX = 12288
+"""The largest d whose dense matrix, of d^2 numbers, is given memory: 576 MiB."""
+
+WITHIN_PLAIN = 1.3
+"""Bar of a training step on the CPU: times plain training's."""
+
+WITHIN_DENSE = 1 / 3
+"""Bar of 3 x 64 x 64 on the CPU: times the dense matrix's."""
+
+MOST_BYTES = 2 * 2**30
+"""Bar of the memory at 3 x 224 x 224."""
+
+PASSES = ("forward", "forward + backward")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Case:
+    """A batch of gradients g, a covariance function in float32, and the operator by FFT."""
+
+    name: str
+    g: Tensor
+    function: Tensor
+    spectral: SpectralCovariance
+
+    @staticmethod
+    def make(n: int, shape: tuple[int, int, int], device: torch.device) -> Case:
+        """Normal gradients under a covariance that decays within two pixels."""
+        c, h, w = shape
+        function = exponential(shape, 2.0, 0.5).to(device, torch.float32)
+        g = torch.randn(n, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+        return Case(f"{h}x{w}x{c}, {n} images", g, function, SpectralCovariance(torus_spectrum(function), shape))
+
+    def bytes(self, backward: bool) -> int:
+        """Bytes that a forward pass, or a forward and a backward pass, cannot avoid to move."""
+        return _size(self.g) * (1 + backward) + _size(self.spectral.spectrum)
+
+
+def rows(device: torch.device) -> Iterator[Row]:
+    """Every ratio of the bench on `device`, as it is measured."""
+    for n, shape in CASES:
+        case = Case.make(n, shape, device)
+        yield from _forms(case, device)
+        yield from _renewal(case, device)
+    for architecture, n, shape in NETWORKS:
+        yield from _steps(architecture, n, shape, device)
+
+
+def _forms(case: Case, device: torch.device) -> Iterator[Row]:
+    d = case.g[0].numel()
+    dense = DenseCovariance(matrix_of(case.function), case.spectral.shape) if d <= LARGEST_MATRIX else None
+    for backward, measure in enumerate(PASSES):
+        fft = _call(case.g, case.spectral, bool(backward))
+        calls = {"fft": fft, "copy": copier(device)}
+        if dense is not None:
+            calls["dense"] = _call(case.g, dense, bool(backward))
+        seconds = fastest(calls, device, rounds=60, seconds=4)
+        limit = case.bytes(bool(backward)) * seconds["copy"] / COPY_BYTES
+        peak = peak_bytes(fft, device)
+        found = {"case": case.name, "measure": measure, "device": device_name(device), "seconds": seconds["fft"]}
+        yield Row(**found, against="bandwidth limit", reference_seconds=limit, peak_bytes=peak)
+        if dense is not None:
+            bar = WITHIN_DENSE if d == LARGEST_MATRIX and device.type == "cpu" else None
+            yield Row(**found, against="dense matrix", reference_seconds=seconds["dense"], bar=bar)
+        if d > LARGEST_MATRIX:
+            yield Row(
+                case=case.name,
+                measure=f"peak memory, {measure}",
+                device=device_name(device),
+                against="2 GiB",
+                seconds=peak,
+                reference_seconds=MOST_BYTES,
+                bar=1.0,
+            )
+
+
+def _renewal(case: Case, device: torch.device) -> Iterator[Row]:
+    """What a running covariance costs in each step: one more batch, and the operator of what it has become."""
+    running = RunningFunction(case.spectral.shape, 0.1)
+
+    def renew() -> object:
+        running.update(case.g)
+        return running.covariance()
+
+    calls = {"renewal": renew, "form": _call(case.g, case.spectral, True)}
+    seconds = fastest(calls, device, rounds=60, seconds=4)
+    yield Row(
+        case=case.name,
+        measure="running covariance renewed",
+        device=device_name(device),
+        against="form, forward + backward",
+        seconds=seconds["renewal"],
+        reference_seconds=seconds["form"],
+        peak_bytes=peak_bytes(renew, device),
+    )
+
+
+def _call(g: Tensor, covariance: Covariance, backward: bool) -> Callable[[], object]:
+    def forward() -> object:
+        return quadratic_form(covariance, g)
+
+    def forward_and_backward() -> object:
+        leaf = g.requires_grad_()
+        return torch.autograd.grad(quadratic_form(covariance, leaf).mean(), leaf)
+
+    return forward_and_backward if backward else torch.no_grad()(forward)
+
+
+def _steps(architecture: str, n: int, shape: tuple[int, int, int], device: torch.device) -> Iterator[Row]:
+    """Steps of the training loop: loss, backward pass and Adam. The penalty's own ascents are measured apart."""
+    generator = torch.Generator().manual_seed(0)
+    images = Split.of(torch.rand(n, *shape, generator=generator), torch.randint(10, (n,), generator=generator)).to(device)
+    with seeded(0, device):
+        model = architectures.build(architecture, shape, 10).to(device).train()
+    step = Step(0, 0, 0, images.index)
+    sgr = SGR().start(images)
+    calls = {
+        "plain": _step(model, images, step, Plain().objective),
+        "gradient-norm": _step(model, images, step, GradientNorm().objective),
+        "sgr": _step(model, images, step, sgr),
+        "covariance and form alone": _penalty_alone(model, images),
+        "FGSM perturbations alone": lambda: SGRFGSM(epsilon=0.1).perturbations(model, images.x, step),
+        "PGD perturbations alone": lambda: SGRPGD(epsilon=0.1).perturbations(model, images.x, step),
+    }
+    seconds = fastest(calls, device, rounds=30, seconds=45)
+    against = {"plain": "plain training", "gradient-norm": "gradient norm, the double backward pass alone"}
+    for name, reference in [(name, "plain") for name in calls if name != "plain"] + [("sgr", "gradient-norm")]:
+        asked = name == "sgr" and reference == "plain" and device.type == "cpu"
+        yield Row(
+            case=f"{architecture}, {n} images, {name}",
+            measure="training step",
+            device=device_name(device),
+            against=against[reference],
+            seconds=seconds[name],
+            reference_seconds=seconds[reference],
+            bar=WITHIN_PLAIN if asked else None,
+        )
+
+
+def _step(model: nn.Module, images: Split, step: Step, objective: Objective) -> Callable[[], object]:
+    # Steps of length zero, so that every call does the same work on the same weights.
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.0)
+
+    def call() -> None:
+        optimizer.zero_grad()
+        terms = objective(model, images.x, images.y, step)
+        loss = torch.stack(list(terms.values())).sum()
+        loss.backward()
+        optimizer.step()
+
+    return call
+
+
+def _penalty_alone(model: nn.Module, images: Split) -> Callable[[], object]:
+    """The part of a step that belongs to the covariance: renewal, and the form with its gradient, of a given gradient."""
+    gradient = linearise(model, images.x, images.y, differentiable=False)[1]
+    c, h, w = images.x.shape[1:]
+    running = RunningFunction((c, h, w), SGR().beta, isotropic=True)
+
+    def call() -> object:
+        running.update(gradient.sign())
+        return _call(gradient, unit_diagonal(running.covariance()), True)()
+
+    return call
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,54 @@
+"""The covariance kernels beside dense matrices: ``pytest tests/benches --benchmark-enable -k covariance``.
+
+The ratios, with one thread and interleaved minima, are those of ``advbench bench covariance``.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from advbench.benches import covariance, table
+from advbench.clocks import single_thread
+from advbench.defenses.kernels.covariance import matrix_of
+from advbench.defenses.kernels.covariance_operator import DenseCovariance, quadratic_form
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def measured(request):
+    if not request.config.getoption("benchmark_enable"):
+        pytest.skip("a measurement: run with --benchmark-enable")
+    with single_thread():
+        yield request.getfixturevalue("benchmark")
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=covariance.PASSES)
+@pytest.mark.parametrize(("n", "shape"), covariance.CASES, ids=str)
+def test_form_by_fft(measured, n, shape, backward):
+    case = covariance.Case.make(n, shape, CPU)
+    measured(lambda: _form(case.spectral, case.g, backward))
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=covariance.PASSES)
+@pytest.mark.parametrize(("n", "shape"), covariance.CASES[:-1], ids=str)
+def test_form_by_a_dense_matrix(measured, n, shape, backward):
+    case = covariance.Case.make(n, shape, CPU)
+    dense = DenseCovariance(matrix_of(case.function), shape)
+    measured(lambda: _form(dense, case.g, backward))
+
+
+def _form(operator, g, backward):
+    g = g.detach().requires_grad_(backward)
+    form = quadratic_form(operator, g).mean()
+    return torch.autograd.grad(form, g) if backward else form
+
+
+@pytest.mark.slow
+def test_every_ratio_is_within_its_bar_but_for_the_double_backward_pass(measured):
+    """A training step cannot keep its bar: its double backward pass alone costs twice plain training."""
+    found = measured.pedantic(lambda: list(covariance.rows(CPU)), rounds=1)
+    print(table(found))
+    missed = [row for row in found if not row.holds and row.measure != "training step"]
+    assert not missed
