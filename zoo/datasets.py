@@ -46,5 +46,5 @@ def load(name: str, data_dir: Path | None = None) -> DataSet:
 
 
 def default_budget(name: str) -> Budget:
-    """How long models train on a data set where the user does not say; `name` as in `load`."""
-    return _BUDGETS.get(name, _OTHER)
+    """How long models train on a data set where the user does not say; `name` as in `load`, whitened or not."""
+    return _BUDGETS.get(name.removeprefix("zca:"), _OTHER)

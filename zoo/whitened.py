@@ -27,17 +27,17 @@ def whitened(data: DataSet) -> DataSet:
     """
     whiten = Whiten(data.shape, epsilon=_EPSILON).double()
     whiten.fit_statistics(data.train.x)
-    splits = {
-        name: replace(split, x=_mapped(whiten, split))
-        for name, split in (("train", data.train), ("validation", data.validation), ("test", data.test))
-    }
+    train, validation, test = (
+        replace(split, x=_mapped(whiten, split)) for split in (data.train, data.validation, data.test)
+    )
     fingerprint = hashlib.sha256(f"zca {_EPSILON} {data.fingerprint}".encode()).hexdigest()
-    return replace(data, name=f"zca:{data.name}", radii={"linf": 0.1}, box=None, fingerprint=fingerprint, **splits)
+    name = f"zca:{data.name}"
+    return DataSet(name, train, validation, test, data.n_classes, {"linf": 0.1}, fingerprint=fingerprint, box=None)
 
 
 @torch.no_grad()
 def _mapped(whiten: Whiten, split: Split) -> Tensor:
-    return torch.cat([whiten(x.double()).float() for x in split.x.split(_CHUNK)])
+    return torch.cat([whiten(x.double()).float() for x in torch.split(split.x, _CHUNK)])
 
 
 def cifar10_zca(data_dir: Path | None = None) -> DataSet:

@@ -68,7 +68,7 @@ class InputUpdates:
         rows = self._places[step.index]
         update = self.updates[rows].requires_grad_()
         rate = self.defense.input_lr * (len(y) if self.defense.gradient == "per-example" else 1)
-        update.register_hook(lambda gradient: self._move(rows, rate * gradient))
+        update.register_hook(lambda gradient: self._move(rows, rate * gradient))  # type: ignore[no-untyped-call]
         return cross_entropy(model, x + step.transform(update), y, step)
 
     def rms(self) -> float:

@@ -64,7 +64,7 @@ class RobustTangent(FromScratch):
         """The objective, which knows each training image's neighbours. ValueError where `epsilon` is None."""
         if self.epsilon is None:
             raise ValueError(f"Expected `epsilon` > 0, got None: give {type(self).__name__} the {self.norm} radius")
-        count = min(self.neighbours, int(training.y.bincount().min()) - 1)
+        count = max(0, min(self.neighbours, int(training.y.bincount().min()) - 1))
         table, place = nearest(training.x, training.y, training, count + 1)[:, 1:], places(training)
 
         def objective(model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Mapping[str, Tensor]:
@@ -96,7 +96,7 @@ def nearest(x: Tensor, y: Tensor, training: Split, count: int) -> Tensor:
     x: images (n, c, h, w), y: labels (n,), on the device of `training`. Distances are Euclidean.
     """
     found = torch.empty(len(x), count, dtype=torch.int64, device=x.device)
-    for label in y.unique():
+    for label in torch.unique(y):
         pool = (training.y == label).nonzero().flatten()
         images = training.x[pool].flatten(1)
         for rows in (y == label).nonzero().flatten().split(_CHUNK):
@@ -123,4 +123,4 @@ def tangent_basis(around: Tensor, dimension: int) -> Tensor:
 def on_plane(vectors: Tensor, basis: Tensor) -> Tensor:
     """The projection of `vectors` (n, c, h, w) on the planes that `basis`, shape (n, m, c * h * w), spans."""
     flat = vectors.flatten(1).unsqueeze(2)
-    return (basis.mT @ (basis @ flat)).view_as(vectors)
+    return torch.matmul(basis.mT, torch.matmul(basis, flat)).view_as(vectors)

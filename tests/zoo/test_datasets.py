@@ -195,6 +195,7 @@ def test_every_data_set_has_a_budget_and_unknown_names_are_errors() -> None:
         ValueError, match=r"Expected a data set among digits, .*npz:PATH, folder:PATH, zca:NAME, got 'digit'"
     ):
         load("digit")
+    assert default_budget("zca:mnist") == default_budget("mnist") != default_budget("cifar10")
     with pytest.raises(ValueError, match="Expected a path after 'npz:'"):
         load("npz:")
 

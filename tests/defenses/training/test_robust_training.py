@@ -169,17 +169,16 @@ def robust_accuracy(model: nn.Module, split: Split, threat: ThreatModel) -> floa
     return float((model(x_adv).argmax(dim=1) == split.y).double().mean())
 
 
-def test_pgd_training_defends_where_plain_training_does_not(lab):
+def test_adversarial_training_defends_where_plain_training_does_not(lab):
     """Tsipras et al. 2019 (arXiv:1805.12152): weak features give clean accuracy and break under attack."""
     train, validation, test = (strong_and_weak_features(n, seed) for seed, n in enumerate((256, 64, 64)))
     data = DataSet("features", train, validation, test, 2, {"linf": 0.1})
     budget = Budget(epochs=15, batch_size=32, learning_rate=0.05)
     threat = ThreatModel("linf", 0.1)
     accuracy = {}
-    for name in ("none", "robust-linf", "pgd-linf"):
+    for name in ("none", "robust-linf", "pgd-linf", "fast-at", "mixed-linf", "trades"):
         defense, device = lab.resolve(name, data), torch.device("cpu")
         defended = defense.fit(Centred, data, inputs={}, seed=0, device=device, budget=budget)
         accuracy[name] = robust_accuracy(defended.model, data.validation, threat)
     assert accuracy["none"] < 0.3
-    assert accuracy["robust-linf"] > 0.8
-    assert accuracy["pgd-linf"] > 0.8
+    assert min(accuracy[name] for name in accuracy if name != "none") > 0.8, accuracy
