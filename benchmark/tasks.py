@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -77,7 +79,7 @@ def _train(task: Task, context: Context, device: torch.device) -> None:
     with _RANDOM, stopwatch(device) as measured:
         fitted = fit_defended(task.key, context.contents, _data(context), _checkpoint, device)
     metadata = {"seconds": f"{measured.seconds:.3f}", "device": device_name(device), "label": task.label}
-    checkpoints.save(_checkpoint(task.key), fitted.modules(), metadata)
+    checkpoints.save(_checkpoint(task.key), fitted.modules(), metadata | {"facts": json.dumps(dict(fitted.facts))})
 
 
 def _substitute(task: Task, context: Context, device: torch.device) -> None:
@@ -241,13 +243,16 @@ def _details(task: Task, context: Context) -> dict[str, Any]:
         ]
     trained = checkpoints.metadata(_checkpoint(content["target"]))
     details["train_seconds"] = float(trained["seconds"])
+    facts = json.loads(trained.get("facts", "{}"))
+    if facts:
+        details["train_facts"] = {name: value if math.isfinite(value) else None for name, value in facts.items()}
     if content["substitute"]:
-        facts = checkpoints.metadata(artefact("substitute", content["substitute"], context.out))
+        found = checkpoints.metadata(artefact("substitute", content["substitute"], context.out))
         details["substitute"] = {
-            "queries": int(facts["queries"]),
-            "fidelity": float(facts["fidelity"]) if facts["fidelity"] != "nan" else None,
-            "sizes": [int(size) for size in facts["sizes"].split(",")],
-            "seconds": float(facts["seconds"]),
+            "queries": int(found["queries"]),
+            "fidelity": float(found["fidelity"]) if found["fidelity"] != "nan" else None,
+            "sizes": [int(size) for size in found["sizes"].split(",")],
+            "seconds": float(found["seconds"]),
         }
     return details
 

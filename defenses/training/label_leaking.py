@@ -43,7 +43,7 @@ def label_leaking(model: nn.Module, split: Split, epsilon: float, batch: int = 5
             answer = predicted(model, x)
             attacked = [predicted(model, _step(model, x, label, threat)) for label in (y, answer)]
             correct += torch.stack([(labels == y).sum() for labels in (answer, *attacked)])
-    clean, true_label, predicted_label = (correct / len(split)).tolist()
+    clean, true_label, predicted_label = (correct.double() / len(split)).tolist()
     return LabelLeaking(clean, true_label, predicted_label)
 
 
