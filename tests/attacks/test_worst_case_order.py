@@ -21,7 +21,7 @@ from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import ThreatModel, Untargeted
 
 MEMBERS = ("fab-t(steps=3)", "pgd(steps=4)", "square(queries=20)")
-LINF = ThreatModel("linf", 0.05)
+LINF = ThreatModel("linf", 0.2)
 
 
 def total(order: tuple[int, ...] | list[int], broken: Tensor, passes: Tensor) -> int:
