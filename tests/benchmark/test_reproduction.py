@@ -1,0 +1,166 @@
+"""`advbench reproduce`: verdicts, the papers as data, a study from its runs to its reports, and bad input."""
+
+from __future__ import annotations
+
+import csv
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from advbench.reproduction import engine, rendering, studies
+from advbench.reproduction.findings import Findings
+from advbench.reproduction.study import Claim, Comparison, Inequality, Ours, Pair, Study
+from advbench.reproduction.verdicts import interval, judge, verdict
+from advbench.results.papers import PAPERS, load
+
+
+@pytest.mark.parametrize(
+    ("differences", "above", "expected"),
+    [
+        ((1.0, 1.1, 0.9), 0.0, "holds"),
+        ((-1.0, -1.1, -0.9), 0.0, "fails"),
+        ((1.0, -1.0, 0.5), 0.0, "undecided"),
+        ((1.0, 1.1, 0.9), 4.0, "fails"),
+        ((1.0, 1.0), 0.0, "undecided"),
+        ((0.0, 0.0, 0.0), 0.0, "fails"),
+        ((math.nan, 1.0, 1.0), 0.0, "undecided"),
+        ((), 0.0, "undecided"),
+    ],
+)
+def test_an_inequality_is_decided_by_the_interval_over_seeds(differences, above, expected):
+    assert judge(Inequality("a - b", differences, above)).verdict == expected
+
+
+def test_the_interval_is_students():
+    values = (1.0, 2.0, 4.0, 4.5)
+    mean, low, high = interval(values)
+    expected = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
+    assert (mean, low, high) == pytest.approx((2.875, *expected))
+
+
+def test_a_verdict_is_wrong_about_as_often_as_its_interval_says():
+    rng = np.random.default_rng(0)
+    draws = rng.normal(size=(4000, 4))
+    wrong = sum(judge(Inequality("nothing", tuple(row))).verdict == "holds" for row in draws.tolist())
+    assert 0.015 < wrong / 4000 < 0.035  # a one-sided error of 2.5%
+
+
+def test_a_claim_holds_where_all_parts_hold_and_fails_where_one_fails():
+    holds, fails, open_ = (Inequality("", (x, x + 0.01, x + 0.02)) for x in (1.0, -1.0, -0.01))
+    assert verdict(Claim("c", "", (holds, holds))) == "holds"
+    assert verdict(Claim("c", "", (holds, open_))) == "undecided"
+    assert verdict(Claim("c", "", (holds, fails, open_))) == "fails"
+    assert verdict(Claim("c", "", (), "no such net")) == "undecided"
+
+
+@pytest.mark.parametrize("key", PAPERS)
+def test_every_paper_is_data(key):
+    paper = load(key)
+    assert paper.tables
+    assert paper.claims
+    assert paper.source.startswith(("arXiv:", "doi:"))
+    for table in paper.tables.values():
+        assert table.id.startswith(f"{key}.")
+        assert {len(table.columns), len(table.units)} | {len(row) for row in table.rows} == {len(table.columns)}
+
+
+def test_a_cell_of_a_table_is_found_by_row_and_column():
+    table = load("mosca2018").tables["mosca2018.table5"]
+    assert table.cell("eps_0.1", "MNIST-CNN", "sgm") == 89.01
+    assert load("gu2014").tables["gu2014.table1"].cell("avg_distortion", "ConvNet") == 0.095
+    with pytest.raises(ValueError, match=r"mosca2018.table5: expected a column among"):
+        table.cell("eps_3", "MNIST-CNN", "sgm")
+    with pytest.raises(ValueError, match="a row that begins with MNIST-CNN, gms"):
+        table.cell("eps_0.1", "MNIST-CNN", "gms")
+
+
+def test_every_study_names_a_paper_and_can_plan_its_runs_at_every_scale():
+    from advbench.config import make_config
+
+    assert len({study.name for study in studies.STUDIES}) == len(studies.STUDIES)
+    for study in studies.STUDIES:
+        assert study.paper in PAPERS
+        for scale in study.scales:
+            assert study.differs(scale)
+            for settings in study.runs(scale).values():
+                make_config(**settings)
+
+
+def test_an_unknown_name_gets_the_nearest_one():
+    with pytest.raises(ValueError, match=r"did you mean gu2014\?"):
+        studies.choose("gu2041", "smoke")
+
+
+def _compare(findings: Findings) -> list[Comparison]:
+    accuracy = Ours(tuple(findings["tiny"].one(seed=seed, attack="fgsm").accuracy for seed in findings.seeds))
+    train = findings["tiny"].train_error(seed=0, defense="none", architecture="gu2014/n100-100-10")
+    assert 0 <= train < 60
+    clean = [findings["tiny"].one(seed=seed, attack="fgsm").clean_accuracy for seed in findings.seeds]
+    claim = Claim("x", "attacks hurt", (Inequality("clean - robust", tuple(np.subtract(clean, accuracy.values))),))
+    return [
+        Comparison(
+            "A table", (("accuracy", "%"), ("absent", "")), (("net", (Pair(12.5, accuracy), Pair(None, None))),), (claim,)
+        )
+    ]
+
+
+def _study(compare=_compare) -> Study:
+    settings = {
+        "dataset": "digits",
+        "epochs": 2,
+        "n_examples": 20,
+        "architecture": ["gu2014/n100-100-10"],
+        "defense": ["none"],
+        "attack": ["fgsm"],
+        "matrix": ["white-box"],
+        "epsilon": [0.5],
+        "batch": 20,
+    }
+    return Study("gu2014.tiny", "a tiny study", lambda _: {"tiny": settings}, compare, lambda _: ("everything",))
+
+
+def test_a_study_goes_from_its_runs_to_its_reports_and_is_not_run_twice(tmp_path, monkeypatch, cache):
+    monkeypatch.setattr(studies, "STUDIES", (_study(),))
+    ran = []
+    result = engine.reproduce("gu2014.tiny", scale="smoke", out=tmp_path, jobs=1, announce=ran.append)
+    assert result.exit_code == 0
+    assert ran == ["gu2014.tiny (tiny)"]
+    (outcome,) = result.outcomes
+    values = outcome.comparisons[0].rows[0][1][0].ours.values
+    assert len(values) == 3
+    assert all(0 <= value < 60 for value in values)
+    assert rendering.verdict_lines(result.outcomes) == ["holds     x: attacks hurt"]
+    with (tmp_path / "reproduction.csv").open() as file:
+        first, second = csv.DictReader(file)
+    assert (first["paper"], float(first["ours"])) == ("12.5", pytest.approx(np.mean(values), rel=1e-5))
+    assert [float(value) for value in first["by_seed"].split()] == pytest.approx(values, rel=1e-5)
+    assert second["ours"] == ""
+    markdown = (tmp_path / "reproduction.md").read_text()
+    assert "accuracy (%), paper" in markdown
+    assert "absent" not in markdown
+    assert "Other than in the paper: everything" in markdown
+    html = (tmp_path / "reproduction.html").read_text()
+    assert "Gu &amp; Rigazio 2014" in html
+    records = sorted(path.stat().st_mtime_ns for path in (tmp_path / "records").rglob("record.json"))
+    again = engine.reproduce("gu2014", scale="smoke", out=tmp_path, jobs=1)
+    assert again.outcomes[0].comparisons == outcome.comparisons
+    assert records == sorted(path.stat().st_mtime_ns for path in (tmp_path / "records").rglob("record.json"))
+
+
+def test_a_study_that_cannot_be_compared_says_so_and_keeps_the_rest(tmp_path, monkeypatch, cache):
+    def compare(findings: Findings) -> list[Comparison]:
+        findings["tiny"].one(seed=0, attack="pgd")
+        return []
+
+    monkeypatch.setattr(studies, "STUDIES", (_study(compare),))
+    result = engine.reproduce(scale="smoke", out=tmp_path, seeds=(0,), jobs=1)
+    assert result.exit_code == 1
+    assert "Expected one cell with seed=0, attack=pgd; got 0" in result.outcomes[0].problem
+    assert "Incomplete: Expected one cell" in (tmp_path / "reproduction.md").read_text()
+
+
+def test_numbers_show_three_digits():
+    texts = [rendering.number_text(value) for value in (0.0, 0.0871, 1.234, 12.34, 99.96, -0.5, math.nan, math.inf)]
+    assert texts == ["0.0", "0.087", "1.23", "12.3", "100.0", "-0.500", "–", "∞"]
