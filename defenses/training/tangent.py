@@ -123,4 +123,5 @@ def tangent_basis(around: Tensor, dimension: int) -> Tensor:
 def on_plane(vectors: Tensor, basis: Tensor) -> Tensor:
     """The projection of `vectors` (n, c, h, w) on the planes that `basis`, shape (n, m, c * h * w), spans."""
     flat = vectors.flatten(1).unsqueeze(2)
-    return torch.matmul(basis.mT, torch.matmul(basis, flat)).view_as(vectors)
+    projected: Tensor = basis.mT @ (basis @ flat)
+    return projected.view_as(vectors)
