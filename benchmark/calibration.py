@@ -44,5 +44,5 @@ def calibrate(content: Mapping[str, Any], source: Surrogate | None, split: Split
 
 def threat_of(content: Mapping[str, Any]) -> ThreatModel:
     """The threat model of a task's content."""
-    low, high = content["box"]
-    return ThreatModel(content["norm"], content["epsilon"], (low, high))
+    box = content["box"]
+    return ThreatModel(content["norm"], content["epsilon"], None if box is None else (box[0], box[1]))

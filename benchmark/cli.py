@@ -97,9 +97,12 @@ def run(
     defense: Annotated[str | None, typer.Option(help="Defenses, such as none,pgd-linf(steps=10).")] = None,
     attack: Annotated[str | None, typer.Option(help="Attacks, such as fgsm,pgd(steps=100).")] = None,
     substitute: Annotated[str | None, typer.Option(help="Architectures of the black-box attacker's substitute.")] = None,
-    norm: Annotated[str | None, typer.Option(help="The norm of the threat: linf, l2 or l1. [default: linf]")] = None,
+    norm: Annotated[str | None, typer.Option(help="linf, l2 or l1, or none for corruptions. [default: linf]")] = None,
     epsilon: Annotated[
         str | None, typer.Option(help="One radius or several, such as 8/255 or 0.1,0.2. [default: the data set's usual one]")
+    ] = None,
+    clip: Annotated[
+        bool | None, typer.Option("--clip/--no-clip", help="Whether images keep to the pixel range. [default: clip]")
     ] = None,
     seed: Annotated[str | None, typer.Option(help="Training seeds, such as 0,1,2. [default: 0]")] = None,
     n_examples: Annotated[int | None, typer.Option(help="Test images to score. [default: all]")] = None,
@@ -332,6 +335,8 @@ def _print_result(plan: Plan, result: RunResult, console: Console) -> None:
     from advbench.reports.terminal import print_leaderboard
 
     print_leaderboard(result.out, result.cells, console)
+    if not plan.config.clip or plan.data.box is None:
+        print("without a pixel range: these cells stand on no leaderboard")
     for key, reason in list(result.failures.items())[:20]:
         print(f"failed: {plan.tasks[key].label}: {reason}")
     if result.interrupted:

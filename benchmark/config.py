@@ -6,9 +6,9 @@ import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from advbench.specs import Spec, split_list
 
@@ -60,8 +60,10 @@ Specs = Annotated[tuple[Spec, ...], BeforeValidator(_specs)]
 class Config(BaseModel):
     """One run of advbench. Every field stands under the same name in a TOML file, with ``-`` or ``_``.
 
-    matrix: which matrices, `all` for the three. dataset: a registered name, ``npz:PATH`` or ``folder:PATH``. epsilon:
-    one radius or several, in pixel units of [0, 1]; the data set's usual one where absent. n_examples: scored test
+    matrix: which matrices, `all` for the three. dataset: a registered name, ``npz:PATH`` or ``folder:PATH``. norm: of the
+    threat; ``none`` for corruptions, whose strength is an argument of the attack. epsilon: one radius or several, in pixel
+    units of [0, 1]; the data set's usual one where absent. clip: whether adversarial images keep to the range of pixels;
+    where not, as in some papers, the cells stand on no leaderboard. n_examples: scored test
     images, all where absent. train_examples, epochs, batch_size, learning_rate, optimizer, schedule, augmentation: of
     every training, as `advbench.zoo.training.Budget` has them; the data set's usual ones where absent. draws: passes
     averaged per gradient for a stochastic defense (EOT). score_draws: K, the passes that choose the worst candidate of a
@@ -81,8 +83,9 @@ class Config(BaseModel):
     defense: Specs | None = None
     attack: Specs | None = None
     substitute: Specs | None = None
-    norm: Literal["linf", "l2", "l1"] = "linf"
+    norm: Literal["linf", "l2", "l1", "none"] = "linf"
     epsilon: Annotated[tuple[float, ...] | None, BeforeValidator(_numbers)] = None
+    clip: bool = True
     seed: Annotated[tuple[int, ...], BeforeValidator(_numbers)] = (0,)
     n_examples: int | None = Field(default=None, ge=1)
     train_examples: int | None = Field(default=None, ge=1)
@@ -118,6 +121,12 @@ class Config(BaseModel):
             if not (math.isfinite(epsilon) and epsilon > 0):
                 raise ValueError(f"Expected `epsilon` > 0, got {epsilon:g}")
         return tuple(sorted(set(value))) if value else None
+
+    @model_validator(mode="after")
+    def _no_radius_without_a_norm(self) -> Self:
+        if self.norm == "none" and self.epsilon is not None:
+            raise ValueError("Expected no `epsilon` with the norm none: give the attack its strength, such as sigma=0.3")
+        return self
 
     @field_validator("seed")
     @classmethod

@@ -147,7 +147,7 @@ class _Planner:
         self.devices = resolve_devices(config.device)
         self.device = self.devices[0]
         self.data = registry.load_dataset(config.dataset, config.data_dir)
-        self.radii = config.epsilon or self._usual_radius()
+        self.radii: tuple[float | None, ...] = config.epsilon or self._usual_radius()
         self.split = scored_split(self.data, config.n_examples)
         self.attacks = [self._attack(spec) for spec in _suite(config).attacks]
         self.budget = dataclasses.asdict(self._budget())
@@ -175,7 +175,9 @@ class _Planner:
 
     # --- components
 
-    def _usual_radius(self) -> tuple[float, ...]:
+    def _usual_radius(self) -> tuple[float | None, ...]:
+        if self.config.norm == "none":
+            return (None,)
         try:
             return (self.data.radii[self.config.norm],)
         except KeyError:
@@ -202,7 +204,8 @@ class _Planner:
         defense = registry.create("defenses", spec)
         if getattr(defense, "epsilon", 0.0) is None:
             norm = getattr(defense, "norm", self.config.norm)
-            radius = max(self.radii) if norm == self.config.norm else self.data.radii.get(norm)
+            given = [radius for radius in self.radii if radius is not None] if norm == self.config.norm else []
+            radius = max(given, default=self.data.radii.get(norm))
             if radius is None:
                 raise ValueError(f"{spec}: the data set {self.data.name} has no usual {norm} radius: give epsilon")
             defense = dataclasses.replace(defense, epsilon=radius)
@@ -346,7 +349,7 @@ class _Planner:
         matrix: str,
         target: Target,
         attack: tuple[Spec, Any, dict[str, Any]],
-        epsilon: float,
+        epsilon: float | None,
         crafts: list[str],
         source: dict[str, Any] | None,
         *,
@@ -379,7 +382,8 @@ class _Planner:
         self.cells.append(key)
 
     def _threat(self, epsilon: float | None) -> dict[str, Any]:
-        return {"norm": self.config.norm, "epsilon": epsilon, "box": [0.0, 1.0]}
+        box = self.data.box if self.config.clip else None
+        return {"norm": self.config.norm, "epsilon": epsilon, "box": list(box) if box else None}
 
     def _where(self, batch: int, seed: int) -> dict[str, Any]:
         """What the bits of an outcome depend on beside the components: images, seed, harness, device and batch."""
@@ -416,7 +420,7 @@ class _Planner:
                         for surrogate in target.surrogates
                     ]
                 found = list(crafts[radius])
-                if radius is None and target.stochastic:
+                if attack[1].minimal_norm and target.stochastic:
                     # The smallest perturbation fools a random model about every other time: one that spends the whole
                     # budget stands beside it, so that the model does not look robust at epsilon for that reason.
                     found.append(self._craft_for_transfer(target, attack, epsilon))
@@ -470,7 +474,7 @@ class _Planner:
             measure=self.measure,
         )
 
-    def _craft_for_transfer(self, source: Target, attack: tuple[Spec, Any, dict[str, Any]], epsilon: float) -> str:
+    def _craft_for_transfer(self, source: Target, attack: tuple[Spec, Any, dict[str, Any]], epsilon: float | None) -> str:
         """Images crafted on a model to be shown to any: every example, the whole budget, the faithful surrogate."""
         return self._craft(
             source.key,
@@ -505,9 +509,13 @@ class _Suite:
 def _suite(config: Config) -> _Suite:
     """The components of a run: those that were named, and the default suite for the rest."""
     norm = config.norm
-    first_order = "fgsm" if norm == "linf" else "fgm"
-    attacks = [Spec(first_order), Spec("pgd")] + ([Spec("deepfool")] if norm in ("linf", "l2") else [])
-    defenses = (Spec("none"), Spec(f"robust-{norm}"), Spec(f"pgd-{norm}"), Spec.of("input-noise", {"passes": 2}))
+    if norm == "none":
+        attacks, trained = [Spec("correlated-noise")], list[Spec]()
+    else:
+        attacks = [Spec("fgsm" if norm == "linf" else "fgm"), Spec("pgd")]
+        attacks += [Spec("deepfool")] if norm in ("linf", "l2") else []
+        trained = [Spec(f"robust-{norm}"), Spec(f"pgd-{norm}")]
+    defenses = (Spec("none"), *trained, Spec.of("input-noise", {"passes": 2}))
     return _Suite(
         _unique(config.defense or defenses),
         _unique(config.attack or attacks),
