@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from advbench.attacks.covariance import covariance_function
 from advbench.defenses.kernels import covariance
 from advbench.defenses.kernels.covariance import (
     autocorrelation,
@@ -60,6 +61,14 @@ def along_displacements(matrix, shape):
 def test_the_autocorrelation_averages_the_dense_matrix_along_displacements(shape, n, seed):
     x = images(n, shape, seed)
     torch.testing.assert_close(autocorrelation(x), along_displacements(dense(x), shape), **CLOSE)
+
+
+@given(shape=shapes, seed=st.integers(0, 99))
+def test_two_implementations_of_a_data_set_s_covariance_function_agree(shape, seed):
+    """That of the attack, worked on a torus of another size and with the displacement the other way round."""
+    x = images(4, shape, seed)
+    ours = autocorrelation(x - x.mean(dim=0))
+    torch.testing.assert_close(ours, covariance_function(x).transpose(0, 1), **CLOSE)
 
 
 def test_the_autocorrelation_does_not_depend_on_how_many_images_are_transformed_at_once(monkeypatch):

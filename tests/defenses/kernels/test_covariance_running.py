@@ -101,6 +101,14 @@ def test_bad_input_is_refused_in_a_line(call, message):
 INDEFINITE = autocorrelation(torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64).view(1, 1, 1, 3))
 
 
+def shifted_channels():
+    """Channel 1 is channel 0 one column to the right, and noise: its covariance with it depends on the direction."""
+    function = torch.zeros(2, 2, 7, 9, dtype=torch.float64)
+    function[0, 0, 3, 4], function[1, 1, 3, 4] = 1, 1.5
+    function[0, 1, 3, 5] = function[1, 0, 3, 3] = 1
+    return function
+
+
 def positive_part(matrix):
     values, vectors = torch.linalg.eigh(matrix)
     return vectors * values.clamp_min(0) @ vectors.T
@@ -110,6 +118,7 @@ def positive_part(matrix):
     ("function", "method"),
     [
         (exponential((2, 4, 5), 0.7, 0.5), "fft"),
+        (shifted_channels(), "fft"),
         (exponential((2, 4, 5), 8.0, 0.5), "cholesky"),
         (INDEFINITE, "low-rank"),
     ],
