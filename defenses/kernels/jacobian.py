@@ -64,7 +64,7 @@ def masked_norms(rows: Tensor, y: Tensor, index: Tensor | None = None) -> Tensor
     """
     if index is None:
         return _MaskedNorms.apply(rows.flatten(), y.detach().flatten(1))  # type: ignore[no-any-return]
-    return weighted_norms(rows, y.detach().sign(), index)
+    return _PooledNorms.apply(rows.flatten(1), y.detach().flatten(2), index.flatten(2), True)  # type: ignore[no-any-return]
 
 
 def weighted_norms(rows: Tensor, squared_slopes: Tensor, index: Tensor | None = None) -> Tensor:
@@ -74,7 +74,7 @@ def weighted_norms(rows: Tensor, squared_slopes: Tensor, index: Tensor | None = 
     """
     if index is None:
         return squared_slopes.flatten(1) @ rows.flatten()
-    return _PooledNorms.apply(rows.flatten(1), squared_slopes.flatten(2), index.flatten(2))  # type: ignore[no-any-return]
+    return _PooledNorms.apply(rows.flatten(1), squared_slopes.flatten(2), index.flatten(2), False)  # type: ignore[no-any-return]
 
 
 def softmax_norms(weight: Tensor, logits: Tensor) -> Tensor:
@@ -83,11 +83,12 @@ def softmax_norms(weight: Tensor, logits: Tensor) -> Tensor:
     Row k is ``p_k (w_k - sum_j p_j w_j)``, whose norm needs the Gram matrix of W alone. weight: (classes, in). logits:
     (n, classes). Differentiable in both.
     """
-    gram = weight @ weight.T
-    p = logits.softmax(dim=1)
-    towards = p @ gram
-    distances = gram.diagonal() - 2 * towards + (p * towards).sum(dim=1, keepdim=True)
-    return (p.square() * distances.clamp_min(0)).sum(dim=1)
+    return _SoftmaxNorms.apply(weight, logits)  # type: ignore[no-any-return]
+
+
+def dense_masked_norms(weight: Tensor, y: Tensor) -> Tensor:
+    """``masked_norms(dense_rows(weight), y)`` in one step; weight: (out, in), y: (n, out)."""
+    return _DenseMaskedNorms.apply(weight, y.detach())  # type: ignore[no-any-return]
 
 
 class _DenseRows(torch.autograd.Function):
@@ -112,58 +113,123 @@ class _MaskedNorms(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, y: Tensor) -> Tensor:
         ctx.save_for_backward(y)
-        norms = rows.new_empty(len(y))
-        for part, mask in _masks(y):
-            torch.mv(mask, rows, out=norms[part])
-        return norms
+        return _masked_sums(y, rows)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (y,) = ctx.saved_tensors
-        total = y.new_zeros(y.shape[1])
-        for part, mask in _masks(y):
-            total.addmv_(mask.T, gradient[part])
-        return total, None
+        return _masked_totals(ctx.saved_tensors[0], gradient), None
 
 
-class _PooledNorms(torch.autograd.Function):
-    """The sum of slopes times the rows of the winning positions: rows (c, map), slopes and index (n, c, pooled map)."""
+class _DenseMaskedNorms(torch.autograd.Function):
+    """`_DenseRows` and `_MaskedNorms` in one: small layers cost what their launches cost."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, slopes: Tensor, index: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, slopes, index)
-        return _winners(rows, index).mul_(slopes).sum(dim=(1, 2))
+    def forward(ctx: Any, weight: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, y)
+        return _masked_sums(y, torch.linalg.vector_norm(weight, dim=1).square_())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        weight, y = ctx.saved_tensors
+        return weight * _masked_totals(y, gradient).mul_(2).unsqueeze(1), None
+
+
+class _SoftmaxNorms(torch.autograd.Function):
+    """``sum_k p_k^2 (G_kk - 2 (G p)_k + p^T G p)`` with G = W W^T, its derivatives by hand: launches are all that it costs."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, logits: Tensor) -> Tensor:
+        p, gram = logits.softmax(dim=1), weight @ weight.T
+        towards = p @ gram
+        distances = gram.diagonal() - 2 * towards + torch.linalg.vecdot(p, towards).unsqueeze(1)
+        squares = p * p
+        ctx.save_for_backward(weight, gram, p, towards, distances, squares)
+        return torch.linalg.vecdot(squares, distances).clamp_min_(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        weight, gram, p, towards, distances, squares = ctx.saved_tensors
+        total, g = squares.sum(dim=1, keepdim=True), gradient.unsqueeze(1)
+        in_gram = (g * (total * p - 2 * squares)).T @ p
+        in_gram = in_gram + in_gram.T
+        in_gram.diagonal().add_(gradient @ squares, alpha=2)
+        in_p = 2 * g * (p * distances - squares @ gram + total * towards)
+        return in_gram @ weight, p * (in_p - torch.linalg.vecdot(in_p, p).unsqueeze(1))
+
+
+def _masked_sums(y: Tensor, rows: Tensor) -> Tensor:
+    """``(y > 0) @ rows`` of `y` >= 0, shape (n,)."""
+    size = _rows_per_chunk(y[0])
+    if len(y) <= size:
+        return y.sign() @ rows
+    norms = rows.new_empty(len(y))
+    for part, mask in _parts(y, size, True):
+        torch.mv(mask, rows, out=norms[part])
+    return norms
+
+
+def _masked_totals(y: Tensor, gradient: Tensor) -> Tensor:
+    """``gradient @ (y > 0)`` of `y` >= 0, shape (units,)."""
+    size = _rows_per_chunk(y[0])
+    if len(y) <= size:
+        return gradient @ y.sign()
+    total = y.new_zeros(y.shape[1])
+    for part, mask in _parts(y, size, True):
+        total.addmv_(mask.T, gradient[part])
+    return total
+
+
+class _PooledNorms(torch.autograd.Function):
+    """The sum of slopes times the rows of the winning positions: rows (c, map), slopes and index (n, c, pooled map).
+
+    Where `masked`, the slopes are 1 where what is given for them, >= 0, is positive. Parts of the batch pass through buffers
+    that stay in the cache.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, slopes: Tensor, index: Tensor, masked: bool) -> Tensor:
+        ctx.save_for_backward(rows, slopes, index)
+        ctx.masked = masked
+        norms = rows.new_empty(len(index))
+        won = rows.new_empty(min(len(index), _rows_per_chunk(index[0])), *index.shape[1:])
+        for part, weight in _parts(slopes, len(won), masked):
+            here = won[: len(weight)]
+            torch.gather(rows.expand(len(weight), *rows.shape), 2, index[part], out=here)
+            torch.sum(here.mul_(weight), dim=(1, 2), out=norms[part])
+        return norms
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         rows, slopes, index = ctx.saved_tensors
         total = torch.zeros_like(rows)
-        won = rows.new_empty(min(len(index), _rows_per_chunk(rows)), *rows.shape)
-        for start in range(0, len(index), len(won)):
-            part = slice(start, start + len(won))
-            here = won[: len(index[part])].zero_().scatter_add_(2, index[part], slopes[part])
-            total.view(-1).addmv_(here.flatten(1).T, gradient[part])
-        wanted = ctx.needs_input_grad[1]
-        return total, _winners(rows, index).mul_(gradient.view(-1, 1, 1)) if wanted else None, None
+        size = min(len(index), _rows_per_chunk(index[0]))
+        places = index.new_empty(len(rows), size, index.shape[2])
+        values = rows.new_empty(places.shape)
+        for part, weight in _parts(slopes, size, ctx.masked):  # channel by channel, so that one sum runs over all examples
+            here = slice(len(weight))
+            places[:, here].copy_(index[part].transpose(0, 1))
+            torch.mul(weight.transpose(0, 1), gradient[part].view(1, -1, 1), out=values[:, here])
+            total.scatter_add_(1, places[:, here].flatten(1), values[:, here].flatten(1))
+        in_slopes = None
+        if ctx.needs_input_grad[1]:
+            in_slopes = rows.expand(len(index), *rows.shape).gather(2, index).mul_(gradient.view(-1, 1, 1))
+        return total, in_slopes, None, None
 
 
-def _winners(rows: Tensor, index: Tensor) -> Tensor:
-    return rows.expand(len(index), *rows.shape).gather(2, index)
-
-
-def _masks(y: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Parts of a batch `y` >= 0, (n, units), with 1 where it is positive; the same memory serves every part."""
-    size = min(len(y), _rows_per_chunk(y[0]))
-    buffer = torch.empty_like(y[:size])
+def _parts(y: Tensor, size: int, masked: bool) -> Iterator[tuple[slice, Tensor]]:
+    """Parts of `size` examples, as they are or as their masks; the same memory serves every mask."""
+    buffer = torch.empty_like(y[:size]) if masked else y
     for start in range(0, len(y), size):
         part = slice(start, start + size)
-        yield part, torch.sign(y[part], out=buffer[: len(y[part])])
+        yield part, torch.sign(y[part], out=buffer[: len(y[part])]) if masked else y[part]
 
 
 def _rows_per_chunk(example: Tensor) -> int:
     """Examples of this size that fit the buffer; all of them on a GPU, where launches cost more than memory."""
     if example.device.type != "cpu":
         return 2**31
-    return max(1, _CHUNK_BYTES // max(1, example.numel() * example.element_size()))
+    return max(1, _CHUNK_BYTES // max(1, example.numel() * 4))

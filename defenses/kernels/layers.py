@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from advbench.defenses.kernels.jacobian import (
     convolution_rows,
+    dense_masked_norms,
     dense_rows,
     masked_norms,
     softmax_norms,
@@ -164,6 +165,8 @@ def _closed(layer: Layer, h: Tensor, softmax: bool) -> tuple[Tensor, Tensor]:
             outputs.append((module, z))
     if softmax:
         return z, softmax_norms(affine.weight if scale is None else affine.weight * scale.unsqueeze(1), z)
+    if scale is None and isinstance(affine, nn.Linear) and len(outputs) == 1 and _is(outputs[0][0], nn.ReLU):
+        return z, dense_masked_norms(affine.weight, outputs[0][1])
     rows = dense_rows(affine.weight) if isinstance(affine, nn.Linear) else convolution_rows(affine, *size[-2:])
     if scale is not None:
         rows = rows * scale.square().view(-1, *[1] * (rows.ndim - 1))

@@ -1,0 +1,275 @@
+"""Layer Jacobians: the closed forms beside the bandwidth limit and `torch.func.jacrev`, and what training with them costs.
+
+A case is a layer that has already run: its output is there, and the norms are what is timed. The bandwidth limit is the
+time in which a copy moves the bytes that a pass cannot avoid: forward, the weights and the output (and the winners of max
+pooling) read; backward, the same once more and the gradients written. The copy is of a large buffer and takes turns with the
+kernel, so that neither finds its data in the cache. A small layer's limit is below the cost of launching anything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from advbench.benches import COPY_BYTES, Row, copier, fastest, peak_bytes
+from advbench.clocks import device_name
+from advbench.defenses.defended import Defense
+from advbench.defenses.kernels.jacobian import (
+    convolution_rows,
+    dense_masked_norms,
+    dense_rows,
+    masked_norms,
+    softmax_norms,
+    weighted_norms,
+)
+from advbench.defenses.kernels.layers import SQUARED_SLOPES
+from advbench.defenses.training.deep_contractive import DeepContractive
+from advbench.defenses.training.gaussian_noise import GaussianNoise
+from advbench.defenses.training.plain import Plain
+from advbench.defenses.training.pretrained import ContractivePretraining, SparsePretraining
+from advbench.zoo import architectures
+from advbench.zoo.data import DataSet, Split
+from advbench.zoo.training import Budget, seeded
+
+BATCH = 128
+WITHIN_LIMIT = 3.0
+"""Bar of the closed forms on the CPU: times the bandwidth limit, forward and backward."""
+
+WITHIN_PLAIN = 1.3
+"""Bar of a training step with the penalty on the CPU: times plain training's."""
+
+JACREV_BYTES = 2**28
+"""The largest stack of Jacobians that `torch.func.jacrev` is given memory for."""
+
+PASSES = ("forward", "forward + backward")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Case:
+    """A layer that has run. norms: of its Jacobian; leaves: what it is differentiated in; reads, writes: bytes.
+
+    bar: whether the layer is of the papers' networks and has to stay within the bar.
+    """
+
+    name: str
+    norms: Callable[[], Tensor]
+    leaves: tuple[Tensor, ...]
+    reads: int
+    layer: Callable[[Tensor], Tensor]
+    inputs: Tensor
+    bar: bool
+
+    def bytes(self, backward: bool) -> int:
+        """Bytes that a forward pass, or a forward and a backward pass, cannot avoid to move."""
+        norms = 4 * BATCH
+        return (self.reads + norms) * (1 + backward) + backward * sum(_size(leaf) for leaf in self.leaves)
+
+
+def rows(device: torch.device) -> Iterator[Row]:
+    """Every ratio of the bench on `device`, as it is measured."""
+    for make in CASES:
+        with seeded(0, device):
+            case = make(device)
+        yield from _against_the_limit(case, device)
+        yield from _against_jacrev(case, device)
+    for architecture in ("n100-100-10", "n200-200-10", "ae400-10", "convnet"):
+        yield from _training(f"gu2014/{architecture}", device)
+
+
+def _against_the_limit(case: Case, device: torch.device) -> Iterator[Row]:
+    calls = {name: _call(case, backward) for backward, name in enumerate(PASSES)}
+    seconds = fastest({**calls, "copy": copier(device)}, device)
+    for backward, name in enumerate(PASSES):
+        yield Row(
+            case=case.name,
+            measure=name,
+            device=device_name(device),
+            against="bandwidth limit",
+            seconds=seconds[name],
+            reference_seconds=case.bytes(bool(backward)) * seconds["copy"] / COPY_BYTES,
+            bar=WITHIN_LIMIT if case.bar and backward and device.type == "cpu" else None,
+            peak_bytes=peak_bytes(calls[name], device),
+        )
+
+
+def _against_jacrev(case: Case, device: torch.device) -> Iterator[Row]:
+    """`torch.func.jacrev` at the largest batch whose Jacobians fit, for as many examples; none where not one fits."""
+    outputs = case.layer(case.inputs[:1]).numel()
+    batch = min(BATCH, JACREV_BYTES // (4 * outputs * case.inputs[0].numel()))
+    if not batch:
+        return
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda h: case.layer(h.unsqueeze(0)).squeeze(0)))
+
+    def dense() -> object:
+        jacobians: Tensor = jacobian(case.inputs[:batch])
+        return torch.autograd.grad(jacobians.flatten(1).square().sum(dim=1).mean(), case.leaves[0])
+
+    name = PASSES[1]
+    seconds = fastest({"closed": _call(case, True), "dense": dense}, device, rounds=5, seconds=5)
+    yield Row(
+        case=case.name,
+        measure=name,
+        device=device_name(device),
+        against=f"torch.func.jacrev, batches of {batch}",
+        seconds=seconds["closed"],
+        reference_seconds=seconds["dense"] * BATCH / batch,
+        peak_bytes=peak_bytes(dense, device),
+    )
+
+
+def _call(case: Case, backward: bool | int) -> Callable[[], object]:
+    def forward_and_backward() -> object:
+        return torch.autograd.grad(case.norms().mean(), case.leaves)
+
+    return forward_and_backward if backward else case.norms
+
+
+def _dense(width: int, out: int, kind: type[nn.Module], name: str) -> Callable[[torch.device], Case]:
+    def make(device: torch.device) -> Case:
+        linear, nonlinearity = nn.Linear(width, out).to(device), kind()
+        inputs = torch.rand(BATCH, width, device=device)
+        h = nonlinearity(linear(inputs)).detach()
+
+        def norms() -> Tensor:
+            if kind is nn.ReLU:
+                return dense_masked_norms(linear.weight, h)
+            return weighted_norms(dense_rows(linear.weight), SQUARED_SLOPES[kind](h))
+
+        leaves = (linear.weight,) if kind is nn.ReLU else (linear.weight, h.requires_grad_())
+        reads = _size(linear.weight) + _size(h)
+        text = f"{name}: dense {width}-{out}, {kind.__name__}"
+        return Case(text, norms, leaves, reads, lambda x: nonlinearity(linear(x)), inputs, True)
+
+    return make
+
+
+def _softmax(width: int, classes: int, name: str) -> Callable[[torch.device], Case]:
+    def make(device: torch.device) -> Case:
+        linear = nn.Linear(width, classes).to(device)
+        inputs = torch.rand(BATCH, width, device=device)
+        logits = linear(inputs).detach().requires_grad_()
+        return Case(
+            f"{name}: dense {width}-{classes}, softmax",
+            lambda: softmax_norms(linear.weight, logits),
+            (linear.weight, logits),
+            _size(linear.weight) + _size(logits),
+            lambda x: linear(x).softmax(dim=1),
+            inputs,
+            True,
+        )
+
+    return make
+
+
+def _convolution(
+    shape: tuple[int, int, int], conv: Callable[[], nn.Conv2d], pool: nn.MaxPool2d | None, name: str, bar: bool
+) -> Callable[[torch.device], Case]:
+    def make(device: torch.device) -> Case:
+        layer = conv().to(device)
+        inputs = torch.rand(BATCH, *shape, device=device)
+        index: Tensor | None = None
+        with torch.no_grad():
+            y = layer(inputs).relu_()
+            if pool is not None:
+                window = (pool.kernel_size, pool.stride, pool.padding)
+                y, index = nn.functional.max_pool2d(y, *window, return_indices=True)
+
+        def run(x: Tensor) -> Tensor:
+            z = layer(x).relu()
+            return z if pool is None else pool(z)  # type: ignore[no-any-return]
+
+        c, h, w = shape
+        text = f"{name}: {h}x{w}x{c}, {layer.out_channels} filters {layer.kernel_size[0]}x{layer.kernel_size[1]}"
+        return Case(
+            text + ("" if pool is None else f", max pool {pool.kernel_size}"),
+            lambda: masked_norms(convolution_rows(layer, h, w), y, index),
+            (layer.weight,),
+            _size(layer.weight) + _size(y) + (0 if index is None else _size(index)),
+            run,
+            inputs,
+            bar,
+        )
+
+    return make
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+CASES: tuple[Callable[[torch.device], Case], ...] = (
+    _dense(784, 100, nn.ReLU, "N100"),
+    _dense(784, 200, nn.ReLU, "N200"),
+    _dense(200, 200, nn.ReLU, "N200"),
+    _softmax(200, 10, "N200"),
+    _dense(784, 400, nn.Sigmoid, "AE400"),
+    _convolution((1, 28, 28), lambda: nn.Conv2d(1, 32, 5, padding=2), nn.MaxPool2d(2), "ConvNet", True),
+    _convolution((32, 14, 14), lambda: nn.Conv2d(32, 64, 5, padding=2), nn.MaxPool2d(2), "ConvNet", True),
+    _dense(3136, 200, nn.ReLU, "ConvNet"),
+    _convolution((1, 28, 28), lambda: nn.Conv2d(1, 32, 5, padding=2), None, "no pooling", False),
+    _convolution((3, 32, 32), lambda: nn.Conv2d(3, 64, 3, padding=1), None, "CIFAR", False),
+    _convolution((3, 64, 64), lambda: nn.Conv2d(3, 64, 3, padding=1), nn.MaxPool2d(2), "64 pixels", False),
+    _convolution(
+        (3, 224, 224),
+        lambda: nn.Conv2d(3, 64, 7, stride=2, padding=3),
+        nn.MaxPool2d(3, stride=2, padding=1),
+        "ImageNet stem",
+        False,
+    ),
+)
+
+
+def _training(architecture: str, device: torch.device) -> Iterator[Row]:
+    """A training epoch of each defense over plain training's, on random images of MNIST's size."""
+    n = BATCH * (8 if architecture.endswith("convnet") else 60)
+    data = _random_images(n)
+    budget = Budget(epochs=1, batch_size=BATCH)
+
+    def fit(defense: Defense) -> Callable[[], object]:
+        def call() -> object:
+            return defense.fit(
+                lambda: architectures.build(architecture, (1, 28, 28), 10),
+                data,
+                inputs={},
+                seed=0,
+                device=device,
+                budget=budget,
+            )
+
+        return call
+
+    calls = {name: fit(defense) for name, defense in {"none": Plain(), **DEFENSES}.items()}
+    seconds = fastest(calls, device, rounds=12, seconds=25)
+    for name in DEFENSES:
+        yield Row(
+            case=f"{architecture}, {name}",
+            measure="training epoch",
+            device=device_name(device),
+            against="plain training",
+            seconds=seconds[name],
+            reference_seconds=seconds["none"],
+            bar=WITHIN_PLAIN if name == "deep-contractive" and device.type == "cpu" else None,
+        )
+
+
+DEFENSES: dict[str, Defense] = {
+    "deep-contractive": DeepContractive(coefficient=1e-4),
+    "deep-contractive, noise": DeepContractive(coefficient=1e-4, noise=0.1),
+    "deep-contractive, whole network": DeepContractive(coefficient=1e-4, jacobian="network"),
+    "gaussian-noise": GaussianNoise(),
+    "gaussian-noise, all layers": GaussianNoise(layers="all"),
+    "sparse-pretraining": SparsePretraining(),
+    "contractive-pretraining": ContractivePretraining(),
+}
+
+
+def _random_images(n: int) -> DataSet:
+    """Random images of MNIST's size with random labels."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(n, 1, 28, 28, generator=generator), torch.randint(10, (n,), generator=generator)
+    train, few = Split.of(x, y), Split.of(x[:BATCH], y[:BATCH])
+    return DataSet("random", train, few, few, 10, {"linf": math.inf}, fingerprint="random")
