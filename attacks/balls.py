@@ -14,6 +14,9 @@ from advbench.attacks.threat import Norm, ThreatModel
 
 _ORDERS = {"linf": float("inf"), "l2": 2.0, "l1": 1.0, "l0": 0.0}
 
+_SAFE = 1e-15
+"""Between this length and its inverse the squares of a gradient that matter neither vanish nor overflow in float32."""
+
 DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
 """The dual norm: the inner product of a gradient with its steepest direction in `norm` is its length in ``DUAL[norm]``."""
 
@@ -30,6 +33,8 @@ def distance(delta: Tensor, norm: Norm) -> Tensor:
     """
     if norm not in _ORDERS:
         raise ValueError(f"Expected `norm` to be one of {', '.join(_ORDERS)} to measure a length, got {norm!r}")
+    if norm == "linf":
+        return delta.flatten(1).abs().amax(dim=1)  # many times as fast on a CPU as the vector norm of order infinity
     length: Tensor = torch.linalg.vector_norm(delta.flatten(1), ord=_ORDERS[norm], dim=1)
     return length
 
@@ -58,11 +63,13 @@ def project(x_adv: Tensor, x: Tensor, threat: ThreatModel, radius: Tensor | None
     radius = x.new_full((len(x),), threat.radius) if radius is None else radius
     if threat.norm == "linf":
         return boxed.clamp(x - per_example(radius, x), x + per_example(radius, x))
-    outside = distance(boxed - x, threat.norm) > radius
-    if not outside.any():
+    outside = (distance(boxed - x, threat.norm) > radius).nonzero().squeeze(1)
+    if not len(outside):
         return boxed
     nearest = {"l2": stretch, "l1": _project_l1, "l0": _project_l0}[threat.norm]
-    return boxed.index_put((outside,), nearest(x_adv[outside], x[outside], threat, radius[outside]))
+    if len(outside) == len(x):
+        return nearest(x_adv, x, threat, radius)
+    return boxed.index_copy(0, outside, nearest(x_adv[outside], x[outside], threat, radius[outside]))
 
 
 def stretch(x_adv: Tensor, x: Tensor, threat: ThreatModel, radius: Tensor | None = None) -> Tensor:
@@ -100,19 +107,30 @@ def steepest(gradient: Tensor, threat: ThreatModel) -> Tensor:
 
     Raises ValueError for a norm other than linf, l2, l1.
     """
-    gradient = gradient.nan_to_num()
     match threat.norm:
         case "linf":
-            return gradient.sign()
+            return gradient.nan_to_num().sign()
         case "l2":
-            size = distance(gradient, "linf")
-            scaled = gradient / per_example(size.where(size > 0, 1), gradient)
-            return scaled / per_example(distance(scaled, "l2").clamp(min=1), gradient)
+            return _normalised(gradient)
         case "l1":
-            flat = gradient.flatten(1)
+            flat = gradient.nan_to_num().flatten(1)
             largest = flat.abs().argmax(dim=1, keepdim=True)
             return torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest).sign()).view_as(gradient)
     raise ValueError(f"Expected a threat in linf, l2 or l1 for a steepest direction, got {threat.norm}")
+
+
+def _normalised(gradient: Tensor) -> Tensor:
+    """The gradients at l2 length 1, zero where they are zero; those whose squares may overflow or vanish are scaled first."""
+    length = distance(gradient, "l2")
+    extreme = ~((length > _SAFE) & (length < 1 / _SAFE))  # NaN too
+    direction = gradient / per_example(length, gradient)
+    if extreme.any():
+        rows = extreme.nonzero().squeeze(1)
+        rest = gradient[rows].nan_to_num()
+        size = distance(rest, "linf")
+        rest = rest / per_example(size.where(size > 0, 1), rest)
+        direction = direction.index_copy(0, rows, rest / per_example(distance(rest, "l2").clamp(min=1), rest))
+    return direction
 
 
 def sparse_step(gradient: Tensor, x_adv: Tensor, threat: ThreatModel, length: float, share: float) -> Tensor:
@@ -197,7 +215,7 @@ def headroom(delta: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
     if threat.box is None:
         return torch.full_like(x, torch.inf)
     low, high = threat.box
-    return torch.where(delta > 0, high - x, x - low).clamp(min=0)
+    return torch.lerp(x - low, high - x, (delta > 0).to(x.dtype)).clamp(min=0)  # exact at 0 and 1, and faster than a choice
 
 
 def water_level(rates: Tensor, caps: Tensor, volume: float | Tensor) -> Tensor:

@@ -20,6 +20,7 @@ _SHRINK = 0.95
 _CHECKS = 10
 _PROGRESS = 0.9999
 _LARGEST_GRADIENT = 1e15
+_LARGEST_CONSTANT = 1e10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,8 +29,9 @@ class CarliniWagner:
 
     Adam descends ||delta||^2 + c max(confidence - margin, 0) over w, where the image is (tanh(w) / 0.95 + 1) / 2, scaled to
     the box. A search over c starts at `initial_constant`, goes up tenfold until an image is broken, and then halves the
-    bracket; every example has its own. steps: of Adam at most, for each of the `search_steps` values of c. confidence: the
-    margin, in logits, that counts as success.
+    bracket; every example has its own, and one that is still unbroken has 1e10 in the last run, as in the authors' code.
+    steps: of Adam at most, for each of the `search_steps` values of c. confidence: the margin, in logits, that counts as
+    success.
 
     The authors take 10,000 steps, and the factor 0.999999 in place of 0.95: tanh is flat there, and pixels at exactly 0 or 1
     barely move. With 0.95, 500 steps do. As in the authors' code a run ends where a tenth of the steps brought no progress,
@@ -62,9 +64,11 @@ class CarliniWagner:
         rows = torch.arange(len(x), device=x.device)
         constant = x.new_full((len(x),), self.initial_constant)
         low, high = torch.zeros_like(constant), torch.full_like(constant, torch.inf)
-        for _ in range(self.search_steps):
+        for number in range(self.search_steps):
             if not len(rows):
                 break
+            if number and number == self.search_steps - 1:
+                constant = constant.where(high.isfinite(), _LARGEST_CONSTANT)
             run = _Run(access.select(rows), x[rows], goal.select(rows), constant, rows, threat)
             found = self._descend(run, best)
             low, high = constant.where(~found, low), constant.where(found, high)

@@ -66,7 +66,7 @@ class DDN:
             achieved = keep_nearest(search, x_adv, evaluation.logits, threat)
             x_adv, norm, achieved, gradient = search.keep(x_adv, norm, achieved, evaluation.gradient)
             alpha = self.final_step_size + (self.step_size - self.final_step_size) * cosine(step, self.steps)
-            delta = x_adv - search.x + alpha * unit_gradient(gradient, search.rng.at(step))
+            delta = torch.add(x_adv - search.x, unit_gradient(gradient, search.rng.at(step)), alpha=alpha)
             norm = norm * torch.where(achieved, 1 - self.gamma, 1 + self.gamma)
             x_adv = self._at_length(delta, norm, search.x, threat)
         if search:
@@ -75,14 +75,14 @@ class DDN:
 
     def _at_length(self, delta: Tensor, norm: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
         """The image at the length `norm`, shape (m,), in the direction `delta`, clipped to the box and rounded."""
-        x_adv = x + balls.per_example(norm, x) * balls.steepest(delta, threat)
+        x_adv = torch.addcmul(x, balls.steepest(delta, threat), balls.per_example(norm, x))
         if threat.box is None:
             return x_adv
         low, high = threat.box
         if self.levels is not None:
             unit = (high - low) / (self.levels - 1)
             x_adv = low + unit * ((x_adv - low) / unit).round()
-        return x_adv.clamp(low, high)
+        return x_adv.clamp_(low, high)
 
 
 def cosine(step: int, steps: int) -> float:

@@ -65,7 +65,7 @@ class FMN:
         check_norm(self, threat)
         step_size = _STEP_SIZES[threat.norm] if self.step_size is None else self.step_size
         search = Search(access, x, goal, rng)
-        x_adv, radius = x, x.new_zeros(len(x))
+        x_adv, radius, largest = x, x.new_zeros(len(x)), _largest_radius(x, threat)
         nearest = torch.full_like(radius, torch.inf)
         for step in range(self.steps):
             if not search:
@@ -75,17 +75,18 @@ class FMN:
             lead, gradient = margin(evaluation.logits, search.goal), evaluation.gradient.nan_to_num()
             achieved = keep_nearest(search, x_adv, evaluation.logits, threat)
             x_adv, radius, nearest, achieved = search.keep(x_adv, radius, nearest, achieved)
-            lead, gradient = search.keep(lead, gradient)
+            lead, gradient, largest = search.keep(lead, gradient, largest)
             length = balls.distance(x_adv - search.x, threat.norm)
             nearest = nearest.minimum(length.where(achieved, torch.inf))
             annealing = cosine(step, self.steps)
             gamma = self.final_gamma + (self.gamma - self.final_gamma) * annealing
-            if threat.norm != "l0":
+            first = nearest.isinf()
+            if threat.norm != "l0" and first.any():
                 estimate = length + _boundary_distance(lead, gradient, threat)
-                radius = estimate.where(nearest.isinf(), radius)
-            radius = _resized(radius, achieved, nearest, gamma, threat).minimum(_largest_radius(search.x, threat))
+                radius = estimate.where(first, radius)
+            radius = _resized(radius, achieved, nearest, gamma, threat).minimum(largest)
             alpha = step_size * (0.01 + 0.99 * annealing)
-            ahead = x_adv + alpha * unit_gradient(gradient, search.rng.at(step))
+            ahead = torch.add(x_adv, unit_gradient(gradient, search.rng.at(step)), alpha=alpha)
             x_adv = balls.project(ahead, search.x, threat, radius)
         if search:
             keep_nearest(search, x_adv, search.access.logits(x_adv), threat)

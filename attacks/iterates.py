@@ -36,12 +36,14 @@ class BestSoFar:
         x_adv: (m, c, h, w); achieved: (m,), bool; loss: (m,); rows: the examples that they belong to, (m,), int64, none
         twice; all examples in order where None.
         """
-        rows = torch.arange(len(self.loss), device=self.loss.device) if rows is None else rows
         loss = loss.detach().to(self.loss.dtype)
-        gained = achieved & ~self.achieved[rows] & ~loss.isnan()
-        better = gained | ((achieved == self.achieved[rows]) & (loss > self.loss[rows]))
-        rows = rows[better]
-        self.x_adv[rows] = x_adv[better].detach()
+        held, least = (self.achieved, self.loss) if rows is None else (self.achieved[rows], self.loss[rows])
+        gained = achieved & ~held & ~loss.isnan()
+        better = (gained | ((achieved == held) & (loss > least))).nonzero().squeeze(1)
+        if not len(better):
+            return
+        rows = better if rows is None else rows[better]
+        self.x_adv.index_copy_(0, rows, x_adv.detach().index_select(0, better))
         self.achieved[rows] = achieved[better]
         self.loss[rows] = loss[better]
 

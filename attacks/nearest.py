@@ -48,7 +48,7 @@ def log_odds(logits: Tensor, goal: Goal) -> Tensor:
 def unit_gradient(gradient: Tensor, rng: ExampleRNG) -> Tensor:
     """The gradient at l2 length 1, in a random direction where it is zero (as DDN's authors do); shape (n, c, h, w)."""
     direction = balls.steepest(gradient, _L2)
-    lost = (direction == 0).flatten(1).all(dim=1)
+    lost = balls.distance(direction, "l2") == 0
     if lost.any():
         noise = rng.select(lost).normal(tuple(gradient.shape[1:]), gradient.dtype)
         direction = direction.index_put((lost,), balls.steepest(noise, _L2))
