@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
 from advbench.models import load_defended
-from advbench.plan import Plan, Task, artefact
+from advbench.plan import Plan, Task, artefact, scored_split
 from advbench.results.record import Examples, Record
 from advbench.results.statistics import Values, clean_correct, distance, robust
 from advbench.zoo.data import Split
@@ -50,18 +49,18 @@ class Cell:
     @property
     def mean_rms(self) -> float:
         """The mean RMS perturbation of the clean-correct examples that were made wrong."""
-        return float(self.examples.rms[self._broken].mean()) if self._broken.any() else np.nan
+        return float(self.examples.rms[self.broken].mean()) if self.broken.any() else np.nan
 
     @property
     def median_distance(self) -> float:
         """In the threat's norm, over the clean-correct examples, failures at infinity."""
-        distances = np.where(self._broken, distance(self.record, self.examples), np.inf)
+        distances = np.where(self.broken, distance(self.record, self.examples), np.inf)
         return float(np.median(distances[clean_correct(self.examples)]))
 
     @property
     def mean_ratio(self) -> float:
         """The mean of ||r||_2 / ||x||_2 over the clean-correct examples that were made wrong."""
-        shown = self._broken & (self.examples.image_l2 > 0)
+        shown = self.broken & (self.examples.image_l2 > 0)
         return float((self.examples.distance_l2[shown] / self.examples.image_l2[shown]).mean()) if shown.any() else np.nan
 
     @property
@@ -76,7 +75,8 @@ class Cell:
         return survived | np.isinf(self.examples.distance_l2)
 
     @property
-    def _broken(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def broken(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which clean-correct examples the attack made wrong, at any distance, (n,)."""
         return clean_correct(self.examples) & ~self._survived
 
     def correct(self) -> Values:
@@ -100,8 +100,20 @@ class RunFindings:
         return found[0]
 
     def all(self, **facts: Any) -> list[Cell]:
-        """The cells with these facts: `seed`, `matrix`, `defense`, `architecture`, `attack`, `source` by name, `epsilon`."""
+        """The cells with these facts: `seed`, `matrix`, `epsilon`; `defense`, `architecture`, `attack` by name.
+
+        `source` is the label of what the adversarials were made on, `target` that of the model under attack.
+        `defense_spec` is a defense with its arguments, as a run takes it.
+        """
         return [cell for cell in self.cells if all(_fact(cell.record, name) == value for name, value in facts.items())]
+
+    def perturbations(self, cell: Cell) -> torch.Tensor:
+        """What the attack added to the clean-correct images that it made wrong, (m, c, h, w)."""
+        (craft,) = cell.record.details["crafts"]
+        with np.load(artefact("craft", craft, self.plan.config.out), allow_pickle=False) as file:
+            x_adv = torch.from_numpy(file["x_adv"])
+        x = scored_split(self.plan.data, self.plan.config.n_examples).x
+        return (x_adv - x)[torch.from_numpy(cell.broken)]
 
     def train_error(self, *, seed: int, defense: str, architecture: str) -> float:
         """The error, in percent, on the first 10,000 training images."""
@@ -140,10 +152,9 @@ class Findings:
     def __getitem__(self, name: str) -> RunFindings:
         return self.runs[name]
 
-    @cached_property
-    def cells(self) -> tuple[Cell, ...]:
-        """All cells of all runs."""
-        return tuple(cell for run in self.runs.values() for cell in run.cells)
+    def cells_of(self, name: str) -> tuple[Cell, ...]:
+        """The cells of a run; none where there is no such run."""
+        return self.runs[name].cells if name in self.runs else ()
 
 
 def _fact(record: Record, name: str) -> Any:
@@ -151,6 +162,8 @@ def _fact(record: Record, name: str) -> Any:
         return record.target[name]["name"]
     if name == "target":
         return record.target["label"]
+    if name == "defense_spec":
+        return record.target["label"].partition(" / ")[0]
     if name == "attack":
         return record.attack["name"]
     if name == "epsilon":

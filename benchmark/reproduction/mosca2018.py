@@ -33,6 +33,7 @@ def _runs(scale: Scale) -> Mapping[str, Settings]:
         "matrix": ["white-box", "transfer"],
         "defense": [_CONTROL, f"{_SGM}(input_lr=0.2)"],
         "norm": "linf",
+        "clip": False,
         "epsilon": list(EPSILONS),
         "attack": ["fgsm"],
     }
@@ -160,7 +161,6 @@ def _differs(scale: Scale) -> Sequence[str]:
     return (
         sizes[scale],
         "means over seeds are shown, the paper shows medians of five runs",
-        "adversarials are clipped to [0, 1], the paper's are not",
         "every image's own gradient moves it (the text leaves open whether it is the batch's mean)",
     )
 

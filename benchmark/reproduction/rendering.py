@@ -129,7 +129,7 @@ def number_text(value: float) -> str:
 def verdict_lines(outcomes: Sequence[Outcome]) -> list[str]:
     """A line per claim, for a terminal."""
     return [
-        f"{verdict(claim) if claim.parts else 'not tested':10}{claim.id}: {claim.text}"
+        f"{verdict(claim) if claim.parts else 'not tested':12}{claim.id}: {claim.text}"
         for outcome in outcomes
         for comparison in outcome.comparisons
         for claim in comparison.claims

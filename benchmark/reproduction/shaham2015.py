@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from advbench.reproduction.findings import Cell, Findings
-from advbench.reproduction.study import Claim, Comparison, Inequality, Ours, Pair, Scale, Settings, Study
+from advbench.reproduction.study import Claim, Comparison, Ours, Pair, Scale, Settings, Study, above
 from advbench.results.papers import load
 from advbench.results.statistics import Values, clean_correct
 
@@ -56,6 +56,7 @@ def _table1_runs(scale: Scale) -> Mapping[str, Settings]:
             "matrix": ["transfer"],
             "defense": _defenses(),
             "norm": norm,
+            "clip": False,
             "epsilon": [factor * RADII[norm] for factor in SET_RADII],
             "attack": ["fgsm" if norm == "linf" else "fgm"],
         }
@@ -85,14 +86,14 @@ def _table1(findings: Findings) -> Sequence[Comparison]:
             "shaham2015.claim.clean",
             "every robust net is more accurate on clean images than the baseline",
             tuple(
-                _above(f"clean {net} - clean baseline", clean[net], clean["baseline"]) for net in _NETS if net != "baseline"
+                above(f"clean {net} - clean baseline", clean[net], clean["baseline"]) for net in _NETS if net != "baseline"
             ),
         ),
         Claim(
             "shaham2015.claim.fixed_set",
             "on the fixed set: linf above l2 above l1 above the baseline",
             tuple(
-                _above(f"fixed set, {better} - {worse}", whole[better], whole[worse])
+                above(f"fixed set, {better} - {worse}", whole[better], whole[worse])
                 for better, worse in (("robust_linf", "robust_l2"), ("robust_l2", "robust_l1"), ("robust_l1", "baseline"))
             ),
         ),
@@ -100,7 +101,7 @@ def _table1(findings: Findings) -> Sequence[Comparison]:
             "shaham2015.claim.best_clean",
             "the linf net has the best clean accuracy",
             tuple(
-                _above(f"clean robust_linf - clean {net}", clean["robust_linf"], clean[net])
+                above(f"clean robust_linf - clean {net}", clean["robust_linf"], clean[net])
                 for net in _NETS
                 if net != "robust_linf"
             ),
@@ -118,6 +119,7 @@ def _figure3_runs(scale: Scale) -> Mapping[str, Settings]:
             "matrix": ["white-box"],
             "defense": _defenses(),
             "norm": "linf",
+            "clip": False,
             "epsilon": list(_SWEEP),
             "attack": ["fgsm"],
         }
@@ -139,7 +141,7 @@ def _figure3(findings: Findings) -> Sequence[Comparison]:
         "shaham2015.claim.own_gradient",
         "at every radius each robust net is more accurate on its own fast-sign adversarials than the baseline on its own",
         tuple(
-            _above(f"{net} - baseline at ε {epsilon:.3f}", curves[net][epsilon], curves["baseline"][epsilon])
+            above(f"{net} - baseline at ε {epsilon:.3f}", curves[net][epsilon], curves["baseline"][epsilon])
             for net in _NETS
             if net != "baseline"
             for epsilon in _SWEEP
@@ -189,10 +191,6 @@ def _from_baseline(findings: Findings, norm: str, defense: str, seed: int) -> li
     return sorted(found, key=lambda cell: float(cell.record.threat["epsilon"]))
 
 
-def _above(text: str, ours: Sequence[float], others: Sequence[float]) -> Inequality:
-    return Inequality(text, tuple(a - b for a, b in zip(ours, others, strict=True)))
-
-
 def _differs(scale: Scale) -> Sequence[str]:
     sizes = {
         "smoke": "digits and N100-100-10 in place of MNIST and the convnet, 8 epochs",
@@ -202,7 +200,7 @@ def _differs(scale: Scale) -> Sequence[str]:
     return (
         sizes[scale],
         "radii are the public scripts' (0.2, 2, 2 standard deviations for linf, l2, l1), for the text prints none",
-        "images of 28 x 28 are attacked in [0, 1] and clipped; the paper's are 32 x 32, standardised and not clipped",
+        "images of 28 x 28 are attacked in units of pixels; the paper's are 32 x 32, standardised",
         "every seed has a baseline and a fixed set of its own, made at 0.5, 1 and 2 training radii",
     )
 

@@ -40,6 +40,11 @@ class Inequality:
     above: float = 0.0
 
 
+def above(text: str, ours: Sequence[float], others: Sequence[float]) -> Inequality:
+    """That ours exceed the others, seed by seed."""
+    return Inequality(text, tuple(a - b for a, b in zip(ours, others, strict=True)))
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A statement of the paper as inequalities, all of which must hold.
