@@ -137,7 +137,7 @@ class _DenseMaskedNorms(torch.autograd.Function):
 
 
 class _SoftmaxNorms(torch.autograd.Function):
-    """``sum_k p_k^2 (G_kk - 2 (G p)_k + p^T G p)`` with G = W W^T, its derivatives by hand: launches are all that it costs."""
+    """``sum_k p_k^2 (G_kk - 2 (G p)_k + p^T G p)`` with G = W W^T, derivatives by hand: launches are all that it costs."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, logits: Tensor) -> Tensor:
