@@ -120,7 +120,7 @@ def steepest(gradient: Tensor, threat: ThreatModel) -> Tensor:
 
 
 def _normalised(gradient: Tensor) -> Tensor:
-    """The gradients at l2 length 1, zero where they are zero; those whose squares may overflow or vanish are scaled first."""
+    """The gradients at l2 length 1, or zero; those whose squares may overflow or vanish are scaled down or up first."""
     length = distance(gradient, "l2")
     extreme = ~((length > _SAFE) & (length < 1 / _SAFE))  # NaN too
     direction = gradient / per_example(length, gradient)
