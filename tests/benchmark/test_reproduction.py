@@ -131,7 +131,7 @@ def test_a_study_goes_from_its_runs_to_its_reports_and_is_not_run_twice(tmp_path
     values = outcome.comparisons[0].rows[0][1][0].ours.values
     assert len(values) == 3
     assert all(0 <= value < 60 for value in values)
-    assert rendering.verdict_lines(result.outcomes) == ["holds     x: attacks hurt"]
+    assert rendering.verdict_lines(result.outcomes) == ["holds       x: attacks hurt"]
     with (tmp_path / "reproduction.csv").open() as file:
         first, second = csv.DictReader(file)
     assert (first["paper"], float(first["ours"])) == ("12.5", pytest.approx(np.mean(values), rel=1e-5))
