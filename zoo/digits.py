@@ -15,7 +15,12 @@ from advbench.zoo.data import DataSet, Split
 from advbench.zoo.splits import permutation
 
 _RADII = {"linf": 0.125, "l2": 2.0, "l1": 20.0}
-"""Where an undefended network keeps almost nothing; in linf two of the sixteen grey levels of the original."""
+"""The largest of a few radii at which PGD training for that radius keeps half of the validation images under PGD, 40 steps.
+
+Tried were sixteenths in linf (a grey level of the original), multiples of 0.5 in l2, and 5, 10, 15, 20 and 30 in l1, for
+gu2014/n200-200-10 with the usual budget and three training seeds. On average they keep 59% at 2/16 and 36% at 3/16, 52% at 2
+and 39% at 2.5, 62% at 20 and 41% at 30. Of an undefended network 1%, 11% and 13% are left at the radii chosen.
+"""
 
 
 def digits(_: Path | None = None) -> DataSet:
