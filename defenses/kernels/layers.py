@@ -65,12 +65,8 @@ def layers_of(model: nn.Module) -> Layers:
     Modules without parameters ahead of the first affine map belong to no layer: h_0 is what that map reads.
     Raises ValueError for a network without parameters.
     """
-    modules = list(_flat(model, ""))
-    starts = [
-        position
-        for position, (_, module) in enumerate(modules)
-        if not isinstance(module, _NORMS) and any(True for _ in module.parameters())
-    ]
+    modules = _flat(model, "")
+    starts = [position for position, (_, module) in enumerate(modules) if _has_parameters(module)]
     if not starts:
         raise ValueError("Expected a model with layers that have parameters, got none")
     cut = [Layer(modules[a][0], tuple(m for _, m in modules[a:b])) for a, b in pairwise([*starts, len(modules)])]
@@ -126,16 +122,28 @@ def has_closed_form(layer: Layer, *, softmax: bool) -> bool:
 
 
 def _flat(module: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
-    """The modules that nested `nn.Sequential` run one after the other, with their names."""
+    """The modules that nested `nn.Sequential` run one after the other (one module as often as it runs), with their names."""
     if not _is(module, nn.Sequential):
         return [(name, module)]
     prefix = f"{name}." if name else ""
-    return [found for key, child in module.named_children() for found in _flat(child, prefix + key)]
+    found = []
+    for key, child in module._modules.items():
+        if child is not None:
+            found += _flat(child, prefix + key)
+    return found
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    """Whether the module begins a layer: it has parameters, and is not the batch normalisation of the layer before it."""
+    if not module._parameters and not module._modules:
+        return False
+    return not isinstance(module, _NORMS) and next(module.parameters(), None) is not None
 
 
 def _is(module: nn.Module, *kinds: type[nn.Module]) -> bool:
     """Whether the module is of one of these kinds and computes what that kind computes."""
-    return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in kinds)
+    own = type(module)
+    return own in kinds or any(isinstance(module, kind) and own.forward is kind.forward for kind in kinds)
 
 
 def _is_pool(module: nn.Module) -> bool:

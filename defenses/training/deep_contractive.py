@@ -88,10 +88,12 @@ class DeepContractive(Trained):
         """The norms' means over the batch, each times its coefficient."""
         given = self._coefficients()
         if len(given) == 1:
-            given = given * len(norms)
+            n = len(next(iter(norms.values())))
+            return given[0] / n * torch.cat(list(norms.values())).sum()
         if len(given) != len(norms):
             raise ValueError(f"Expected a `coefficient` for each of the {len(norms)} layers, got {len(given)}")
-        return torch.stack([value * norm.mean() for value, norm in zip(given, norms.values(), strict=True)]).sum()
+        means = torch.stack(list(norms.values())).mean(dim=1)
+        return means @ means.new_tensor(given)
 
     def build(self, architecture: Architecture, data: DataSet, inputs: Mapping[str, Defended]) -> Defended:  # noqa: ARG002
         """The untrained network, with room for the coefficients that it will have been trained with."""

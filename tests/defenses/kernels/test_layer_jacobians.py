@@ -291,6 +291,12 @@ class TestCutting:
         assert [len(layer.modules) for layer in cut.layers] == [2, 1]
         assert [type(module) for module in cut.prepare.modules] == [nn.Flatten]
 
+    def test_a_module_that_runs_twice_is_there_twice(self):
+        relu = nn.ReLU()
+        model = randomised(nn.Sequential(nn.Linear(4, 3), relu, nn.Linear(3, 3), relu, nn.Linear(3, 2)))
+        assert [len(layer.modules) for layer in layers_of(model).layers] == [2, 2, 1]
+        assert_equals_autograd(model, images(3, 4))
+
     def test_a_network_that_is_no_sequence_is_one_layer(self):
         class Net(nn.Module):
             def __init__(self):
