@@ -19,6 +19,7 @@ from advbench.attacks.calibration import HeldOut, Need, need_of
 from advbench.attacks.iterates import Search, Stop, look
 from advbench.attacks.losses import margin
 from advbench.attacks.nearest import keep_nearest
+from advbench.attacks.progress import part
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, ThreatModel
 
@@ -52,7 +53,8 @@ def worst_case(
             break
         name = repr(attack)
         seen[name] += 1
-        x_adv = attack(search.access, search.x, search.goal, threat, search.rng.fork(name, seen[name]))
+        with part(type(attack).__name__):
+            x_adv = attack(search.access, search.x, search.goal, threat, search.rng.fork(name, seen[name]))
         _verify(attack, x_adv, search.x, threat)
         look(search, balls.project(x_adv, search.x, threat), margin)
     return search.best.x_adv
@@ -88,7 +90,8 @@ def nearest_case(
             break
         name = repr(attack)
         seen[name] += 1
-        x_adv = attack(search.access, search.x, search.goal, threat, search.rng.fork(name, seen[name]))
+        with part(type(attack).__name__):
+            x_adv = attack(search.access, search.x, search.goal, threat, search.rng.fork(name, seen[name]))
         _verify(attack, x_adv, search.x, threat)
         keep_nearest(search, x_adv, search.access.logits(x_adv), threat)
     return search.best.x_adv

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from advbench.attacks.access import Access, Loss, ScoreBased, WhiteBox
+from advbench.attacks.progress import tell
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal
 
@@ -90,6 +91,7 @@ class Search(Generic[AccessT]):
         if within is not None:
             achieved &= within
         self.best.update(x_adv, achieved, loss, self.rows)
+        tell(self.access.rows, achieved)
         self._kept = None
         if self._leaving and achieved.any():
             self._kept = kept = (~achieved).nonzero().squeeze(1)

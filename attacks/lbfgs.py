@@ -15,6 +15,7 @@ from advbench.attacks.access import Access, Evaluation, Loss, WhiteBox
 from advbench.attacks.attack import check_norm, check_positive
 from advbench.attacks.calibration import HeldOut, Need
 from advbench.attacks.iterates import BestSoFar
+from advbench.attacks.progress import tell
 from advbench.attacks.quasi_newton import minimise
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, Targeted, ThreatModel, cross_entropy
@@ -98,6 +99,7 @@ class LBFGS:
             gradient = self._pull(c, delta, distance, answer.gradient, x_adv, threat) - answer.gradient
             achieved = goal.select(rows).achieved(answer.logits)
             best.update(x_adv, achieved, -value, rows)
+            tell(access.rows[rows], achieved)
             # An image that is misclassified as it is needs nothing: with a zero gradient its minimisation ends.
             needless = achieved & (distance == 0) & (not access.stochastic)
             return value, gradient.masked_fill(balls.per_example(needless, x), 0).flatten(1)

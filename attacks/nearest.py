@@ -11,6 +11,7 @@ from advbench.attacks import balls
 from advbench.attacks.access import Access
 from advbench.attacks.iterates import Search
 from advbench.attacks.losses import margin
+from advbench.attacks.progress import tell
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, Targeted, ThreatModel
 
@@ -26,6 +27,8 @@ def keep_nearest(search: Search[AccessT], x_adv: Tensor, logits: Tensor, threat:
     on with the others. `Search.keep` shrinks the returned mask like everything else.
     """
     achieved = search.goal.achieved(logits)
+    if not enough:
+        tell(search.access.rows, achieved)
     distance = balls.distance(x_adv - search.x, threat.norm)
     search.best.update(x_adv, achieved, torch.where(achieved, -distance, margin(logits, search.goal)), search.rows)
     search.record(x_adv, logits, torch.full_like(distance, -torch.inf), within=distance <= enough)

@@ -29,6 +29,10 @@ app = typer.Typer(
 )
 
 
+_SELDOM = 30.0
+"""Seconds between two plain lines about one craft."""
+
+
 class ListKind(StrEnum):
     """What can be listed."""
 
@@ -273,7 +277,7 @@ def _watcher(console: Console, total: int | None = None) -> Iterator[Watcher]:
         yield _plain_lines()
         return
     from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
     columns = (
         TextColumn("{task.description}"),
@@ -285,9 +289,20 @@ def _watcher(console: Console, total: int | None = None) -> Iterator[Watcher]:
     )
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("tasks", total=total, left="", running="")
+        crafts: dict[str, TaskID] = {}
 
         def watch(status: Status) -> None:
             left = status.seconds_left
+            for key in [key for key in crafts if key not in status.crafts]:
+                progress.remove_task(crafts.pop(key))
+            for key, standing in status.crafts.items():
+                if key not in crafts:
+                    crafts[key] = progress.add_task("", total=standing.images, left="", running="")
+                progress.update(
+                    crafts[key],
+                    completed=round(standing.share * standing.images),
+                    running=escape(f"{standing.label}: {standing}"),
+                )
             progress.update(
                 bar,
                 completed=status.done,
@@ -300,10 +315,16 @@ def _watcher(console: Console, total: int | None = None) -> Iterator[Watcher]:
 
 
 def _plain_lines() -> Watcher:
+    """A line for every tenth of the tasks, and one for each craft that takes long, every `_SELDOM` seconds."""
     last = -1
+    told: dict[str, float] = {}
 
     def watch(status: Status) -> None:
         nonlocal last
+        for key, standing in status.crafts.items():
+            if standing.seconds >= told.get(key, 0.0) + _SELDOM:
+                told[key] = standing.seconds
+                print(f"{standing.label}: {standing}", flush=True)
         tenth = 10 * status.done // max(1, status.total)
         if tenth != last and status.done:
             last = tenth

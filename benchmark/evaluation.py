@@ -6,7 +6,8 @@ fresh forward pass says (DESIGN invariants 1 and 2).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from advbench.attacks import balls
-from advbench.attacks.access import Ledger, WhiteBox, frozen
+from advbench.attacks.access import Access, Ledger, WhiteBox, frozen
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Norm, ThreatModel, Untargeted, cross_entropy
 from advbench.clocks import Measured, stopwatch
@@ -74,9 +75,11 @@ def craft(
     draws: int,
     batch: int,
     device: torch.device,
+    around: Callable[[Access], AbstractContextManager[object]] = nullcontext,
 ) -> Craft:
     """Attack every image of `split` in compute batches, and verify what comes back.
 
+    around: what each batch is attacked in, given its access, for whoever follows it.
     Raises ViolationError where the attack leaves the budget or the box, changes the shape, or returns NaN.
     """
     _warm_up(surrogate, split, seed=seed, batch=batch, device=device)
@@ -86,7 +89,7 @@ def craft(
             part = split.select(slice(start, start + batch)).to(device)
             rng = ExampleRNG.make(seed, "attack", part.index)
             access = attack.knowledge(surrogate.model, rng.fork("model"), stochastic=surrogate.stochastic, draws=draws)
-            with access:
+            with access, around(access):
                 x_adv = attack(access, part.x.clone(), Untargeted(part.y), threat, rng.fork("attack"))
             images.append(_verified(x_adv, part, threat).cpu())
             ledgers.append(access.ledger)

@@ -18,7 +18,9 @@ import torch
 from advbench import registry
 from advbench.attacks.calibration import need_of
 from advbench.attacks.ensemble import with_stop
+from advbench.attacks.progress import expected_forwards
 from advbench.batch import compute_batch
+from advbench.calibration import threat_of
 from advbench.clocks import device_name, resolve_devices
 from advbench.config import Config
 from advbench.defenses.defended import Defended
@@ -306,7 +308,7 @@ class _Planner:
             },
             [source, *([calibration] if calibration else [])],
             f"{spec} on {label}",
-            draws * (1.0 + getattr(component, "steps", 1)),
+            draws * expected_forwards(component, threat_of(self._threat(epsilon))),
         )
 
     def _calibrate(
@@ -341,7 +343,7 @@ class _Planner:
             content,
             [place["source"]] if need.model else [],
             f"calibrate {spec}" + (f" on {label}" if need.model else ""),
-            place["draws"] * (1.0 + 10.0 * getattr(component, "steps", 1)),
+            place["draws"] * expected_forwards(component, threat_of(self._threat(epsilon))),
         )
 
     def _score(

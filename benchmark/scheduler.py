@@ -7,18 +7,23 @@ keeps what is finished.
 from __future__ import annotations
 
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import joblib
 import torch
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
+from advbench import progress
 from advbench.clocks import usable_cores
 from advbench.plan import Plan, Task
+from advbench.progress import Standing
 from advbench.tasks import Context, Outcome, execute, failed_record
 
 
@@ -26,13 +31,14 @@ from advbench.tasks import Context, Outcome, execute, failed_record
 class Status:
     """Where a run stands, for whoever draws it.
 
-    total, done: tasks of this run. running: labels of the tasks at work. failed: labels of those that failed. spent,
-    remaining: estimated cost done and left, for the time that is left.
+    total, done: tasks of this run. running: labels of the tasks at work. crafts: where those of them stand that craft, by
+    key. failed: labels of those that failed. spent, remaining: estimated cost done and left, for the time that is left.
     """
 
     total: int
     done: int = 0
     running: list[str] = field(default_factory=list)
+    crafts: dict[str, Standing] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     spent: float = 0.0
@@ -61,21 +67,54 @@ class Result:
 def run_plan(plan: Plan, watch: Watcher | None = None) -> Result:
     """Run what is pending, and write an error record for every cell that failed."""
     pending = plan.pending()
-    context = _context(plan)
     status = Status(len(pending), remaining=sum(task.cost for task in pending))
-    run = _Run(plan, context, status, watch or (lambda _: None))
     interrupted = False
-    try:
-        for wave in _waves(pending):
-            run.wave(wave)
-    except KeyboardInterrupt:
-        interrupted = True
-        if context.tasks_beside and plan.config.backend == "loky":
-            get_reusable_executor().shutdown(wait=False, kill_workers=True)
+    with _following(status, watch) as (folder, watched):
+        context = _context(plan, folder)
+        run = _Run(plan, context, status, watched)
+        try:
+            for wave in _waves(pending):
+                run.wave(wave)
+        except KeyboardInterrupt:
+            interrupted = True
+            if context.tasks_beside and plan.config.backend == "loky":
+                get_reusable_executor().shutdown(wait=False, kill_workers=True)
     cells = {key: run.reasons[key] for key in plan.cells if key in run.reasons}
     for key, reason in cells.items():
         plan.store.write(failed_record(plan.tasks[key], reason))
     return Result(status.done, cells, interrupted)
+
+
+@contextmanager
+def _following(status: Status, watch: Watcher | None) -> Iterator[tuple[Path | None, Watcher]]:
+    """A folder where crafts say how they stand, and a watcher for one thread at a time; a thread reads the folder.
+
+    Nobody says anything where nobody watches.
+    """
+    if watch is None:
+        yield None, lambda _: None
+        return
+    turn, ended = threading.Lock(), threading.Event()
+
+    def watched(status: Status) -> None:
+        with turn:
+            watch(status)
+
+    def follow(folder: Path) -> None:
+        while not ended.wait(progress.EVERY):
+            standings = progress.read(folder)
+            if standings or status.crafts:
+                status.crafts = standings
+                watched(status)
+
+    with tempfile.TemporaryDirectory(prefix="advbench-", ignore_cleanup_errors=True) as name:
+        thread = threading.Thread(target=follow, args=(Path(name),), daemon=True)
+        thread.start()
+        try:
+            yield Path(name), watched
+        finally:
+            ended.set()
+            thread.join()
 
 
 def slots(plan: Plan) -> int:
@@ -85,9 +124,9 @@ def slots(plan: Plan) -> int:
     return usable_cores() if plan.devices[0].type == "cpu" else len(plan.devices)
 
 
-def _context(plan: Plan) -> Context:
+def _context(plan: Plan, folder: Path | None) -> Context:
     models = {key: task.content for key, task in plan.tasks.items() if task.kind in ("train", "substitute")}
-    return Context(plan.config.out, plan.config.dataset, plan.config.data_dir, models, slots(plan) - 1)
+    return Context(plan.config.out, plan.config.dataset, plan.config.data_dir, models, slots(plan) - 1, folder)
 
 
 def _waves(tasks: Sequence[Task]) -> list[list[Task]]:

@@ -6,7 +6,8 @@ import io
 import json
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advbench import registry
-from advbench.attacks.access import Ledger
+from advbench import progress, registry
+from advbench.attacks.access import Access, Ledger
 from advbench.attacks.ensemble import with_stop
+from advbench.attacks.progress import expected_forwards
 from advbench.attacks.transfer import for_transfer
 from advbench.calibration import calibrate, threat_of
 from advbench.clocks import Measured, device_name, environment, single_thread, stopwatch
@@ -26,6 +28,7 @@ from advbench.defenses.defended import Defended, Surrogate
 from advbench.evaluation import Counts, Craft, count, craft, score
 from advbench.models import architecture_of, fit_defended, load_defended
 from advbench.plan import Task, artefact, scored_split
+from advbench.progress import Reporter
 from advbench.results.record import Examples, Gallery, Record
 from advbench.results.store import Store
 from advbench.substitutes import fit_substitute
@@ -38,7 +41,7 @@ class Context:
     """What all tasks of a run share.
 
     out: the output folder. dataset, data_dir: what to load. contents: of all model tasks, by key. tasks_beside: how many
-    other tasks may run on the machine at the same time.
+    other tasks may run on the machine at the same time. progress: where crafts say how they stand, nowhere where None.
     """
 
     out: Path
@@ -46,6 +49,7 @@ class Context:
     data_dir: Path | None
     contents: Mapping[str, Mapping[str, Any]]
     tasks_beside: int
+    progress: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,16 +134,20 @@ def _craft(task: Task, context: Context, device: torch.device) -> None:
         attack = with_stop(attack, "never")
     if content["calibration"]:
         attack = attack.calibrated(_read_values(content["calibration"], context))
-    found = craft(
-        for_transfer(attack) if content["transfer"] else attack,
-        _source(content, context, device),
-        scored_split(_data(context), content["n"]),
-        threat,
-        seed=content["seed"],
-        draws=content["draws"],
-        batch=content["batch"],
-        device=device,
-    )
+    attack = for_transfer(attack) if content["transfer"] else attack
+    source = _source(content, context, device)
+    with _followed(task, context, content["draws"] * expected_forwards(attack, threat)) as around:
+        found = craft(
+            attack,
+            source,
+            scored_split(_data(context), content["n"]),
+            threat,
+            seed=content["seed"],
+            draws=content["draws"],
+            batch=content["batch"],
+            device=device,
+            around=around,
+        )
     _save(
         artefact("craft", task.key, context.out),
         x_adv=found.x_adv.numpy(),
@@ -147,6 +155,20 @@ def _craft(task: Task, context: Context, device: torch.device) -> None:
         seconds=np.array(found.measured.seconds),
         peak_memory_bytes=np.array(found.measured.peak_memory_bytes),
     )
+
+
+@contextmanager
+def _followed(task: Task, context: Context, forwards: float) -> Iterator[Callable[[Access], AbstractContextManager[object]]]:
+    """What the batches of a craft are attacked in, so that it says where it stands, if anybody wants to know."""
+    if context.progress is None:
+        yield nullcontext
+        return
+    folder = context.progress
+    reporter = Reporter(lambda standing: progress.write(folder, task.key, standing), task.label, task.content["n"], forwards)
+    try:
+        yield reporter.block
+    finally:
+        progress.forget(folder, task.key)
 
 
 def _score(task: Task, context: Context, device: torch.device) -> None:

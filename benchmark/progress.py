@@ -1,0 +1,104 @@
+"""Where running crafts stand: workers write small files at most once a second, the parent reads them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from advbench.attacks import progress
+from advbench.attacks.access import Access
+
+EVERY = 1.0
+"""Seconds between two reports of a craft."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a running craft stands.
+
+    label: of its task. part: of an ensemble, empty where there is none. images: all that it attacks. robust: those that
+    withstand so far. share: of the work that is done, in [0, 1], roughly. seconds: since it began.
+    """
+
+    label: str
+    part: str
+    images: int
+    robust: int
+    share: float
+    seconds: float
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The time left by the share that is done; None until something is."""
+        return self.seconds * (1 - self.share) / self.share if self.share > 0 else None
+
+    def __str__(self) -> str:
+        part = f"{self.part}, " if self.part else ""
+        left = "" if self.seconds_left is None else f", about {self.seconds_left:.0f} s left"
+        return f"{part}{self.robust} of {self.images} images still robust{left}"
+
+
+class Reporter:
+    """Follows a craft block by block, and says where it stands.
+
+    say: called with the standing, at most every `EVERY` seconds. forwards: what the attack takes for an example that
+    withstands it, roughly (`attacks.progress.expected_forwards`, times the draws of a stochastic model).
+    """
+
+    def __init__(self, say: Callable[[Standing], None], label: str, images: int, forwards: float) -> None:
+        self.say, self.label, self.images, self.forwards = say, label, images, forwards
+        self.started = self.told = time.monotonic()
+        self.done = self.broken = 0
+
+    @contextmanager
+    def block(self, access: Access) -> Iterator[None]:
+        """Follow the attack of the examples of one access, which happens inside."""
+        broken = torch.zeros(len(access), dtype=torch.bool, device=access.rows.device)
+
+        def listen(part: str, rows: Tensor, achieved: Tensor) -> None:
+            broken[rows] |= achieved
+            now = time.monotonic()
+            if now - self.told >= EVERY:
+                self.told = now
+                self.say(self._standing(part, access, broken, now))
+
+        with progress.heard_by(listen):
+            yield
+        self.done += len(access)
+        self.broken += int(broken.sum())
+
+    def _standing(self, part: str, access: Access, broken: Tensor, now: float) -> Standing:
+        inside = min(0.99, float(access.ledger.forwards.max()) / self.forwards)
+        share = (self.done + inside * len(access)) / max(1, self.images)
+        robust = self.images - self.broken - int(broken.sum())
+        return Standing(self.label, part, self.images, robust, share, now - self.started)
+
+
+def write(folder: Path, key: str, standing: Standing) -> None:
+    """Put the standing of the task `key` into its file, as a whole; a full disk or a lost folder is no reason to stop."""
+    with suppress(OSError):
+        temporary = folder / f".{key}.tmp"
+        temporary.write_text(json.dumps(asdict(standing)))
+        temporary.replace(folder / f"{key}.json")
+
+
+def forget(folder: Path, key: str) -> None:
+    """Remove the file of a task that has ended."""
+    with suppress(OSError):
+        (folder / f"{key}.json").unlink(missing_ok=True)
+
+
+def read(folder: Path) -> dict[str, Standing]:
+    """The standings of all running crafts, by key."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        with suppress(OSError, ValueError, TypeError):
+            found[path.stem] = Standing(**json.loads(path.read_text()))
+    return found
