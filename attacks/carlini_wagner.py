@@ -13,7 +13,6 @@ from advbench.attacks.access import Access, WhiteBox
 from advbench.attacks.attack import check_norm, check_positive
 from advbench.attacks.iterates import BestSoFar
 from advbench.attacks.losses import margin
-from advbench.attacks.progress import tell
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, ThreatModel
 
@@ -21,7 +20,6 @@ _SHRINK = 0.95
 _CHECKS = 10
 _PROGRESS = 0.9999
 _LARGEST_GRADIENT = 1e15
-_LARGEST_CONSTANT = 1e10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +28,9 @@ class CarliniWagner:
 
     Adam descends ||delta||^2 + c max(confidence - margin, 0) over w, where the image is (tanh(w) / 0.95 + 1) / 2, scaled to
     the box. A search over c starts at `initial_constant`, goes up tenfold until an image is broken, and then halves the
-    bracket; every example has its own, and one that is still unbroken has 1e10 in the last run, as in the authors' code.
-    steps: of Adam at most, for each of the `search_steps` values of c. confidence: the margin, in logits, that counts as
-    success.
+    bracket; every example has its own. In the second half of the last run c goes up tenfold with every tenth of the steps
+    until the example is broken. steps: of Adam at most, for each of the `search_steps` values of c. confidence: the
+    margin, in logits, that counts as success.
 
     The authors take 10,000 steps, and the factor 0.999999 in place of 0.95: tanh is flat there, and pixels at exactly 0 or 1
     barely move. With 0.95, 500 steps do. As in the authors' code a run ends where a tenth of the steps brought no progress,
@@ -68,10 +66,8 @@ class CarliniWagner:
         for number in range(self.search_steps):
             if not len(rows):
                 break
-            if number and number == self.search_steps - 1:
-                constant = constant.where(high.isfinite(), _LARGEST_CONSTANT)
             run = _Run(access.select(rows), x[rows], goal.select(rows), constant, rows, threat)
-            found = self._descend(run, best)
+            found = self._descend(run, best, last=number == self.search_steps - 1)
             low, high = constant.where(~found, low), constant.where(found, high)
             constant = torch.where(high.isinf(), 10 * constant, (low + high) / 2)
             if not access.stochastic:
@@ -79,7 +75,7 @@ class CarliniWagner:
                 rows, low, high, constant = (one[~needless] for one in (rows, low, high, constant))
         return best.x_adv
 
-    def _descend(self, run: _Run, best: BestSoFar) -> Tensor:
+    def _descend(self, run: _Run, best: BestSoFar, *, last: bool) -> Tensor:
         """One run for each example, with its own c; whether it succeeded, shape (m,), bool."""
         found = torch.zeros_like(run.rows, dtype=torch.bool)
         for step in range(self.steps):
@@ -90,14 +86,15 @@ class CarliniWagner:
             broken = run.goal.achieved(evaluation.logits)
             success = broken & (lead >= self.confidence)
             best.update(x_adv, success, torch.where(success, -distance, lead), run.rows)
-            tell(run.access.rows, success)
             found[run.live] |= success
             pull = run.constant.where(lead < self.confidence, 0)
             run.adam(2 * delta - balls.per_example(pull, delta) * evaluation.gradient, self.learning_rate, step)
             objective = distance.square() + run.constant * (self.confidence - lead).clamp(min=0)
             run.lowest = run.lowest.minimum(objective)
             if step % max(1, self.steps // _CHECKS) == 0 and not run.access.stochastic:
-                run.keep((run.lowest <= _PROGRESS * run.previous) & ~(broken & (distance == 0)))
+                weak = ~found[run.live] & (last and 2 * step >= self.steps)
+                run.constant = torch.where(weak, 10 * run.constant, run.constant)
+                run.keep((weak | (run.lowest <= _PROGRESS * run.previous)) & ~(broken & (distance == 0)))
                 if not len(run.live):
                     break
         return found
