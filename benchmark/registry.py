@@ -33,11 +33,14 @@ _OWN: Mapping[Kind, Mapping[str, str]] = {
 }
 OPEN_NAMES: Mapping[Kind, str] = {
     "architectures": "torchvision/NAME for every classifier of torchvision, on 3-channel images",
-    "datasets": "npz:PATH (Keras convention: x_train, y_train, x_test, y_test) and folder:PATH (ImageFolder)",
+    "datasets": "npz:PATH (Keras convention: x_train, y_train, x_test, y_test), folder:PATH (ImageFolder), zca:NAME (whitened)",
 }
 """Kinds with names beyond the table, described in a line."""
 
-_OPEN_PREFIXES: Mapping[Kind, tuple[str, ...]] = {"architectures": ("torchvision/",), "datasets": ("npz:", "folder:")}
+_OPEN_PREFIXES: Mapping[Kind, tuple[str, ...]] = {
+    "architectures": ("torchvision/",),
+    "datasets": ("npz:", "folder:", "zca:"),
+}
 
 
 class UnknownNameError(ValueError):
