@@ -60,16 +60,17 @@ Specs = Annotated[tuple[Spec, ...], BeforeValidator(_specs)]
 class Config(BaseModel):
     """One run of advbench. Every field stands under the same name in a TOML file, with ``-`` or ``_``.
 
-    matrix: which matrices, `all` for the three. dataset: a registered name, ``npz:PATH`` or ``folder:PATH``. norm: of the
-    threat; ``none`` for corruptions, whose strength is an argument of the attack. epsilon: one radius or several, in pixel
-    units of [0, 1]; the data set's usual one where absent. clip: whether adversarial images keep to the range of pixels;
-    where not, as in some papers, the cells stand on no leaderboard. n_examples: scored test
-    images, all where absent. train_examples, epochs, batch_size, learning_rate, optimizer, schedule, augmentation: of
-    every training, as `advbench.zoo.training.Budget` has them; the data set's usual ones where absent. draws: passes
-    averaged per gradient for a stochastic defense (EOT). score_draws: K, the passes that choose the worst candidate of a
-    stochastic defense, and again as many that score it. substitute, substitute_rounds, substitute_step,
-    substitute_seeds: the black-box attacker's architectures, rounds of Jacobian-based augmentation, its step lambda, and
-    how many held-out images it starts from. batch: images per compute batch, measured where absent.
+    matrix: which matrices, `all` for the three. dataset: a registered name, ``npz:PATH`` or ``folder:PATH``. norm: of
+    the threat; ``none`` for corruptions, whose strength is an argument of the attack. epsilon: one radius or several, in
+    pixel units of [0, 1]; the data set's usual one where absent. clip: whether adversarial images keep to the range of
+    pixels; where not, as in some papers, the cells stand on no leaderboard. n_examples: scored test images, all where
+    absent. train_examples, epochs, batch_size, learning_rate, optimizer, schedule, augmentation: of every training, as
+    `advbench.zoo.training.Budget` has them; the data set's usual ones where absent. draws: passes averaged per gradient
+    for a stochastic defense (EOT). score_draws: K, the passes that choose the worst candidate of a stochastic defense,
+    and again as many that score it. substitute, substitute_rounds, substitute_step, substitute_seeds: the black-box
+    attacker's architectures, rounds of Jacobian-based augmentation, its step lambda, and how many held-out images it
+    starts from. calibration_examples: held-out images that a model is attacked on to calibrate an attack. batch: images
+    per compute batch, measured where absent.
     """
 
     model_config = ConfigDict(
@@ -105,6 +106,7 @@ class Config(BaseModel):
     substitute_rounds: int = Field(default=3, ge=0)
     substitute_step: float = Field(default=0.1, gt=0)
     substitute_seeds: int = Field(default=150, ge=10)
+    calibration_examples: int = Field(default=200, ge=1)
     batch: int | None = Field(default=None, ge=1)
 
     @field_validator("matrix", mode="before")

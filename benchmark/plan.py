@@ -35,8 +35,6 @@ from advbench.zoo.training import Budget
 Kind = Literal["train", "substitute", "clean", "calibrate", "craft", "score"]
 DEFAULT_ARCHITECTURE = Spec("gu2014/n200-200-10")
 DEFAULT_SUBSTITUTE = Spec("gu2014/n100-100-10")
-CALIBRATION_EXAMPLES = 200
-"""Held-out images that a model is attacked on to calibrate an attack, at most."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -328,7 +326,7 @@ class _Planner:
         if need is None:
             return None
         held_out = getattr(self.data, need.split)
-        n = min(CALIBRATION_EXAMPLES, len(held_out)) if need.model else len(held_out)
+        n = min(self.config.calibration_examples, len(held_out)) if need.model else len(held_out)
         content: dict[str, Any] = {
             "kind": kind,
             "component": registry.content(kind, spec, component),

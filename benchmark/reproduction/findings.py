@@ -152,10 +152,6 @@ class Findings:
     def __getitem__(self, name: str) -> RunFindings:
         return self.runs[name]
 
-    def cells_of(self, name: str) -> tuple[Cell, ...]:
-        """The cells of a run; none where there is no such run."""
-        return self.runs[name].cells if name in self.runs else ()
-
 
 def _fact(record: Record, name: str) -> Any:
     if name in ("defense", "architecture"):
