@@ -33,7 +33,7 @@ _OWN: Mapping[Kind, Mapping[str, str]] = {
 }
 OPEN_NAMES: Mapping[Kind, str] = {
     "architectures": "torchvision/NAME for every classifier of torchvision, on 3-channel images",
-    "datasets": "npz:PATH (Keras convention: x_train, y_train, x_test, y_test), folder:PATH (ImageFolder), zca:NAME (whitened)",
+    "datasets": "npz:PATH (Keras: x_train, y_train, x_test, y_test), folder:PATH (ImageFolder) and zca:NAME (whitened)",
 }
 """Kinds with names beyond the table, described in a line."""
 
