@@ -22,6 +22,7 @@ ATTACKS: dict[str, str] = {
     "fab": "advbench.attacks.fab:FAB",
     "fab-t": "advbench.attacks.fab:FABT",
     "square": "advbench.attacks.square:Square",
+    "auto": "advbench.attacks.auto:Auto",
     "autoattack": "advbench.attacks.autoattack:AutoAttack",
     "autoattack-rand": "advbench.attacks.autoattack:AutoAttackRand",
     "ddn": "advbench.attacks.ddn:DDN",

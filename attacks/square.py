@@ -13,7 +13,7 @@ from torch import Tensor
 from advbench.attacks import balls
 from advbench.attacks.access import Access, ScoreBased, WhiteBox
 from advbench.attacks.attack import check_norm, check_positive
-from advbench.attacks.iterates import Search, Stop, look
+from advbench.attacks.iterates import LogitsT, Search, Stop, look
 from advbench.attacks.losses import margin
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, ThreatModel
@@ -66,19 +66,19 @@ class Square:
         self.ask(search, threat, range(1, self.queries))
         return search.best.x_adv
 
-    def begin(self, search: Search[ScoreBased | WhiteBox], threat: ThreatModel) -> None:
+    def begin(self, search: Search[LogitsT], threat: ThreatModel) -> None:
         """The first query, stripes or tiles."""
         if search:
             start = _stripes if threat.norm == "linf" else _tiles
             look(search, start(search.x, threat, search.rng.fork("start")), margin)
 
-    def ask(self, search: Search[ScoreBased | WhiteBox], threat: ThreatModel, numbers: range) -> None:
+    def ask(self, search: Search[LogitsT], threat: ThreatModel, numbers: range) -> None:
         """The numbered queries, from 1, each around the best point that the search holds."""
         propose = _square if threat.norm == "linf" else _window
         for first in range(numbers.start, numbers.stop, _BLOCK):
             self._block(search, threat, propose, range(first, min(first + _BLOCK, numbers.stop)))
 
-    def _block(self, search: Search[ScoreBased | WhiteBox], threat: ThreatModel, propose: Proposal, numbers: range) -> None:
+    def _block(self, search: Search[LogitsT], threat: ThreatModel, propose: Proposal, numbers: range) -> None:
         if not search:
             return
         words = _words(search.rng, numbers, 5 + -(-search.x.shape[1] // 32))

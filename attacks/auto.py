@@ -1,0 +1,207 @@
+"""An ensemble of AutoAttack's parts that spends its passes on the examples that are close to breaking.
+
+It saves most where most examples withstand, for `AutoAttack` gives each of them everything. It saves little where nearly
+all break at once, and nothing with ``stop="never"`` or on a stochastic model, where every example that breaks is attacked
+to the end. Short runs are a bet: an example that only thousands of squares would break, from a margin that neither gradients
+nor a few hundred squares wear off, is left standing. Its verdict is measured beside AutoAttack's, not proven; results to be
+compared with the literature need `autoattack`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, TypeAlias
+
+import torch
+from torch import Tensor
+
+from advbench.attacks import balls
+from advbench.attacks.access import Access, Loss, WhiteBox
+from advbench.attacks.aims import Aim, likeliest_targets
+from advbench.attacks.apgd import APGD
+from advbench.attacks.attack import check_norm, check_positive
+from advbench.attacks.fab import FAB
+from advbench.attacks.iterates import BestSoFar, Search, Stop, look
+from advbench.attacks.losses import dlr, margin
+from advbench.attacks.nearest import log_odds
+from advbench.attacks.rng import ExampleRNG
+from advbench.attacks.square import Square
+from advbench.attacks.threat import Goal, Targeted, ThreatModel
+
+Run: TypeAlias = Callable[[Search[WhiteBox]], None]
+"""One run of an attack on the examples of a search."""
+
+CLOSE = {"linf": 1.1, "l2": 1.1, "l1": 2.0}
+"""How far an adversarial may lie, in units of epsilon, for a longer run to bring it into the ball; in l1 they gain most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Auto:
+    """AutoAttack's parts in short runs, and long ones where an example is close (after Croce & Hein 2020, arXiv:2003.01690).
+
+    1. APGD of `steps` steps on the log-odds; towards each of the `targets` classes that are likeliest at the best image so
+       far, APGD on the difference of logits ratio and FAB, of `steps` steps each; APGD from the best image of all, with a
+       small first step; `survey` queries of Square, and APGD from where they led.
+    2. Where FAB found an adversarial within `CLOSE` epsilon, FAB again with `long_steps`; where no more than half of `near`
+       is left, APGD on the margin.
+    3. Square goes on, up to `queries`, for the near examples, and for those where squares beat the gradients, whose
+       gradients mislead; as long as of its own margin no more is left than the share survey / queries so far. Whenever its
+       queries have doubled, APGD sets out from where it is once more.
+
+    Near is an example whose margin is worn off but for a share `near` of the clean image's. An example is left alone once
+    broken; all decisions are its own, so that it does not depend on its batch. With ``stop="never"``, and for a stochastic
+    model, broken examples count as near and go through everything.
+    """
+
+    steps: int = 25
+    long_steps: int = 100
+    targets: int = 3
+    near: float = 0.3
+    queries: int = 2400
+    survey: int = 300
+    stop: Stop = "success"
+
+    norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2", "l1"})
+    minimal_norm: ClassVar[bool] = False
+    knowledge: ClassVar[type[Access]] = WhiteBox
+    targeted: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_positive(self, "steps", "long_steps", "targets", "near", "queries", "survey")
+
+    def __call__(self, access: WhiteBox, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
+        """Return the best image found for each example, shape (n, c, h, w), inside the ball around `x` and the box."""
+        check_norm(self, threat)
+        standings = Standings(access, x, goal, threat, rng, self.stop)
+        self._short_runs(standings)
+        self._squares(standings)
+        return standings.best.x_adv
+
+    def _short_runs(self, standings: Standings) -> None:
+        """Part 1 and part 2."""
+        ascent, walk = APGD(steps=self.steps), FAB(steps=self.steps)
+        standings.ascend("open", ascent, log_odds)
+        targets = standings.likeliest_targets(self.targets)
+        for number, target in enumerate(targets):
+            standings.ascend(f"short-{number}", ascent, dlr, target)
+            standings.walk(walk, target)
+        standings.refine(ascent, standings.best)
+        for target in targets:
+            standings.walk(FAB(steps=self.long_steps), target, standings.close())
+        standings.ascend("long", APGD(steps=self.long_steps), margin, chosen=standings.near(self.near / 2))
+
+    def _squares(self, standings: Standings) -> None:
+        """The last of part 1, and part 3."""
+        square, ascent = Square(queries=self.queries, rescale=False), APGD(steps=self.steps)
+        standings.ask(square, range(min(self.survey, self.queries)))
+        standings.refine(ascent, standings.trail)
+        chosen = standings.near(self.near) | standings.misled()
+        asked = self.survey
+        while asked < self.queries:
+            chosen &= standings.trail_near(self.survey / asked)
+            standings.ask(square, range(asked, min(2 * asked, self.queries)), chosen)
+            standings.refine(ascent, standings.trail, chosen)
+            asked *= 2
+
+
+class Standings:
+    """Where every example of the batch stands, and the runs that move it.
+
+    best: the best images, by (goal achieved, margin). clean: by how much the clean image withstands, (n,), its margin with
+    the sign turned. distance: of the nearest adversarial that FAB found, (n,). trail: the best points of Square alone.
+    """
+
+    def __init__(self, access: WhiteBox, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG, stop: Stop) -> None:
+        self.access, self.x, self.goal, self.threat, self.rng, self.stop = access, x, goal, threat, rng, stop
+        self.best = BestSoFar(x)
+        self.trail = BestSoFar(x)
+        self.distance = torch.full_like(self.best.loss, torch.inf)
+        logits = access.logits(x)
+        self.clean = -margin(logits, goal).to(x.dtype)
+        if stop == "success":
+            self.best.update(x, goal.achieved(logits), -self.clean)
+
+    def live(self, chosen: Tensor | None = None) -> Tensor:
+        """The rows, int64, that are still attacked, of those `chosen`, shape (n,), bool."""
+        leaving = self.stop == "success" and not self.access.stochastic
+        live = ~self.best.achieved if leaving else torch.ones_like(self.best.achieved)
+        return (live if chosen is None else live & chosen).nonzero().squeeze(1)
+
+    def near(self, share: float) -> Tensor:
+        """Whose margin is worn off but for a share, shape (n,), bool."""
+        return -self.best.loss <= share * self.clean
+
+    def trail_near(self, share: float) -> Tensor:
+        """Whose margin the squares alone have worn off but for a share, shape (n,), bool."""
+        return -self.trail.loss <= share * self.clean
+
+    def close(self) -> Tensor:
+        """Who has an adversarial not far outside the ball, shape (n,), bool."""
+        return self.distance <= CLOSE[self.threat.norm] * self.threat.radius
+
+    def misled(self) -> Tensor:
+        """Where squares came as far as all gradients, shape (n,), bool."""
+        return self.trail.loss >= self.best.loss
+
+    def likeliest_targets(self, count: int) -> list[Tensor | None]:
+        """The wrong classes likeliest at the best images, each (n,) int64; None where the goal has a target."""
+        rows = self.live()
+        if isinstance(self.goal, Targeted) or not len(rows):
+            return [None]
+        logits = self.access.select(rows).logits(self.best.x_adv[rows])
+        found = likeliest_targets(logits, self.goal.y[rows], count)
+        return [torch.zeros_like(self.goal.y).index_put((rows,), target) for target in found]
+
+    def ascend(
+        self, name: str, attack: APGD, loss: Loss, target: Tensor | None = None, chosen: Tensor | None = None
+    ) -> None:
+        """A run of APGD from a random start, of the stream `name`."""
+        rows = self.live(chosen)
+        aim = Aim(loss, None if target is None else target[rows])
+        self._run(rows, name, lambda search: attack.climb(search, aim, self.threat, search.rng))
+
+    def refine(self, attack: APGD, start: BestSoFar, chosen: Tensor | None = None) -> None:
+        """A run of APGD on the margin from points that are good already."""
+        rows = self.live(chosen)
+        points = start.x_adv[rows]
+        self._run(rows, "refine", lambda search: attack.refine(search, Aim(margin), self.threat, points))
+
+    def walk(self, attack: FAB, target: Tensor | None, chosen: Tensor | None = None) -> None:
+        """A run of FAB, and a look at its images, brought into the ball."""
+        rows = self.live(chosen)
+        if not len(rows):
+            return
+        walked = self._search(rows, "walk")
+        attack.walk(walked, self.threat, None if target is None else target[rows])
+        distance = (-walked.best.loss).where(walked.best.achieved, torch.inf)
+        self.distance[rows] = self.distance[rows].minimum(distance)
+        inside = balls.project(walked.best.x_adv, self.x[rows], self.threat)
+        self._run(rows, "look", lambda search: look(search, inside, margin))
+
+    def ask(self, attack: Square, numbers: range, chosen: Tensor | None = None) -> None:
+        """The numbered queries of Square along its own trail."""
+        rows = self.live(chosen)
+
+        def run(search: Search[WhiteBox]) -> None:
+            if not numbers.start:
+                attack.begin(search, self.threat)
+            else:
+                search.best.update(self.trail.x_adv[rows], self.trail.achieved[rows], self.trail.loss[rows])
+            attack.ask(search, self.threat, range(max(1, numbers.start), numbers.stop))
+
+        found = self._run(rows, "trail", run)
+        self.trail.update(found.x_adv, found.achieved, found.loss, rows)
+
+    def _search(self, rows: Tensor, name: str) -> Search[WhiteBox]:
+        """A search of some examples, with the random stream of a name."""
+        access, goal, rng = self.access.select(rows), self.goal.select(rows), self.rng.select(rows).fork(name)
+        return Search(access, self.x[rows], goal, rng, self.stop)
+
+    def _run(self, rows: Tensor, name: str, run: Run) -> BestSoFar:
+        """Run on some examples; what it finds is kept where it is better."""
+        search = self._search(rows, name)
+        if search:
+            run(search)
+        self.best.update(search.best.x_adv, search.best.achieved, search.best.loss, rows)
+        return search.best
