@@ -17,7 +17,7 @@ from advbench.attacks.losses import margin
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, Targeted, ThreatModel, Untargeted
 
-RADII = {"linf": 0.05, "l2": 0.25, "l1": 0.8}
+RADII = {"linf": 0.3, "l2": 0.75, "l1": 2.4}
 SMALL = Auto(steps=10, long_steps=20, queries=200, survey=50)
 
 
@@ -53,7 +53,7 @@ def short_count(attack: Auto, targets: int) -> int:
 @pytest.mark.parametrize("norm", RADII)
 def test_what_autoattack_breaks_it_breaks(norm):
     model, x = small_net(4), images(24)
-    goal, threat = Untargeted(model(x).argmax(dim=1)), ThreatModel(norm, 3 * RADII[norm])
+    goal, threat = Untargeted(model(x).argmax(dim=1)), ThreatModel(norm, RADII[norm])
     thorough, _ = attacked(AutoAttack(steps=40, queries=400), model, x, goal, threat)
     cheap, _ = attacked(Auto(queries=600), model, x, goal, threat)
     expected, found = goal.achieved(model(thorough)), goal.achieved(model(cheap))
