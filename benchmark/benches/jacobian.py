@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +30,12 @@ from advbench.defenses.kernels.jacobian import (
 from advbench.defenses.kernels.layers import SQUARED_SLOPES
 from advbench.defenses.training.deep_contractive import DeepContractive
 from advbench.defenses.training.gaussian_noise import GaussianNoise
-from advbench.defenses.training.plain import Plain
 from advbench.defenses.training.pretrained import ContractivePretraining, SparsePretraining
+from advbench.defenses.training.trained import Trained
+from advbench.defenses.training.weight_decay import WeightDecay
 from advbench.zoo import architectures
 from advbench.zoo.data import DataSet, Split
-from advbench.zoo.training import Budget, seeded
+from advbench.zoo.training import Budget, Step, seeded
 
 BATCH = 128
 WITHIN_LIMIT = 3.0
@@ -42,17 +44,22 @@ WITHIN_LIMIT = 3.0
 WITHIN_PLAIN = 1.3
 """Bar of a training step with the penalty on the CPU: times plain training's."""
 
-JACREV_BYTES = 2**28
-"""The largest stack of Jacobians that `torch.func.jacrev` is given memory for."""
+JACREV_BYTES = 2**29
+"""Memory that `torch.func.jacrev` is given for its Jacobians and what they are made from."""
+
+JACREV_ROWS = 256
+"""Rows that `torch.func.jacrev` makes at a time where it cannot make all of them."""
 
 PASSES = ("forward", "forward + backward")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Case:
-    """A layer that has run. norms: of its Jacobian; leaves: what it is differentiated in; reads, writes: bytes.
+    """A layer that has run.
 
-    bar: whether the layer is of the papers' networks and has to stay within the bar.
+    norms: computes its Jacobian's norms. leaves: what they are differentiated in, weights first. reads: bytes that a pass
+    has to read. layer, inputs: for the rival. units: what the affine map puts out for an example. bar: whether the layer is
+    one of the papers' and its time is not that of launches alone, so that it has to stay within the bar.
     """
 
     name: str
@@ -61,6 +68,7 @@ class Case:
     reads: int
     layer: Callable[[Tensor], Tensor]
     inputs: Tensor
+    units: int
     bar: bool
 
     def bytes(self, backward: bool) -> int:
@@ -97,26 +105,35 @@ def _against_the_limit(case: Case, device: torch.device) -> Iterator[Row]:
 
 
 def _against_jacrev(case: Case, device: torch.device) -> Iterator[Row]:
-    """`torch.func.jacrev` at the largest batch whose Jacobians fit, for as many examples; none where not one fits."""
-    outputs = case.layer(case.inputs[:1]).numel()
-    batch = min(BATCH, JACREV_BYTES // (4 * outputs * case.inputs[0].numel()))
-    if not batch:
+    """`torch.func.jacrev` at the largest batch that fits, for as many examples.
+
+    Where not one example fits with all that its gradients in the weights need, the forward pass of one example, some rows
+    at a time; nothing where not even one Jacobian fits.
+    """
+    outputs, inputs = case.layer(case.inputs[:1]).numel(), case.inputs[0].numel()
+    batch = min(BATCH, JACREV_BYTES // (4 * outputs * (inputs + 2 * case.units)))
+    backward = batch > 0
+    if not backward and 4 * outputs * inputs > JACREV_BYTES:
         return
-    jacobian = torch.func.vmap(torch.func.jacrev(lambda h: case.layer(h.unsqueeze(0)).squeeze(0)))
+    jacobian = torch.func.jacrev(
+        lambda h: case.layer(h.unsqueeze(0)).squeeze(0), chunk_size=None if backward else JACREV_ROWS
+    )
 
     def dense() -> object:
-        jacobians: Tensor = jacobian(case.inputs[:batch])
+        if not backward:
+            with torch.no_grad():
+                return jacobian(case.inputs[0]).square().sum()
+        jacobians: Tensor = torch.func.vmap(jacobian)(case.inputs[:batch])
         return torch.autograd.grad(jacobians.flatten(1).square().sum(dim=1).mean(), case.leaves[0])
 
-    name = PASSES[1]
-    seconds = fastest({"closed": _call(case, True), "dense": dense}, device, rounds=5, seconds=5)
+    seconds = fastest({"closed": _call(case, backward), "dense": dense}, device, rounds=5, seconds=5)
     yield Row(
         case=case.name,
-        measure=name,
+        measure=PASSES[backward],
         device=device_name(device),
-        against=f"torch.func.jacrev, batches of {batch}",
+        against=f"torch.func.jacrev, {max(1, batch)} at a time",
         seconds=seconds["closed"],
-        reference_seconds=seconds["dense"] * BATCH / batch,
+        reference_seconds=seconds["dense"] * BATCH / max(1, batch),
         peak_bytes=peak_bytes(dense, device),
     )
 
@@ -142,7 +159,7 @@ def _dense(width: int, out: int, kind: type[nn.Module], name: str) -> Callable[[
         leaves = (linear.weight,) if kind is nn.ReLU else (linear.weight, h.requires_grad_())
         reads = _size(linear.weight) + _size(h)
         text = f"{name}: dense {width}-{out}, {kind.__name__}"
-        return Case(text, norms, leaves, reads, lambda x: nonlinearity(linear(x)), inputs, True)
+        return Case(text, norms, leaves, reads, lambda x: nonlinearity(linear(x)), inputs, out, True)
 
     return make
 
@@ -159,7 +176,8 @@ def _softmax(width: int, classes: int, name: str) -> Callable[[torch.device], Ca
             _size(linear.weight) + _size(logits),
             lambda x: linear(x).softmax(dim=1),
             inputs,
-            True,
+            classes,
+            False,
         )
 
     return make
@@ -174,6 +192,7 @@ def _convolution(
         index: Tensor | None = None
         with torch.no_grad():
             y = layer(inputs).relu_()
+            units = y[0].numel()
             if pool is not None:
                 window = (pool.kernel_size, pool.stride, pool.padding)
                 y, index = nn.functional.max_pool2d(y, *window, return_indices=True)
@@ -191,6 +210,7 @@ def _convolution(
             _size(layer.weight) + _size(y) + (0 if index is None else _size(index)),
             run,
             inputs,
+            units,
             bar,
         )
 
@@ -223,45 +243,63 @@ CASES: tuple[Callable[[torch.device], Case], ...] = (
 )
 
 
-def _training(architecture: str, device: torch.device) -> Iterator[Row]:
-    """A training epoch of each defense over plain training's, on random images of MNIST's size."""
-    n = BATCH * (8 if architecture.endswith("convnet") else 60)
-    data = _random_images(n)
-    budget = Budget(epochs=1, batch_size=BATCH)
+def _training(name: str, device: torch.device) -> Iterator[Row]:
+    """A training step of each defense over one of plain training, and whole trainings of those that train twice."""
+
+    def architecture() -> nn.Module:
+        return architectures.build(name, (1, 28, 28), 10)
+
+    data, budget = _random_images(8 * BATCH), Budget(epochs=1, batch_size=BATCH)
+    with seeded(0, device):
+        steps = {key: _stepper(defense, architecture().to(device), data) for key, defense in (BASELINE | OBJECTIVES).items()}
 
     def fit(defense: Defense) -> Callable[[], object]:
-        def call() -> object:
-            return defense.fit(
-                lambda: architectures.build(architecture, (1, 28, 28), 10),
-                data,
-                inputs={},
-                seed=0,
-                device=device,
-                budget=budget,
+        arguments: dict[str, Any] = {"inputs": {}, "seed": 0, "device": device, "budget": budget}
+        return lambda: defense.fit(architecture, data, **arguments)
+
+    trainings = {key: fit(defense) for key, defense in (BASELINE | PRETRAININGS).items()}
+    for measure, calls in (("training step", steps), ("training", trainings)):
+        seconds = fastest(calls, device, rounds=200, seconds=15)
+        for key in list(calls)[1:]:
+            yield Row(
+                case=f"{name}, {key}",
+                measure=measure,
+                device=device_name(device),
+                against=next(iter(BASELINE)),
+                seconds=seconds[key],
+                reference_seconds=seconds[next(iter(BASELINE))],
+                bar=WITHIN_PLAIN if key == "deep-contractive" and device.type == "cpu" else None,
             )
 
-        return call
 
-    calls = {name: fit(defense) for name, defense in {"none": Plain(), **DEFENSES}.items()}
-    seconds = fastest(calls, device, rounds=12, seconds=25)
-    for name in DEFENSES:
-        yield Row(
-            case=f"{architecture}, {name}",
-            measure="training epoch",
-            device=device_name(device),
-            against="plain training",
-            seconds=seconds[name],
-            reference_seconds=seconds["none"],
-            bar=WITHIN_PLAIN if name == "deep-contractive" and device.type == "cpu" else None,
-        )
+def _stepper(defense: Trained, model: nn.Module, data: DataSet) -> Callable[[], object]:
+    """A call that takes one training step, as the training loop does."""
+    device = next(model.parameters()).device
+    x, y, index = (tensor[:BATCH].to(device) for tensor in (data.train.x, data.train.y, data.train.index))
+    optimizer, step = torch.optim.Adam(model.parameters()), Step(0, 0, 0, index)
+
+    def call() -> None:
+        terms = defense.objective(model, x, y, step)
+        loss = sum(terms.values(), start=torch.zeros((), device=device))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return call
 
 
-DEFENSES: dict[str, Defense] = {
+BASELINE: dict[str, Trained] = {"plain training": WeightDecay()}
+"""The papers' plain training has weight decay too."""
+
+OBJECTIVES: dict[str, Trained] = {
     "deep-contractive": DeepContractive(coefficient=1e-4),
     "deep-contractive, noise": DeepContractive(coefficient=1e-4, noise=0.1),
     "deep-contractive, whole network": DeepContractive(coefficient=1e-4, jacobian="network"),
     "gaussian-noise": GaussianNoise(),
     "gaussian-noise, all layers": GaussianNoise(layers="all"),
+}
+
+PRETRAININGS: dict[str, Trained] = {
     "sparse-pretraining": SparsePretraining(),
     "contractive-pretraining": ContractivePretraining(),
 }
