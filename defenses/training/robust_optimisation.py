@@ -123,7 +123,7 @@ class MixedLinf(RobustLinf):
     """Fast-gradient-sign adversarial training on clean and perturbed images, Goodfellow et al. 2015, arXiv:1412.6572.
 
     The loss is ``alpha J(x) + (1 - alpha) J(x + epsilon sign(g))`` with alpha 0.5 (section 6), as Shaham et al. 2015 name it
-    (arXiv:1511.05432, section 3.1). The fields are those of `RobustOptimisation`.
+    (arXiv:1511.05432). The fields are those of `RobustOptimisation`.
     """
 
     alpha: float = 0.5
@@ -133,7 +133,7 @@ class MixedLinf(RobustLinf):
 class FastAT(RobustLinf):
     """Fast adversarial training, one signed step from a random start, Wong et al. 2020, arXiv:2001.03994.
 
-    The step is 1.25 epsilon long (section 5), and the ball is that of `epsilon`. The fields are those of
+    The step is 1.25 epsilon long, and the ball is that of `epsilon`. The fields are those of
     `RobustOptimisation`. Long trainings at large radii may end in catastrophic overfitting, after which only one-step
     attacks fail: read it under PGD.
     """

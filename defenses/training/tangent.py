@@ -24,7 +24,7 @@ _CHUNK = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RobustTangent(FromScratch):
-    """Robust optimisation in the tangent plane of the data, after Shaham et al. 2015, arXiv:1511.05432, section 3.3.
+    """Robust optimisation in the tangent plane of the data, after Shaham et al. 2015, arXiv:1511.05432.
 
     The paper names the uncertainty set without running it: the tangent plane at x intersected with an l2 ball, whose
     first-order maximiser is ``epsilon * P g / ||P g||_2``, P the projection on an orthonormal tangent basis. The descent

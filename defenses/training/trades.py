@@ -23,7 +23,7 @@ _NOISE = 1e-3
 class Trades(Trained):
     """TRADES, Zhang et al. 2019, arXiv:1901.08573.
 
-    The loss is ``J(x) + beta * KL(p(x) || p(x_adv))`` (equation 5 and algorithm 1), x_adv found by projected steepest ascent
+    The loss is ``J(x) + beta * KL(p(x) || p(x_adv))`` (algorithm 1), x_adv found by projected steepest ascent
     on that divergence from the clean image plus a little noise. As in the authors' code, the ascent runs in evaluation mode
     and both terms in training mode, the divergence with a gradient in both of its answers.
 

@@ -74,7 +74,7 @@ def test_the_basis_holds_the_leading_principal_directions():
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("steps", [1, 4])
 def test_the_perturbation_is_the_projected_gradient_at_full_radius(steps, training):
-    """Shaham et al. 2015, section 3.3; on a linear model the gradient's direction is constant, so steps change nothing."""
+    """Shaham et al. 2015; on a linear model the gradient's direction is constant, so steps change nothing."""
     (split, directions), model = planar(), linear()
     defense = RobustTangent(epsilon=0.2, neighbours=6, dimension=2, steps=steps, step_size=0.7, clip=False)
     defense = defense if steps > 1 else RobustTangent(epsilon=0.2, neighbours=6, dimension=2, clip=False)
