@@ -20,6 +20,7 @@ from advbench.benches import COPY_BYTES, Row, copier, fastest, peak_bytes
 from advbench.clocks import device_name
 from advbench.defenses.defended import Defense
 from advbench.defenses.kernels.jacobian import (
+    Interior,
     convolution_rows,
     dense_masked_norms,
     dense_rows,
@@ -192,9 +193,10 @@ def _convolution(
         index: Tensor | None = None
         with torch.no_grad():
             y = layer(inputs).relu_()
-            units = y[0].numel()
+            units, interior = y[0].numel(), Interior.of(layer, *shape[1:])
             if pool is not None:
                 window = (pool.kernel_size, pool.stride, pool.padding)
+                interior = None if interior is None else interior.pooled(pool)
                 y, index = nn.functional.max_pool2d(y, *window, return_indices=True)
 
         def run(x: Tensor) -> Tensor:
@@ -205,7 +207,7 @@ def _convolution(
         text = f"{name}: {h}x{w}x{c}, {layer.out_channels} filters {layer.kernel_size[0]}x{layer.kernel_size[1]}"
         return Case(
             text + ("" if pool is None else f", max pool {pool.kernel_size}"),
-            lambda: masked_norms(convolution_rows(layer, h, w), y, index),
+            lambda: masked_norms(convolution_rows(layer, h, w), y, index, interior),
             (layer.weight,),
             _size(layer.weight) + _size(y) + (0 if index is None else _size(index)),
             run,

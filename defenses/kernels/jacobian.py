@@ -8,6 +8,7 @@ so that ``||J||_F^2 = sum over units of slope_u^2 * ||row_u||^2``. Layers differ
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -55,16 +56,75 @@ def _on_image(size: int, like: Tensor, stride: int, dilation: int, before: int, 
     return ((position >= 0) & (position < size)).to(like.dtype)
 
 
-def masked_norms(rows: Tensor, y: Tensor, index: Tensor | None = None) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Interior:
+    """Where the rows of a convolution are all alike within a channel, because no tap falls on the padding.
+
+    row, column: one such position in the convolution's map. top, bottom, left, right: the range of such positions in the
+    layer's output, pooled or not: rows top to bottom - 1, columns left to right - 1.
+    """
+
+    row: int
+    column: int
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @staticmethod
+    def of(conv: nn.Conv2d, height: int, width: int) -> Interior | None:
+        """That of a convolution of an image of this size; None where it has none."""
+        ranges = [
+            (-(-before // stride), (size - 1 - dilation * (kernel - 1) + before) // stride + 1)
+            for size, (before, _), stride, dilation, kernel in zip(
+                (height, width), margins(conv), conv.stride, conv.dilation, conv.kernel_size, strict=True
+            )
+        ]
+        (top, bottom), (left, right) = ranges
+        return Interior(top, left, top, bottom, left, right) if top < bottom and left < right else None
+
+    def pooled(self, pool: nn.MaxPool2d) -> Interior | None:
+        """That behind max pooling: the windows which lie inside."""
+
+        def inside(start: int, end: int, axis: int) -> tuple[int, int]:
+            size, padding, dilation = (_of_axis(v, axis) for v in (pool.kernel_size, pool.padding, pool.dilation))
+            stride = _of_axis(pool.stride, axis)
+            return -(-(start + padding) // stride), (end - 1 - dilation * (size - 1) + padding) // stride + 1
+
+        (top, bottom), (left, right) = inside(self.top, self.bottom, 0), inside(self.left, self.right, 1)
+        return Interior(self.row, self.column, top, bottom, left, right) if top < bottom and left < right else None
+
+    def border(self, maps: Tensor) -> Tensor:
+        """All values of maps (n, channels, height, width) outside, shape (n, channels, number)."""
+        sides = (
+            maps[..., : self.top, :],
+            maps[..., self.bottom :, :],
+            maps[..., self.top : self.bottom, : self.left],
+            maps[..., self.top : self.bottom, self.right :],
+        )
+        return torch.cat([side.flatten(-2) for side in sides], dim=-1)
+
+
+def masked_norms(rows: Tensor, y: Tensor, index: Tensor | None = None, interior: Interior | None = None) -> Tensor:
     """Squared Jacobian norms of a ReLU layer, shape (n,): the rows of the active units alone.
 
     rows: squared norms of the affine map's rows, shape (*units). y: what the ReLU puts out, >= 0, shape (n, *units).
     index: of max pooling behind the layer, shape (n, channels, height, width), int64 positions in a channel's map; `y` is
-    then pooled and `rows` is not. Differentiable in `rows`; the mask is locally constant.
+    then pooled and `rows` is not. interior: of a convolution; there it is enough to count the active units of each channel.
+    Differentiable in `rows`; the mask is locally constant.
     """
+    y = y.detach()
+    if interior is not None:
+        inside = _counts(y, interior) @ rows[:, interior.row, interior.column]
+        y, index = interior.border(y), None if index is None else interior.border(index)
+        if not y.numel():
+            return inside
+        if index is not None:
+            return inside + _PooledNorms.apply(rows.flatten(1), y, index, True)  # type: ignore[no-any-return]
+        return inside + _MaskedNorms.apply(interior.border(rows).flatten(), y.flatten(1))  # type: ignore[no-any-return]
     if index is None:
-        return _MaskedNorms.apply(rows.flatten(), y.detach().flatten(1))  # type: ignore[no-any-return]
-    return _PooledNorms.apply(rows.flatten(1), y.detach().flatten(2), index.flatten(2), True)  # type: ignore[no-any-return]
+        return _MaskedNorms.apply(rows.flatten(), y.flatten(1))  # type: ignore[no-any-return]
+    return _PooledNorms.apply(rows.flatten(1), y.flatten(2), index.flatten(2), True)  # type: ignore[no-any-return]
 
 
 def weighted_norms(rows: Tensor, squared_slopes: Tensor, index: Tensor | None = None) -> Tensor:
@@ -160,6 +220,19 @@ class _SoftmaxNorms(torch.autograd.Function):
         return in_gram @ weight, p * (in_p - torch.linalg.vecdot(in_p, p).unsqueeze(1))
 
 
+def _counts(y: Tensor, interior: Interior) -> Tensor:
+    """The number of positive values of each channel of `y` >= 0 in the interior, shape (n, channels)."""
+    counts = y.new_empty(y.shape[:2])
+    inside = y[:, :, interior.top : interior.bottom, interior.left : interior.right]
+    for part, mask in _parts(inside, _rows_per_chunk(inside[0]), True):
+        torch.sum(mask, dim=(2, 3), out=counts[part])
+    return counts
+
+
+def _of_axis(value: int | tuple[int, ...], axis: int) -> int:
+    return value if isinstance(value, int) else value[axis]
+
+
 def _masked_sums(y: Tensor, rows: Tensor) -> Tensor:
     """``(y > 0) @ rows`` of `y` >= 0, shape (n,)."""
     size = _rows_per_chunk(y[0])
@@ -206,14 +279,10 @@ class _PooledNorms(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         rows, slopes, index = ctx.saved_tensors
         total = torch.zeros_like(rows)
-        size = min(len(index), _rows_per_chunk(index[0]))
-        places = index.new_empty(len(rows), size, index.shape[2])
-        values = rows.new_empty(places.shape)
-        for part, weight in _parts(slopes, size, ctx.masked):  # channel by channel, so that one sum runs over all examples
-            here = slice(len(weight))
-            places[:, here].copy_(index[part].transpose(0, 1))
-            torch.mul(weight.transpose(0, 1), gradient[part].view(1, -1, 1), out=values[:, here])
-            total.scatter_add_(1, places[:, here].flatten(1), values[:, here].flatten(1))
+        won = rows.new_empty(min(len(index), _rows_per_chunk(rows)), *rows.shape)
+        for part, weight in _parts(slopes, len(won), ctx.masked):
+            here = won[: len(weight)].zero_().scatter_add_(2, index[part], weight)
+            total.view(-1).addmv_(here.flatten(1).T, gradient[part])
         in_slopes = None
         if ctx.needs_input_grad[1]:
             in_slopes = rows.expand(len(index), *rows.shape).gather(2, index).mul_(gradient.view(-1, 1, 1))
@@ -222,7 +291,7 @@ class _PooledNorms(torch.autograd.Function):
 
 def _parts(y: Tensor, size: int, masked: bool) -> Iterator[tuple[slice, Tensor]]:
     """Parts of `size` examples, as they are or as their masks; the same memory serves every mask."""
-    buffer = torch.empty_like(y[:size]) if masked else y
+    buffer = y.new_empty(y[:size].shape) if masked else y
     for start in range(0, len(y), size):
         part = slice(start, start + size)
         yield part, torch.sign(y[part], out=buffer[: len(y[part])]) if masked else y[part]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from advbench.defenses.kernels.jacobian import (
+    Interior,
     convolution_rows,
     dense_masked_norms,
     dense_rows,
@@ -158,12 +159,14 @@ def _closed(layer: Layer, h: Tensor, softmax: bool) -> tuple[Tensor, Tensor]:
     scale: Tensor | None = None  # what batch normalisation multiplies each channel with
     outputs: list[tuple[nn.Module, Tensor]] = []  # nonlinearities and what they put out, at the winners behind pooling
     index: Tensor | None = None  # the winners' positions in the affine map's output
+    interior = Interior.of(affine, *size[-2:]) if isinstance(affine, nn.Conv2d) else None
     for module in rest:
         before = z
         if isinstance(module, nn.MaxPool2d):
             z, winners = _pool(module, before)
             outputs = [(kind, z if out is before else _at(out, winners)) for kind, out in outputs]
             index = winners if index is None else _at(index, winners)
+            interior = None if interior is None else interior.pooled(module)
             continue
         if isinstance(module, _NORMS):
             factor = _normalisation(module, before)
@@ -178,16 +181,18 @@ def _closed(layer: Layer, h: Tensor, softmax: bool) -> tuple[Tensor, Tensor]:
     rows = dense_rows(affine.weight) if isinstance(affine, nn.Linear) else convolution_rows(affine, *size[-2:])
     if scale is not None:
         rows = rows * scale.square().view(-1, *[1] * (rows.ndim - 1))
-    return z, _norms(rows, outputs, index, len(z))
+    return z, _norms(rows, outputs, index, interior, len(z))
 
 
-def _norms(rows: Tensor, outputs: list[tuple[nn.Module, Tensor]], index: Tensor | None, n: int) -> Tensor:
+def _norms(
+    rows: Tensor, outputs: list[tuple[nn.Module, Tensor]], index: Tensor | None, interior: Interior | None, n: int
+) -> Tensor:
     """Squared norms, shape (n,), from the affine map's rows, the nonlinearities' outputs and the winners."""
     if not outputs and index is None:
         return rows.sum().expand(n)
     units = rows.shape if index is None else index.shape[1:]
     if len(outputs) == 1 and _is(outputs[0][0], nn.ReLU):
-        return masked_norms(rows, outputs[0][1].reshape(n, *units), index)
+        return masked_norms(rows, outputs[0][1].reshape(n, *units), index, interior)
     slopes = rows.new_ones(n, *units)
     for module, h in outputs:
         slopes = slopes * _squared_slopes(module, h).reshape(n, *units)
