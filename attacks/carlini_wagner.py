@@ -13,6 +13,7 @@ from advbench.attacks.access import Access, WhiteBox
 from advbench.attacks.attack import check_norm, check_positive
 from advbench.attacks.iterates import BestSoFar
 from advbench.attacks.losses import margin
+from advbench.attacks.progress import tell
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, ThreatModel
 
@@ -86,6 +87,7 @@ class CarliniWagner:
             broken = run.goal.achieved(evaluation.logits)
             success = broken & (lead >= self.confidence)
             best.update(x_adv, success, torch.where(success, -distance, lead), run.rows)
+            tell(run.access.rows, success)
             found[run.live] |= success
             pull = run.constant.where(lead < self.confidence, 0)
             run.adam(2 * delta - balls.per_example(pull, delta) * evaluation.gradient, self.learning_rate, step)

@@ -116,6 +116,9 @@ def run(
     jobs: Annotated[int | None, typer.Option(help="Tasks side by side. [default: one per core, or per GPU]")] = None,
     backend: Annotated[str | None, typer.Option(help="Processes (loky) or threads (threading). [default: loky]")] = None,
     out: Annotated[Path | None, typer.Option(help="Where the results go. [default: advbench-out]")] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Attack compiled models; scores always take the model as it is.")
+    ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do everything again, whatever is there.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and run nothing.")] = False,
 ) -> None:
@@ -126,12 +129,12 @@ def run(
 
     Exit codes: 0 all cells scored, 1 some cell failed (the table says which), 2 bad input, 130 interrupted.
     """
-    settings = {name: value for name, value in locals().items() if name not in ("config", "dry_run", "fresh")}
+    settings = {name: value for name, value in locals().items() if name not in ("config", "compile", "dry_run", "fresh")}
     try:
         from advbench.config import make_config
         from advbench.plan import make_plan
 
-        plan = make_plan(make_config(config, fresh=fresh or None, **settings), measure=not dry_run)
+        plan = make_plan(make_config(config, compile=compile or None, fresh=fresh or None, **settings), measure=not dry_run)
     except (ValueError, OSError) as error:
         _refuse(error)
     if dry_run:

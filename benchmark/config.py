@@ -70,7 +70,8 @@ class Config(BaseModel):
     and again as many that score it. substitute, substitute_rounds, substitute_step, substitute_seeds: the black-box
     attacker's architectures, rounds of Jacobian-based augmentation, its step lambda, and how many held-out images it
     starts from. calibration_examples: held-out images that a model is attacked on to calibrate an attack. batch: images
-    per compute batch, measured where absent.
+    per compute batch, measured where absent. compile: whether deterministic models are compiled to be attacked; scores
+    always take the model as it is.
     """
 
     model_config = ConfigDict(
@@ -87,6 +88,7 @@ class Config(BaseModel):
     norm: Literal["linf", "l2", "l1", "none"] = "linf"
     epsilon: Annotated[tuple[float, ...] | None, BeforeValidator(_numbers)] = None
     clip: bool = True
+    compile: bool = False
     seed: Annotated[tuple[int, ...], BeforeValidator(_numbers)] = (0,)
     n_examples: int | None = Field(default=None, ge=1)
     train_examples: int | None = Field(default=None, ge=1)

@@ -7,7 +7,7 @@ fresh forward pass says (DESIGN invariants 1 and 2).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -215,10 +215,9 @@ def _verified(x_adv: Tensor, part: Split, threat: ThreatModel) -> Tensor:
 
 
 def _warm_up(surrogate: Surrogate, split: Split, *, seed: int, batch: int, device: torch.device) -> None:
-    """One gradient on a few images, uncounted, so that first-call costs are not timed (DESIGN, invariant 11)."""
+    """One gradient and one look at a few images, uncounted: first-call costs are not timed (DESIGN, invariant 11)."""
     few = split.select(slice(min(batch, 8))).to(device)
     with WhiteBox(surrogate.model, ExampleRNG.make(seed, "warm-up", few.index), stochastic=surrogate.stochastic) as access:
-        try:
+        with suppress(RuntimeError):  # a model without a gradient can still be attacked with scores or labels
             access.loss_gradient(few.x, Untargeted(few.y), cross_entropy)
-        except RuntimeError:
-            access.logits(few.x)  # a model without a gradient can still be attacked with scores or labels
+        access.logits(few.x)

@@ -22,6 +22,7 @@ from advbench.attacks.progress import expected_forwards
 from advbench.batch import compute_batch
 from advbench.calibration import threat_of
 from advbench.clocks import device_name, resolve_devices
+from advbench.compiling import check_compiler
 from advbench.config import Config
 from advbench.defenses.defended import Defended
 from advbench.models import architecture_of, build_defended
@@ -146,6 +147,8 @@ class _Planner:
         self.measure = measure
         self.devices = resolve_devices(config.device)
         self.device = self.devices[0]
+        if config.compile:
+            check_compiler(self.device)
         self.data = registry.load_dataset(config.dataset, config.data_dir)
         self.radii: tuple[float | None, ...] = config.epsilon or self._usual_radius()
         self.split = scored_split(self.data, config.n_examples)
@@ -292,6 +295,7 @@ class _Planner:
     ) -> str:
         spec, component, content = attack
         place = {"source": source, "surrogate": surrogate, "draws": draws, **self._where(batch, seed)}
+        place["compile"] = self.config.compile
         radius = None if component.minimal_norm else epsilon
         runs = with_stop(component, "never") if transfer else component
         calibration = self._calibrate("attacks", spec, runs, radius, label, place)

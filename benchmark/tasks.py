@@ -24,6 +24,7 @@ from advbench.attacks.progress import expected_forwards
 from advbench.attacks.transfer import for_transfer
 from advbench.calibration import calibrate, threat_of
 from advbench.clocks import Measured, device_name, environment, single_thread, stopwatch
+from advbench.compiling import compiled
 from advbench.defenses.defended import Defended, Surrogate
 from advbench.evaluation import Counts, Craft, count, craft, score
 from advbench.models import architecture_of, fit_defended, load_defended
@@ -294,6 +295,11 @@ def _gallery(examples: Examples, split: Split, x_adv: Tensor, prediction: Tensor
 
 def _source(content: Mapping[str, Any], context: Context, device: torch.device) -> Surrogate:
     """What a craft differentiates: a surrogate of a defended model, or a black-box substitute."""
+    found = _plain_source(content, context, device)
+    return compiled(found) if content["compile"] else found
+
+
+def _plain_source(content: Mapping[str, Any], context: Context, device: torch.device) -> Surrogate:
     source = context.contents[content["source"]]
     if source["task"] == "train":
         return _defended(content["source"], context, device).surrogates[content["surrogate"]]
