@@ -117,7 +117,8 @@ def tangent_basis(around: Tensor, dimension: int) -> Tensor:
     values, vectors = values[:, -dimension:].flip(1), vectors[:, :, -dimension:].flip(2)
     spans = values > 1e-10 * values[:, :1]
     lengths = values.where(spans, torch.inf).sqrt().unsqueeze(2)
-    return (vectors.mT @ centred / lengths).to(around.dtype)
+    basis: Tensor = vectors.mT @ centred / lengths
+    return basis.to(around.dtype)
 
 
 def on_plane(vectors: Tensor, basis: Tensor) -> Tensor:
