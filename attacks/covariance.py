@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -48,7 +48,7 @@ class Covariance:
         root = self._root().to(x.device)
         height, width, channels, _ = root.shape
         spectrum = torch.fft.fft2(rng.normal((channels, height, width), torch.float64))
-        field = torch.fft.ifft2(torch.einsum("hwab,nbhw->nahw", root, spectrum)).real
+        field: Tensor = torch.fft.ifft2(torch.einsum("hwab,nbhw->nahw", root, spectrum)).real
         return field[..., : self.shape[1], : self.shape[2]].to(x.dtype)
 
     def _root(self) -> Tensor:
@@ -100,9 +100,9 @@ def covariance_matrix(x: Tensor) -> Tensor:
     Raises ValueError for images of more than 4096 values.
     """
     _check_size(x[0:1].numel())
-    mean = x.double().mean(dim=0)
+    mean = x.mean(dim=0, dtype=torch.float64)
     moments = torch.zeros(mean.numel(), mean.numel(), dtype=torch.float64)
-    for part in x.split(_ROWS):
+    for part in _parts(x):
         rows = (part.double() - mean).flatten(1)
         moments += rows.T @ rows
     return moments / len(x)
@@ -115,13 +115,14 @@ def covariance_function(x: Tensor) -> Tensor:
     channel a there times channel b at p, both about their mean image. Worked by zero-padded Fourier transforms.
     """
     c, h, w = x.shape[1:]
-    mean = x.double().mean(dim=0)
+    mean = x.mean(dim=0, dtype=torch.float64)
     total = torch.zeros(c, c, 2 * h - 1, 2 * w - 1, dtype=torch.float64)
-    for part in x.split(_ROWS):
+    for part in _parts(x):
         spectrum = torch.fft.fft2(part.double() - mean, s=(2 * h - 1, 2 * w - 1))
         total += torch.fft.ifft2(torch.einsum("nahw,nbhw->abhw", spectrum, spectrum.conj())).real
     pairs = (h - _offsets(h).abs()).unsqueeze(1) * (w - _offsets(w).abs())
-    return torch.fft.fftshift(total, dim=(2, 3)) / (len(x) * pairs)
+    function: Tensor = torch.fft.fftshift(total, dim=(2, 3)) / (len(x) * pairs)
+    return function
 
 
 def stationary_matrix(function: Tensor) -> Tensor:
@@ -156,7 +157,8 @@ def _embedded(function: Tensor) -> Tensor | None:
     values, vectors = torch.linalg.eigh((spectrum + spectrum.mH) / 2)
     if values.min() < -_NEGLIGIBLE * values.max():
         return None
-    return (vectors * values.clamp(min=0).sqrt().unsqueeze(-2)) @ vectors.mH
+    root: Tensor = (vectors * values.clamp(min=0).sqrt().unsqueeze(-2)) @ vectors.mH
+    return root
 
 
 def _factored(matrix: Tensor, shape: tuple[int, int, int]) -> Covariance:
@@ -166,6 +168,11 @@ def _factored(matrix: Tensor, shape: tuple[int, int, int]) -> Covariance:
     factor = vectors[:, kept] * values[kept].sqrt()
     factor = factor / factor.square().sum(dim=1).mean().sqrt()
     return Covariance(shape=shape, factor=factor, clipped=float(-values.clamp(max=0).sum() / values.abs().sum()))
+
+
+def _parts(x: Tensor) -> Iterator[Tensor]:
+    """The images, some at a time."""
+    return (x[start : start + _ROWS] for start in range(0, len(x), _ROWS))
 
 
 def _offsets(size: int) -> Tensor:
