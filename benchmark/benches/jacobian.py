@@ -127,7 +127,7 @@ def _against_jacrev(case: Case, device: torch.device) -> Iterator[Row]:
         jacobians: Tensor = torch.func.vmap(jacobian)(case.inputs[:batch])
         return torch.autograd.grad(jacobians.flatten(1).square().sum(dim=1).mean(), case.leaves[0])
 
-    seconds = fastest({"closed": _call(case, backward), "dense": dense}, device, rounds=5, seconds=5)
+    seconds = fastest({"closed": _call(case, backward), "dense": dense}, device, rounds=5, seconds=2)
     yield Row(
         case=case.name,
         measure=PASSES[backward],
@@ -261,7 +261,7 @@ def _training(name: str, device: torch.device) -> Iterator[Row]:
 
     trainings = {key: fit(defense) for key, defense in (BASELINE | PRETRAININGS).items()}
     for measure, calls in (("training step", steps), ("training", trainings)):
-        seconds = fastest(calls, device, rounds=200, seconds=15)
+        seconds = fastest(calls, device, rounds=200, seconds=8)
         for key in list(calls)[1:]:
             yield Row(
                 case=f"{name}, {key}",

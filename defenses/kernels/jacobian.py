@@ -110,21 +110,17 @@ def masked_norms(rows: Tensor, y: Tensor, index: Tensor | None = None, interior:
 
     rows: squared norms of the affine map's rows, shape (*units). y: what the ReLU puts out, >= 0, shape (n, *units).
     index: of max pooling behind the layer, shape (n, channels, height, width), int64 positions in a channel's map; `y` is
-    then pooled and `rows` is not. interior: of a convolution; there it is enough to count the active units of each channel.
-    Differentiable in `rows`; the mask is locally constant.
+    then pooled and `rows` is not. interior: of a convolution with pooling behind it; there it is enough to count the active
+    units of each channel. Differentiable in `rows`; the mask is locally constant.
     """
     y = y.detach()
-    if interior is not None:
-        inside = _counts(y, interior) @ rows[:, interior.row, interior.column]
-        y, index = interior.border(y), None if index is None else interior.border(index)
-        if not y.numel():
-            return inside
-        if index is not None:
-            return inside + _PooledNorms.apply(rows.flatten(1), y, index, True)  # type: ignore[no-any-return]
-        return inside + _MaskedNorms.apply(interior.border(rows).flatten(), y.flatten(1))  # type: ignore[no-any-return]
     if index is None:
         return _MaskedNorms.apply(rows.flatten(), y.flatten(1))  # type: ignore[no-any-return]
-    return _PooledNorms.apply(rows.flatten(1), y.flatten(2), index.flatten(2), True)  # type: ignore[no-any-return]
+    if interior is None:
+        return _pooled_norms(rows, y.sign().transpose(0, 1).flatten(2), index.transpose(0, 1).flatten(2))
+    norms = _counts(y, interior) @ rows[:, interior.row, interior.column]
+    border, places = (interior.border(maps.transpose(0, 1)) for maps in (y, index))
+    return norms + _pooled_norms(rows, border.sign_(), places) if border.numel() else norms
 
 
 def weighted_norms(rows: Tensor, squared_slopes: Tensor, index: Tensor | None = None) -> Tensor:
@@ -134,7 +130,7 @@ def weighted_norms(rows: Tensor, squared_slopes: Tensor, index: Tensor | None = 
     """
     if index is None:
         return squared_slopes.flatten(1) @ rows.flatten()
-    return _PooledNorms.apply(rows.flatten(1), squared_slopes.flatten(2), index.flatten(2), False)  # type: ignore[no-any-return]
+    return _pooled_norms(rows, squared_slopes.transpose(0, 1).flatten(2), index.transpose(0, 1).flatten(2))
 
 
 def softmax_norms(weight: Tensor, logits: Tensor) -> Tensor:
@@ -222,10 +218,10 @@ class _SoftmaxNorms(torch.autograd.Function):
 
 def _counts(y: Tensor, interior: Interior) -> Tensor:
     """The number of positive values of each channel of `y` >= 0 in the interior, shape (n, channels)."""
-    counts = y.new_empty(y.shape[:2])
-    inside = y[:, :, interior.top : interior.bottom, interior.left : interior.right]
-    for part, mask in _parts(inside, _rows_per_chunk(inside[0]), True):
-        torch.sum(mask, dim=(2, 3), out=counts[part])
+    counts, where = y.new_empty(y.shape[:2]), y.new_zeros(y.shape[2:])
+    where[interior.top : interior.bottom, interior.left : interior.right] = 1
+    for part, mask in _masks(y, _rows_per_chunk(y[0])):
+        torch.mv(mask.view(-1, where.numel()), where.view(-1), out=counts[part].view(-1))
     return counts
 
 
@@ -239,7 +235,7 @@ def _masked_sums(y: Tensor, rows: Tensor) -> Tensor:
     if len(y) <= size:
         return y.sign() @ rows
     norms = rows.new_empty(len(y))
-    for part, mask in _parts(y, size, True):
+    for part, mask in _masks(y, size):
         torch.mv(mask, rows, out=norms[part])
     return norms
 
@@ -250,51 +246,42 @@ def _masked_totals(y: Tensor, gradient: Tensor) -> Tensor:
     if len(y) <= size:
         return gradient @ y.sign()
     total = y.new_zeros(y.shape[1])
-    for part, mask in _parts(y, size, True):
+    for part, mask in _masks(y, size):
         total.addmv_(mask.T, gradient[part])
     return total
 
 
-class _PooledNorms(torch.autograd.Function):
-    """The sum of slopes times the rows of the winning positions: rows (c, map), slopes and index (n, c, pooled map).
+def _pooled_norms(rows: Tensor, slopes: Tensor, index: Tensor) -> Tensor:
+    """Slopes times the rows at the winners, summed, shape (n,); rows (c, h, w), slopes and index (c, n, winners)."""
+    return _PooledNorms.apply(rows.flatten(1), slopes.contiguous(), index.contiguous())  # type: ignore[no-any-return]
 
-    Where `masked`, the slopes are 1 where what is given for them, >= 0, is positive. Parts of the batch pass through buffers
-    that stay in the cache.
-    """
+
+class _PooledNorms(torch.autograd.Function):
+    """See `_pooled_norms`; channels first, because picking and summing cost by the run, and a channel is one run then."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, slopes: Tensor, index: Tensor, masked: bool) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, slopes: Tensor, index: Tensor) -> Tensor:
         ctx.save_for_backward(rows, slopes, index)
-        ctx.masked = masked
-        norms = rows.new_empty(len(index))
-        won = rows.new_empty(min(len(index), _rows_per_chunk(index[0])), *index.shape[1:])
-        for part, weight in _parts(slopes, len(won), masked):
-            here = won[: len(weight)]
-            torch.gather(rows.expand(len(weight), *rows.shape), 2, index[part], out=here)
-            torch.sum(here.mul_(weight), dim=(1, 2), out=norms[part])
-        return norms
+        won = rows.gather(1, index.flatten(1)).view_as(slopes)
+        return won.mul_(slopes).sum(dim=2).sum(dim=0)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         rows, slopes, index = ctx.saved_tensors
-        total = torch.zeros_like(rows)
-        won = rows.new_empty(min(len(index), _rows_per_chunk(rows)), *rows.shape)
-        for part, weight in _parts(slopes, len(won), ctx.masked):
-            here = won[: len(weight)].zero_().scatter_add_(2, index[part], weight)
-            total.view(-1).addmv_(here.flatten(1).T, gradient[part])
-        in_slopes = None
-        if ctx.needs_input_grad[1]:
-            in_slopes = rows.expand(len(index), *rows.shape).gather(2, index).mul_(gradient.view(-1, 1, 1))
-        return total, in_slopes, None, None
+        gradient = gradient.view(1, -1, 1)
+        total = torch.zeros_like(rows).scatter_add_(1, index.flatten(1), (slopes * gradient).flatten(1))
+        if not ctx.needs_input_grad[1]:
+            return total, None, None
+        return total, rows.gather(1, index.flatten(1)).view_as(slopes).mul_(gradient), None
 
 
-def _parts(y: Tensor, size: int, masked: bool) -> Iterator[tuple[slice, Tensor]]:
-    """Parts of `size` examples, as they are or as their masks; the same memory serves every mask."""
-    buffer = y.new_empty(y[:size].shape) if masked else y
+def _masks(y: Tensor, size: int) -> Iterator[tuple[slice, Tensor]]:
+    """Parts of `size` examples of `y` >= 0 with 1 where it is positive; the same memory serves every part."""
+    buffer = y.new_empty(y[:size].shape)
     for start in range(0, len(y), size):
         part = slice(start, start + size)
-        yield part, torch.sign(y[part], out=buffer[: len(y[part])]) if masked else y[part]
+        yield part, torch.sign(y[part], out=buffer[: len(y[part])])
 
 
 def _rows_per_chunk(example: Tensor) -> int:
