@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from advbench.defenses.kernels.jacobian import (
+    Interior,
     convolution_rows,
     dense_rows,
     masked_norms,
@@ -332,3 +333,25 @@ class TestCutting:
             layers_of(nn.Sequential(nn.Flatten()))
         with pytest.raises(ValueError, match="Expected `output` softmax or logits, got 'probabilities'"):
             layer_jacobians(nn.Linear(2, 2), torch.zeros(1, 2), output="probabilities")
+
+
+@pytest.mark.parametrize(("padding", "window", "stride"), [(0, 2, 2), (2, 3, 2), (2, 2, 1), (4, 2, 2)])
+def test_the_interior_is_where_the_rows_are_alike(padding, window, stride):
+    """Every window that sees one value of the rows alone lies inside, and counting there changes nothing."""
+    conv, pool = randomised(nn.Conv2d(1, 2, 5, padding=padding)), nn.MaxPool2d(window, stride=stride)
+    rows = convolution_rows(conv, 9, 10).detach()
+    highest, lowest = pool(rows.unsqueeze(0))[0], -pool(-rows.unsqueeze(0))[0]
+    alike = ((highest - lowest).abs() < 1e-9) & (
+        (highest - conv.weight.square().sum(dim=(1, 2, 3)).view(-1, 1, 1)).abs() < 1e-9
+    )
+    inside = Interior.of(conv, 9, 10).pooled(pool)
+    expected = torch.zeros_like(alike[0])
+    expected[inside.top : inside.bottom, inside.left : inside.right] = True
+    assert torch.equal(alike.all(dim=0), expected)
+    y, index = nn.functional.max_pool2d(conv(images(5, 1, 9, 10)).relu().detach(), window, stride, return_indices=True)
+    torch.testing.assert_close(masked_norms(rows, y, index, inside), masked_norms(rows, y, index), rtol=1e-12, atol=1e-12)
+
+
+def test_a_small_image_has_no_interior():
+    assert Interior.of(nn.Conv2d(1, 2, 5, padding=2), 4, 9) is None
+    assert Interior.of(nn.Conv2d(1, 2, 5, padding=2), 6, 9).pooled(nn.MaxPool2d(3)) is None
