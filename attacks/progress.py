@@ -6,7 +6,7 @@ runs. The listener belongs to the thread and the context that attacks.
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -53,8 +53,8 @@ def part(name: str) -> Iterator[None]:
 def expected_forwards(attack: Any, threat: ThreatModel) -> float:
     """Roughly how many forwards an attack takes for an example that withstands it, by the names of its arguments.
 
-    The product of those that count repetitions (steps, queries, points, restarts, targets, search_steps), summed over the
-    parts of an ensemble; good for the time that is left and for running the longest attack first, not for accounts.
+    The steps times what repeats them (restarts, targets, search_steps), and the queries and points, summed over the parts of
+    an ensemble; good for the time that is left and for running the longest attack first, not for accounts.
     """
     inner = getattr(attack, "attack", None)
     if inner is not None:
@@ -64,8 +64,11 @@ def expected_forwards(attack: Any, threat: ThreatModel) -> float:
         parts = parts(threat)
     if parts:
         return sum(expected_forwards(one, threat) for one in parts)
-    names = {field.name for field in dataclasses.fields(attack)} if dataclasses.is_dataclass(attack) else set()
-    found = 1.0
-    for name in names & {"steps", "queries", "points", "restarts", "targets", "search_steps"}:
-        found *= max(1, getattr(attack, name) or 1)
-    return 1 + found
+    times = math.prod(max(1.0, _number(attack, name)) for name in ("restarts", "targets", "search_steps"))
+    return 1 + max(1.0, times * _number(attack, "steps") + _number(attack, "queries") + _number(attack, "points"))
+
+
+def _number(attack: Any, name: str) -> float:
+    """An argument that is a number, else 0: other people's attacks may mean something else by the name."""
+    value = getattr(attack, name, 0)
+    return float(value) if isinstance(value, int | float) else 0.0

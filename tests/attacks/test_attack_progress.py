@@ -106,5 +106,14 @@ def test_the_forwards_of_an_example_that_withstands_are_expected_within_a_factor
     assert not broken.all()
     spent = float(access.ledger.forwards.max())
     assert spent / 4 < expected_forwards(attack, threat) < 4 * spent
-    stretched = for_transfer(named("ddn(steps=30)"))
-    assert expected_forwards(stretched, threat) == 31
+
+
+def test_forwards_are_expected_of_any_attack():
+    threat = ThreatModel("l2", 1.0)
+    assert expected_forwards(for_transfer(named("ddn(steps=30)")), threat) == 31
+
+    class Foreign:
+        steps = "many"
+        targets = (1, 2)
+
+    assert expected_forwards(Foreign(), threat) == 2
