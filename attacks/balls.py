@@ -17,6 +17,9 @@ _ORDERS = {"linf": float("inf"), "l2": 2.0, "l1": 1.0, "l0": 0.0}
 _HALVINGS = 200
 """More than the halvings of a bracket until it holds no other number."""
 
+_NEWTON_STEPS = 12
+"""Newton's steps of the l1 projection before every other one is a halving."""
+
 _SAFE = 1e-15
 """Between this length and its inverse the squares of a gradient that matter neither vanish nor overflow in float32."""
 
@@ -257,21 +260,23 @@ def _project_l1(x_adv: Tensor, x: Tensor, threat: ThreatModel, radius: Tensor) -
 
     The sum is piecewise linear in the shift, so Newton's steps, kept between the shifts that are known to be too small and
     too large (halved where they leave that bracket), end on the exact piece: after 5 to 12 passes in a fifth of the time
-    that sorting the kinks takes.
+    that sorting the kinks takes. The sum is not convex: where Newton's steps still bounce to and fro after that, every other
+    one is a halving.
     """
     delta = x_adv - x
     size, room = delta.abs().flatten(1), headroom(delta, x, threat).flatten(1)
     shift = low = torch.zeros_like(radius)
     high = size.amax(dim=1)
     enough = 4 * torch.finfo(size.dtype).eps * radius
-    for _ in range(_HALVINGS):
+    for step in range(_HALVINGS):
         lengths = (size - shift.unsqueeze(1)).clamp_(min=0).minimum(room)
         surplus = lengths.sum(dim=1) - radius
         low, high = shift.where(surplus >= 0, low), shift.where(surplus <= 0, high)
         moving = (room - lengths).sign_().mul_(lengths.sign()).sum(dim=1)
         newton = shift + surplus / moving
-        ahead = newton.where((newton >= low) & (newton <= high), (low + high) / 2)
-        done = (surplus.abs() <= enough) | (ahead == shift)
+        inside = (newton > low) & (newton < high) & (step < _NEWTON_STEPS or step % 2 == 0)
+        ahead = newton.where(inside, (low + high) / 2)
+        done = (surplus.abs() <= enough) | (newton == shift) | (ahead == shift)
         if done.all():
             break
         shift = shift.where(done, ahead)

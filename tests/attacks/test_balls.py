@@ -370,3 +370,14 @@ def test_violations_find_box_and_numbers():
     assert balls.violations(x_adv, x, ThreatModel("linf", 0.2)).tolist() == [True] * 5 + [False]
     with pytest.raises(ValueError, match="shape"):
         balls.violations(x_adv[:2], x, wide)
+
+
+def test_the_l1_projection_ends_where_newtons_steps_bounce():
+    """The sum of the lengths falls, is nearly flat, and falls again; a hundredth more or less of the radius as well."""
+    x = torch.tensor([0.6, 0.4, 0.6, 0.5]).view(1, 1, 2, 2)
+    delta = torch.tensor([0.2, 1.7, 1.7, 0.5]).view_as(x)
+    for epsilon in (1.5, 1.49, 1.51):
+        threat = ThreatModel("l1", epsilon)
+        projected = balls.project(x + delta, x, threat)
+        torch.testing.assert_close(balls.distance(projected - x, "l1"), torch.tensor([epsilon]), rtol=1e-6, atol=0)
+        assert not balls.violations(projected, x, threat).any()
