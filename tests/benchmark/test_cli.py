@@ -53,7 +53,7 @@ except ValueError:
 def test_help_imports_nothing_heavy(tmp_path):
     result = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, cwd=tmp_path)
     assert result.stdout.rstrip().endswith("heavy: []")
-    for flag in ("--matrix", "--epsilon", "--dry-run", "--fresh", "--data-dir"):
+    for flag in ("--matrix", "--epsilon", "--dry-run", "--fresh", "--data-dir", "--no-clip", "--compile"):
         assert flag in result.stdout
 
 
@@ -67,7 +67,7 @@ def test_version(tmp_path):
     ("arguments", "message"),
     [
         (("run", "--attack", "pdg"), "did you mean pgd"),
-        (("run", "--norm", "l3"), "'linf', 'l2' or 'l1'"),
+        (("run", "--norm", "l3"), "'linf', 'l2', 'l1' or 'none'"),
         (("run", "--epsilon", "-1"), "Expected `epsilon` > 0"),
         (("run", "--n-examples", "few"), "valid integer"),
         (("run", "--matrx", "all"), "No such option"),
