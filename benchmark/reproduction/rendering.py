@@ -73,6 +73,17 @@ def comparison_table(comparison: Comparison) -> Table:
     return Table(comparison.caption, tuple(columns), rows)
 
 
+def long_table(comparison: Comparison) -> Table:
+    """The same numbers with a line for each, for narrow places."""
+    columns = (Column("", heading=True), Column("figure"), Column("paper", numeric=True), Column("ours", numeric=True))
+    rows = tuple(
+        (Entry(label if first else ""), Entry(f"{name} ({unit})" if unit else name), _paper(pair), _ours(pair))
+        for label, pairs in comparison.rows
+        for first, (name, unit), pair in zip((True, *(False for _ in pairs[1:])), comparison.columns, pairs, strict=True)
+    )
+    return Table(comparison.caption, columns, rows)
+
+
 def claim_table(claims: Sequence[Claim]) -> Table:
     """What the paper claims, and whether it holds here."""
     columns = (

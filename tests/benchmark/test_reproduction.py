@@ -164,3 +164,24 @@ def test_a_study_that_cannot_be_compared_says_so_and_keeps_the_rest(tmp_path, mo
 def test_numbers_show_three_digits():
     texts = [rendering.number_text(value) for value in (0.0, 0.0871, 1.234, 12.34, 99.96, -0.5, math.nan, math.inf)]
     assert texts == ["0.0", "0.087", "1.23", "12.3", "100.0", "-0.500", "–", "∞"]
+
+
+def test_a_table_too_wide_for_the_console_has_a_line_per_number():
+    import io
+
+    from rich.console import Console
+
+    from advbench.reproduction.terminal import print_reproduction
+
+    columns = tuple((f"a long heading, number {i}", "%") for i in range(8))
+    pairs = tuple(Pair(float(i), Ours((i + 0.5, i + 1.5))) for i in range(8))
+    comparison = Comparison("Wide", columns, (("net", pairs),))
+    outcome = engine.Outcome(_study(), (comparison,), "", {}, 0.0)
+    result = engine.Reproduction("smoke", (0, 1), (outcome,), (), False)
+    for width, lines in ((80, 8), (400, 1)):
+        console = Console(file=io.StringIO(), width=width)
+        print_reproduction(result, console)
+        text = console.file.getvalue()
+        assert all(len(line) <= width for line in text.splitlines())
+        assert sum("–" in line for line in text.splitlines()) == lines  # each number has its range
+        assert "7.50–8.50" in text
