@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -172,7 +172,6 @@ def _fact(record: Record, name: str) -> Any:
 def _accuracy(model: torch.nn.Module, split: Split) -> float:
     n = min(_TRAIN_IMAGES, len(split))
     with torch.inference_mode():
-        right: Sequence[torch.Tensor] = [
-            (model(x).argmax(dim=1) == y) for x, y in zip(split.x[:n].split(500), split.y[:n].split(500), strict=True)
-        ]
-    return float(torch.cat(list(right)).float().mean())
+        parts = zip(torch.split(split.x[:n], 500), torch.split(split.y[:n], 500), strict=True)
+        right = torch.cat([model(x).argmax(dim=1) == y for x, y in parts])
+    return float(right.float().mean())

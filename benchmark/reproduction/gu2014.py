@@ -60,10 +60,11 @@ def _attacked(scale: Scale, nets: Sequence[str], defenses: Sequence[str], minimu
 
 def _plain_runs(scale: Scale, nets: Sequence[str], minimum: Sequence[str] = ()) -> dict[str, Settings]:
     """AE400-10 is pre-trained as an autoencoder, the other nets are not."""
-    runs = {}
+    runs: dict[str, Settings] = {}
     for net in nets:
         training = "sparse-pretraining" if net == "AE400-10" else _PLAIN
-        runs[net] = _attacked(scale, [net], [training], minimum) | (_CONVNET[scale] if net == "ConvNet" else {})
+        own = _CONVNET[scale] if net == "ConvNet" else {}
+        runs[net] = {**_attacked(scale, [net], [training], minimum), **own}
     return runs
 
 

@@ -202,7 +202,8 @@ class _SoftmaxNorms(torch.autograd.Function):
         distances = gram.diagonal() - 2 * towards + torch.linalg.vecdot(p, towards).unsqueeze(1)
         squares = p * p
         ctx.save_for_backward(weight, gram, p, towards, distances, squares)
-        return (squares * distances).sum(dim=1).clamp_min_(0)
+        norms: Tensor = (squares * distances).sum(dim=1).clamp_min_(0)
+        return norms
 
     @staticmethod
     @once_differentiable
