@@ -16,7 +16,7 @@ from advbench.attacks import progress
 from advbench.attacks.access import Access
 
 EVERY = 1.0
-"""Seconds between two reports of a craft."""
+"""Seconds between two reports of a craft, at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,12 @@ class Standing:
 class Reporter:
     """Follows a craft block by block, and says where it stands.
 
-    say: called with the standing, at most every `EVERY` seconds. forwards: what the attack takes for an example that
+    say: called with the standing, at most once in `every` seconds. forwards: what the attack takes for an example that
     withstands it, roughly (`attacks.progress.expected_forwards`, times the draws of a stochastic model).
     """
 
-    def __init__(self, say: Callable[[Standing], None], label: str, images: int, forwards: float) -> None:
-        self.say, self.label, self.images, self.forwards = say, label, images, forwards
+    def __init__(self, say: Callable[[Standing], None], label: str, images: int, forwards: float, every: float) -> None:
+        self.say, self.label, self.images, self.forwards, self.every = say, label, images, forwards, every
         self.started = self.told = time.monotonic()
         self.done = self.broken = 0
 
@@ -65,7 +65,7 @@ class Reporter:
         def listen(part: str, rows: Tensor, achieved: Tensor) -> None:
             broken[rows] |= achieved
             now = time.monotonic()
-            if now - self.told >= EVERY:
+            if now - self.told >= self.every:
                 self.told = now
                 self.say(self._standing(part, access, broken, now))
 

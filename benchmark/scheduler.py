@@ -126,7 +126,8 @@ def slots(plan: Plan) -> int:
 
 def _context(plan: Plan, folder: Path | None) -> Context:
     models = {key: task.content for key, task in plan.tasks.items() if task.kind in ("train", "substitute")}
-    return Context(plan.config.out, plan.config.dataset, plan.config.data_dir, models, slots(plan) - 1, folder)
+    config = plan.config
+    return Context(config.out, config.dataset, config.data_dir, models, slots(plan) - 1, folder, progress.EVERY)
 
 
 def _waves(tasks: Sequence[Task]) -> list[list[Task]]:

@@ -29,7 +29,7 @@ from advbench.defenses.defended import Defended, Surrogate
 from advbench.evaluation import Counts, Craft, count, craft, score
 from advbench.models import architecture_of, fit_defended, load_defended
 from advbench.plan import Task, artefact, scored_split
-from advbench.progress import Reporter
+from advbench.progress import EVERY, Reporter
 from advbench.results.record import Examples, Gallery, Record
 from advbench.results.store import Store
 from advbench.substitutes import fit_substitute
@@ -42,7 +42,8 @@ class Context:
     """What all tasks of a run share.
 
     out: the output folder. dataset, data_dir: what to load. contents: of all model tasks, by key. tasks_beside: how many
-    other tasks may run on the machine at the same time. progress: where crafts say how they stand, nowhere where None.
+    other tasks may run on the machine at the same time. progress: where crafts say how they stand, nowhere where None;
+    every: at most once in so many seconds.
     """
 
     out: Path
@@ -51,6 +52,7 @@ class Context:
     contents: Mapping[str, Mapping[str, Any]]
     tasks_beside: int
     progress: Path | None = None
+    every: float = EVERY
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +167,8 @@ def _followed(task: Task, context: Context, forwards: float) -> Iterator[Callabl
         yield nullcontext
         return
     folder = context.progress
-    reporter = Reporter(lambda standing: progress.write(folder, task.key, standing), task.label, task.content["n"], forwards)
+    images, every = task.content["n"], context.every
+    reporter = Reporter(lambda standing: progress.write(folder, task.key, standing), task.label, images, forwards, every)
     try:
         yield reporter.block
     finally:

@@ -35,7 +35,7 @@ def test_a_reporter_counts_over_blocks_and_keeps_quiet_in_between(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     said = []
-    reporter = Reporter(said.append, "pgd on none", images=8, forwards=10.0)
+    reporter = Reporter(said.append, "pgd on none", images=8, forwards=10.0, every=1.0)
 
     def access():
         return WhiteBox(torch.nn.Identity(), ExampleRNG.make(0, "attack", torch.arange(4)))
@@ -72,7 +72,8 @@ def test_files_come_back_and_damaged_ones_do_not_matter(tmp_path):
 
 
 @pytest.mark.parametrize(("jobs", "backend"), [(1, "loky"), (2, "loky")])
-def test_a_long_craft_is_heard_of_from_any_worker(settings, jobs, backend):
+def test_a_long_craft_is_heard_of_from_any_worker(settings, monkeypatch, jobs, backend):
+    monkeypatch.setattr(progress, "EVERY", 0.01)
     long = {"matrix": "white-box", "defense": "none", "attack": "pgd(steps=1500, stop='never')"}
     seen = []
 
@@ -88,9 +89,10 @@ def test_a_long_craft_is_heard_of_from_any_worker(settings, jobs, backend):
     assert seen
     for _, one in seen:
         assert one.images == 24
-        assert 0 <= one.robust < 24
+        assert 0 <= one.robust <= 24
         assert 0 < one.share < 1
-        assert 0 < one.seconds_left < 600
+        assert one.seconds_left > 0
+    assert min(one.robust for _, one in seen) < 24
 
 
 def test_nobody_writes_where_nobody_watches(settings, monkeypatch):
