@@ -23,7 +23,7 @@ EXACT = [
     (FMN(), "l2", 1.001),
     (FMN(), "linf", 1.001),
     (FMN(), "l1", 1.001),
-    (CarliniWagner(steps=200), "l2", 1.01),
+    (CarliniWagner(steps=200, learning_rate=0.01), "l2", 1.01),
     (HopSkipJump(queries=2500), "l2", 1.03),
     (HopSkipJump(queries=2500), "linf", 1.06),
 ]

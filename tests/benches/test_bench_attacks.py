@@ -269,7 +269,8 @@ def weaker(contest: Contest, outcomes: dict[str, Outcome]) -> bool:
     best = min(outcome.strength for outcome in outcomes.values())
     if contest.epsilon is not None:
         return mine.strength > best + 2 / IMAGES
-    return mine.broken < 1 or mine.strength > 1.02 * best
+    most = max(outcome.broken for outcome in outcomes.values())
+    return mine.broken < most - 2 / IMAGES or mine.strength > 1.02 * best
 
 
 def compare() -> tuple[list[list[str]], list[list[str]], list[str]]:
