@@ -38,8 +38,8 @@ _TRAINED: Mapping[Scale, tuple[str, ...]] = {
 _PLAIN = "weight-decay"
 _CONDITIONS = {
     "plain": _PLAIN,
-    "GN,L1,sigma=0.1": 'gaussian-noise(layers="input")',
-    "GN,L*,sigma=0.1": 'gaussian-noise(layers="all")',
+    "GN,L1,sigma=0.1": "gaussian-noise(layers='input')",
+    "GN,L*,sigma=0.1": "gaussian-noise(layers='all')",
     "DCN": "deep-contractive",
     "DCN+GN,L1,sigma=0.1": "deep-contractive(noise=0.1)",
 }
