@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -47,17 +47,23 @@ def worst_case(
     search = Search(access, x, goal, rng, stop)
     if stop == "success":
         look(search, x, margin)
+    for x_adv in _proposals(attacks, search, threat):
+        look(search, balls.project(x_adv, search.x, threat), margin)
+    return search.best.x_adv
+
+
+def _proposals(attacks: Sequence[Attack], search: Search[WhiteBox | ScoreBased], threat: ThreatModel) -> Iterator[Tensor]:
+    """What each attack makes of the examples live when its turn comes, (m, c, h, w), inside the ball and the box."""
     seen: Counter[str] = Counter()
     for attack in attacks:
         if not search:
-            break
+            return
         name = repr(attack)
         seen[name] += 1
         with part(type(attack).__name__):
             x_adv = attack(search.access, search.x, search.goal, threat, search.rng.fork(name, seen[name]))
         _verify(attack, x_adv, search.x, threat)
-        look(search, balls.project(x_adv, search.x, threat), margin)
-    return search.best.x_adv
+        yield x_adv
 
 
 def _verify(attack: Attack, x_adv: Tensor, x: Tensor, threat: ThreatModel) -> None:
@@ -84,15 +90,7 @@ def nearest_case(
     search = Search(access, x, goal, rng, "success")
     if search:
         keep_nearest(search, x, search.access.logits(x), threat)
-    seen: Counter[str] = Counter()
-    for attack in attacks:
-        if not search:
-            break
-        name = repr(attack)
-        seen[name] += 1
-        with part(type(attack).__name__):
-            x_adv = attack(search.access, search.x, search.goal, threat, search.rng.fork(name, seen[name]))
-        _verify(attack, x_adv, search.x, threat)
+    for x_adv in _proposals(attacks, search, threat):
         keep_nearest(search, x_adv, search.access.logits(x_adv), threat)
     return search.best.x_adv
 

@@ -169,7 +169,7 @@ def reproduce(
         str | None, typer.Argument(metavar="[PAPER[.TABLE]]", help="Such as gu2014 or gu2014.table1; all where absent.")
     ] = None,
     scale: Annotated[
-        Scale, typer.Option(help="smoke: digits, seconds; small: MNIST, minutes; full: the papers' budgets, for a GPU.")
+        Scale, typer.Option(help="smoke: digits; small: MNIST, short trainings; full: the papers' budgets, for a GPU.")
     ] = Scale.small,
     seed: Annotated[str, typer.Option(help="Training seeds; a claim takes at least three.")] = "0,1,2",
     data_dir: Annotated[Path | None, typer.Option(help="Where the data sets lie. [default: $ADVBENCH_DATA]")] = None,

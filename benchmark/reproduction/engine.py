@@ -62,7 +62,7 @@ def reproduce(
 ) -> Reproduction:
     """Run a paper's experiments and put its tables beside ours.
 
-    name: PAPER, PAPER.TABLE, or None for all. scale: `smoke` (digits, seconds), `small` (MNIST and a CIFAR subset, minutes)
+    name: PAPER, PAPER.TABLE, or None for all. scale: `smoke` (digits), `small` (MNIST, short trainings)
     or `full` (the papers' budgets, for a GPU). seeds: of the trainings; claims need at least three. watch, announce: called
     with the scheduler's status, and with the name of each run as it starts. settings: `data_dir`, `device`, `jobs`,
     `backend` as for `run`.

@@ -13,10 +13,10 @@ from advbench.defenses.defended import Architecture, Defended
 from advbench.defenses.kernels.layers import layer_jacobians
 from advbench.defenses.kernels.projection import check_output, network_jacobian
 from advbench.defenses.training.gaussian_noise import add_noise, check_sigma, generator_of
-from advbench.defenses.training.trained import Trained, fresh
+from advbench.defenses.training.trained import Trained, fresh, train_fresh
 from advbench.defenses.training.weight_decay import dense_decay
 from advbench.zoo.data import DataSet
-from advbench.zoo.training import Budget, Progress, Step, accuracy, train
+from advbench.zoo.training import Budget, Progress, Step, accuracy
 
 GRID = tuple(10.0 ** (exponent / 2) for exponent in range(-12, 3))
 """The coefficients that the search chooses among: half decades from 1e-6 to 10."""
@@ -114,9 +114,8 @@ class DeepContractive(Trained):
 
         def trained(coefficient: float | tuple[float, ...], watch: Progress | None) -> nn.Module:
             defense = replace(self, coefficient=coefficient)
-            model = fresh(architecture, seed)
-            train(model, defense.objective, data, budget=budget, seed=seed, device=device, progress=watch)
-            return _marked(model, defense._coefficients())
+            found = train_fresh(architecture, data, defense.start, seed=seed, device=device, budget=budget, progress=watch)
+            return _marked(found.model, defense._coefficients())
 
         if self.coefficient is not None:
             return Defended(trained(self.coefficient, progress))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from advbench.defenses.defended import Architecture, Defended
 from advbench.defenses.kernels.layers import layer_jacobians, layers_of
 from advbench.defenses.training.gaussian_noise import generator_of
-from advbench.defenses.training.trained import Trained, fresh
+from advbench.defenses.training.trained import Trained, fresh, stream
 from advbench.zoo.data import DataSet
 from advbench.zoo.training import Budget, Progress, Step, cross_entropy, derive_seed, evaluating, seeded, train
 
@@ -62,9 +62,11 @@ class Pretrained(Trained):
             first, second = lambda done, steps: report(done, 2 * steps), lambda done, steps: report(steps + done, 2 * steps)
         model = fresh(architecture, seed)
         autoencoder = autoencoder_around(model, data.shape, seed)
-        train(autoencoder, self.reconstruction, data, budget=budget, seed=seed, device=device, progress=first)
+        train(
+            autoencoder, self.reconstruction, data, budget=budget, seed=seed, device=device, progress=first, streams=stream
+        )
         autoencoder[0].requires_grad_(not self.frozen)
-        train(model, self.objective, data, budget=budget, seed=seed, device=device, progress=second)
+        train(model, self.objective, data, budget=budget, seed=seed, device=device, progress=second, streams=stream)
         model.requires_grad_(True)
         return Defended(model)
 
