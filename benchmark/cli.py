@@ -38,6 +38,7 @@ class ListKind(StrEnum):
 
     attacks = "attacks"
     defenses = "defenses"
+    parts = "parts"
     architectures = "architectures"
     datasets = "datasets"
 
@@ -156,7 +157,7 @@ def list_components(
         if len(kinds) > 1:
             print(f"{each}:")
         for name in names:
-            print(f"{name:{max(map(len, names))}}  {registry.describe(each, name)}")
+            print(f"{name:{max(map(len, names), default=0)}}  {registry.describe(each, name)}")
         if each in registry.OPEN_NAMES:
             print(f"and {registry.OPEN_NAMES[each]}")
         if each != kinds[-1]:

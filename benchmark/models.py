@@ -72,9 +72,16 @@ def fit_defended(
 
 def defense_of(content: Mapping[str, Any]) -> Any:
     """The defense of a training task's content, with every argument as the content holds it."""
-    return registry.restore("defenses", content["defense"])
+    described = content["defense"]
+    return registry.restore("parts" if described["name"] in registry.table("parts") else "defenses", described)
 
 
 def _architecture(content: Mapping[str, Any], data: DataSet) -> Callable[[], nn.Module]:
+    if content["architecture"] is None:
+        return _no_architecture
     spec = Spec.of(content["architecture"]["name"], content["architecture"]["arguments"])
     return lambda: architecture_of(spec.name, spec.keywords, data)
+
+
+def _no_architecture() -> nn.Module:
+    raise RuntimeError("Expected a part that is made for no architecture not to ask for one")

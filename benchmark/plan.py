@@ -24,7 +24,7 @@ from advbench.calibration import threat_of
 from advbench.clocks import device_name, resolve_devices
 from advbench.compiling import check_compiler
 from advbench.config import Config
-from advbench.defenses.defended import Defended
+from advbench.defenses.defended import Defended, Input
 from advbench.models import architecture_of, build_defended
 from advbench.results.store import Store
 from advbench.sources import source_hash
@@ -204,7 +204,8 @@ class _Planner:
 
     def _defense(self, spec: Spec) -> tuple[Any, dict[str, Any]]:
         """The component, its unset radius filled in, and its content."""
-        defense = registry.create("defenses", spec)
+        kind: Literal["defenses", "parts"] = "parts" if spec.name in registry.table("parts") else "defenses"
+        defense = registry.create(kind, spec)
         if getattr(defense, "epsilon", 0.0) is None:
             norm = getattr(defense, "norm", self.config.norm)
             given = [radius for radius in self.radii if radius is not None] if norm == self.config.norm else []
@@ -212,7 +213,7 @@ class _Planner:
             if radius is None:
                 raise ValueError(f"{spec}: the data set {self.data.name} has no usual {norm} radius: give epsilon")
             defense = dataclasses.replace(defense, epsilon=radius)
-        return defense, registry.content("defenses", spec, defense)
+        return defense, registry.content(kind, spec, defense)
 
     # --- tasks
 
@@ -225,13 +226,15 @@ class _Planner:
     def _train(self, spec: Spec, architecture: Spec, seed: int) -> str:
         """The training task of a defense, after those of its inputs."""
         defense, content = self._defense(spec)
-        inputs = {name: self._train(Spec.parse(text), architecture, seed) for name, text in sorted(defense.inputs.items())}
+        given = {name: self._input(wanted, architecture) for name, wanted in sorted(defense.inputs.items())}
+        inputs = {name: self._train(*pair, seed) for name, pair in given.items()}
         cost = self.budget["epochs"] * (1 + getattr(defense, "steps", 0)) * 10.0
+        anywhere = bool(getattr(defense, "any_architecture", False))
         return self._add(
             "train",
             {
                 "defense": content,
-                "architecture": registry.content("architectures", architecture, None),
+                "architecture": None if anywhere else registry.content("architectures", architecture, None),
                 "fingerprint": self.data.fingerprint,
                 "budget": self.budget,
                 "seed": seed,
@@ -239,9 +242,14 @@ class _Planner:
                 "source_hash": source_hash("advbench.models"),
             },
             inputs.values(),
-            f"train {spec} on {architecture}",
+            f"train {spec}" + ("" if anywhere else f" on {architecture}"),
             cost,
         )
+
+    def _input(self, given: str | Input, architecture: Spec) -> tuple[Spec, Spec]:
+        """The spec of a model that a defense is built on, and its architecture: the defense's where it names none."""
+        wanted = Input(given) if isinstance(given, str) else given
+        return Spec.parse(wanted.spec), Spec.parse(wanted.architecture) if wanted.architecture else architecture
 
     def _target(self, defense: Spec, architecture: Spec, seed: int, *, alone: bool) -> Target:
         key = self._train(defense, architecture, seed)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from advbench.attacks import ATTACKS
-from advbench.defenses import DEFENSES
+from advbench.defenses import DEFENSES, PARTS
 from advbench.sources import source_hash
 from advbench.specs import Spec
 from advbench.zoo import ARCHITECTURES, DATASETS
@@ -22,12 +22,13 @@ from advbench.zoo import ARCHITECTURES, DATASETS
 if TYPE_CHECKING:
     from advbench.zoo.data import DataSet
 
-Kind = Literal["attacks", "defenses", "architectures", "datasets"]
-KINDS: tuple[Kind, ...] = ("attacks", "defenses", "architectures", "datasets")
+Kind = Literal["attacks", "defenses", "parts", "architectures", "datasets"]
+KINDS: tuple[Kind, ...] = ("attacks", "defenses", "parts", "architectures", "datasets")
 
 _OWN: Mapping[Kind, Mapping[str, str]] = {
     "attacks": ATTACKS,
     "defenses": DEFENSES,
+    "parts": PARTS,
     "architectures": ARCHITECTURES,
     "datasets": DATASETS,
 }
@@ -83,7 +84,7 @@ def factory(kind: Kind, name: str) -> Callable[..., Any]:
         raise ValueError(f"The {kind[:-1]} {name!r} cannot be loaded: {type(error).__name__}: {error}") from error
 
 
-def create(kind: Literal["attacks", "defenses"], spec: Spec) -> Any:
+def create(kind: Literal["attacks", "defenses", "parts"], spec: Spec) -> Any:
     """The component of a spec. ValueError names the argument that does not fit."""
     make = factory(kind, spec.name)
     accepted = list(inspect.signature(make).parameters)
@@ -144,7 +145,7 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str | None) else str(value)
 
 
-def restore(kind: Literal["attacks", "defenses"], content: Mapping[str, Any]) -> Any:
+def restore(kind: Literal["attacks", "defenses", "parts"], content: Mapping[str, Any]) -> Any:
     """The component that `content` described: the factory's, with every field set to the described value."""
     component = factory(kind, content["name"])()
     if not dataclasses.is_dataclass(component) or isinstance(component, type):

@@ -1,6 +1,7 @@
 """Defenses: training-time objectives, test-time purifiers, and their kernels.
 
-`DEFENSES` maps a name to an entry-point reference (``module:factory``), the form that plug-ins use too.
+`DEFENSES` maps a name to an entry-point reference (``module:factory``), the form that plug-ins use too. `PARTS` does
+the same for what defenses are built from and nobody attacks alone: denoisers, generators, detectors.
 """
 
 _TRAINING = "advbench.defenses.training"
@@ -37,3 +38,5 @@ DEFENSES: dict[str, str] = {
     "input-noise": f"{_INFERENCE}.noise:InputNoise",
     "gaussian-blur": f"{_INFERENCE}.blur:GaussianBlur",
 }
+
+PARTS: dict[str, str] = {}

@@ -56,17 +56,29 @@ class Defended:
         return nn.ModuleDict(parts)
 
 
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A model that a defense is built on: a defense's or a part's spec, and an architecture other than the defense's own."""
+
+    spec: str
+    architecture: str | None = None
+
+
 @runtime_checkable
 class Defense(Protocol):
     """A frozen dataclass of hyper-parameters that turns an architecture and a data set into a `Defended`.
 
     A field named `epsilon` whose value is None means the radius of the run's threat (or the data set's usual radius for
     the defense's `norm` where the run's threat has another norm); the plan fills it in before `fit` is called.
+
+    A *part* (`advbench.defenses.PARTS`), such as a denoising autoencoder or a generator, is the same protocol with a
+    `Defended` whose model is no classifier. One whose class has ``any_architecture = True`` does not see the classifier's
+    architecture: it is trained once for all of them, and its `architecture` raises when called.
     """
 
     @property
-    def inputs(self) -> Mapping[str, str]:
-        """Other defended models that this one is built on: name -> defense spec such as ``none`` or ``pgd-linf``."""
+    def inputs(self) -> Mapping[str, str | Input]:
+        """Other models that this one is built on: name -> spec of a defense or a part, such as ``none`` or ``pgd-linf``."""
         ...
 
     def build(self, architecture: Architecture, data: DataSet, inputs: Mapping[str, Defended]) -> Defended:

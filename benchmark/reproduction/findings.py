@@ -135,7 +135,8 @@ class RunFindings:
             content = task.content
             if task.kind != "train":
                 continue
-            found = content["seed"], content["defense"]["name"], content["architecture"]["name"]
+            trained_on = (content["architecture"] or {}).get("name")
+            found = content["seed"], content["defense"]["name"], trained_on
             if found == (seed, defense, architecture):
                 return task
         raise ValueError(f"Expected a training of {defense} on {architecture} with seed {seed}, found none")

@@ -18,7 +18,7 @@ def test_every_name_resolves_and_describes_itself_with_its_paper(kind):
         assert not line.startswith("unavailable")
 
 
-@pytest.mark.parametrize("kind", ["attacks", "defenses"])
+@pytest.mark.parametrize("kind", ["attacks", "defenses", "parts"])
 def test_a_component_comes_back_from_its_content(kind):
     for name in registry.names(kind):
         component = registry.create(kind, Spec(name))
