@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from advbench.attacks.rng import ExampleRNG
-from advbench.defenses.defended import Defended, Defense
-from advbench.registry import create
+from advbench.defenses.defended import Defended, Defense, Input
+from advbench.registry import create, table
 from advbench.specs import Spec
 from advbench.zoo.data import DataSet, Split
 from advbench.zoo.training import Budget
@@ -46,6 +46,11 @@ def small_net(n_classes: int = 3) -> nn.Module:
     )
 
 
+def _spec(given: str | Input) -> str:
+    """The spec of an input; here every model has the one small net."""
+    return given if isinstance(given, str) else given.spec
+
+
 class Lab:
     """What the tests do with a defense: resolve its spec, fit it, build its structure, ask it."""
 
@@ -63,7 +68,8 @@ class Lab:
 
     def resolve(self, spec: str, data: DataSet | None = None) -> Defense:
         """The defense of a spec, with the radius that the plan would fill in."""
-        defense: Any = create("defenses", Spec.parse(spec))
+        parsed = Spec.parse(spec)
+        defense: Any = create("parts" if parsed.name in table("parts") else "defenses", parsed)
         if getattr(defense, "epsilon", 0.0) is None:
             defense = dataclasses.replace(defense, epsilon=(data or self.data).radii[defense.norm])
         return defense  # type: ignore[no-any-return]
@@ -72,7 +78,7 @@ class Lab:
         """The fitted defense of a spec, its inputs fitted first."""
         data = data or self.data
         defense = self.resolve(spec, data)
-        inputs = {name: self.fit(inner, data, seed) for name, inner in defense.inputs.items()}
+        inputs = {name: self.fit(_spec(inner), data, seed) for name, inner in defense.inputs.items()}
         return defense.fit(lambda: small_net(data.n_classes), data, inputs=inputs, seed=seed, device=CPU, budget=BUDGET)
 
     def fitted(self, spec: str) -> Defended:
@@ -85,7 +91,7 @@ class Lab:
         """The untrained structure of a spec, its inputs untrained too."""
         data = data or self.data
         defense = self.resolve(spec, data)
-        inputs = {name: self.build(inner, data) for name, inner in defense.inputs.items()}
+        inputs = {name: self.build(_spec(inner), data) for name, inner in defense.inputs.items()}
         return defense.build(lambda: small_net(data.n_classes), data, inputs)
 
     def logits(self, defended: Defended, x: Tensor, index: Tensor, draw: int = 0) -> Tensor:
