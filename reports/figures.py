@@ -44,12 +44,17 @@ _DECIMALS = re.compile(r"-?\d+\.\d+")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Curve:
-    """A line of a plot: name, x and y of shape (m,). marked: whether its points are measurements of their own."""
+    """A line of a plot: name, x and y of shape (m,). marked: whether its points are measurements of their own.
+
+    low, high: the edges of a band around it, shape (m,).
+    """
 
     name: str
     x: Values
     y: Values
     marked: bool = False
+    low: Values | None = None
+    high: Values | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,8 +124,10 @@ def heat_map(
     return Drawing(_svg((left + width + right, height + top), draw), alt, caption)
 
 
-def line_plots(panels: Sequence[Panel], *, x_label: str, y_label: str, caption: str, alt: str) -> Drawing:
-    """Curves in panels side by side with one legend below; y runs over shares in [0, 1]."""
+def line_plots(
+    panels: Sequence[Panel], *, x_label: str, y_label: str, caption: str, alt: str, shares: bool = True
+) -> Drawing:
+    """Curves in panels side by side with one legend below; y runs over shares in [0, 1], or over what there is."""
     names = list(dict.fromkeys(curve.name for panel in panels for curve in panel.curves))
     across = min(3, len(panels))
     down = -(-len(panels) // across)
@@ -135,6 +142,10 @@ def line_plots(panels: Sequence[Panel], *, x_label: str, y_label: str, caption: 
         figure.subplots_adjust(0.68 / width, bottom, 1 - 0.08 / width, 1 - 0.3 / height, wspace=0.1, hspace=0.45)
         for axes, panel in zip(grid.flat, panels, strict=False):
             _draw_panel(axes, panel, names, x_label)
+            if shares:
+                axes.set_xlim(left=0)
+                axes.set_ylim(-0.02, 1.02)
+                axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
         for axes in grid[:, 0]:
@@ -166,11 +177,10 @@ def _draw_panel(axes: Axes, panel: Panel, names: Sequence[str], x_label: str) ->
             markersize=4,
             linewidth=1.7,
         )
+        if curve.low is not None and curve.high is not None:
+            axes.fill_between(curve.x, curve.low, curve.high, color=_PALETTE[place % len(_PALETTE)], alpha=0.18, linewidth=0)
     axes.set_title(shorten(panel.title), loc="left", fontsize=10)
     axes.set_xlabel(x_label)
-    axes.set_xlim(left=0)
-    axes.set_ylim(-0.02, 1.02)
-    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
     axes.grid(color=_INK, alpha=0.13, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -62,7 +62,7 @@ def _count(sections: Sequence[Section], title: str) -> int:
 
 def _pairs(section: Section) -> list[tuple[Table | None, Drawing | None]]:
     """Tables with the drawings that belong beside them."""
-    return list(zip_longest(section.tables, [figure for figure in section.figures if isinstance(figure, Drawing)]))
+    return list(zip_longest(section.tables, [figure for figure in section.figures if not isinstance(figure, ImageGrid)]))
 
 
 def _grids(section: Section) -> list[tuple[str, list[ImageGrid]]]:

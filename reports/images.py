@@ -65,6 +65,23 @@ def _group(record: Record) -> str:
     return f"{record.matrix.capitalize()}, {threat} on {record.dataset['name']}, seed {record.seed}"
 
 
+def image_grid(
+    images: NDArray[np.float32], *, rows: Sequence[str], columns: Sequence[str], alt: str, caption: str, group: str
+) -> ImageGrid:
+    """A grid of images, shape (rows, columns, c, h, w), in [0, 1], NaN transparent. ValueError for other shapes."""
+    if images.ndim != 5 or images.shape[:2] != (len(rows), len(columns)):
+        raise ValueError(f"Expected images of shape ({len(rows)}, {len(columns)}, c, h, w), got {images.shape}")
+    strips = np.concatenate([_strip(row) for row in images], axis=0)
+    return ImageGrid(png(strips), tuple(rows), tuple(columns), alt, caption, group)
+
+
+def around_grey(change: NDArray[np.float32], largest: float | None = None) -> NDArray[np.float32]:
+    """Changes of images as images: grey is none, black and white are -`largest` and `largest`, by default their extreme."""
+    bound = float(np.abs(change).max(initial=0.0)) if largest is None else largest
+    shown: NDArray[np.float32] = 0.5 + (0.5 / bound if 0 < bound < np.inf else 1.0) * change
+    return shown
+
+
 def _strip(images: NDArray[np.float32]) -> NDArray[np.float32]:
     """Images (m, c, h, w) side by side with gaps, shape (h + gap, m * (w + gap), c); NaN marks a gap."""
     padded = np.pad(images, ((0, 0), (0, 0), (0, _GAP), (0, _GAP)), constant_values=np.nan)

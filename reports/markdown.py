@@ -10,9 +10,9 @@ from advbench.reports.section import Entry, Section, Table
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~$])")
 
 
-def to_markdown(sections: Sequence[Section], *, title: str) -> str:
-    """The report as Markdown. Figures are left to the HTML report, which is named where they stand."""
-    parts = [f"# {escape(title)}", *(_section(section) for section in sections)]
+def to_markdown(sections: Sequence[Section], *, title: str, page: str = "leaderboard.html") -> str:
+    """The report as Markdown. Figures are left to the HTML report, the file `page`, which is named where they stand."""
+    parts = [f"# {escape(title)}", *(_section(section, page) for section in sections)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -21,14 +21,15 @@ def escape(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", " ".join(text.split())).replace("&", "&amp;")
 
 
-def _section(section: Section) -> str:
+def _section(section: Section, page: str) -> str:
     title = f"{section.title}: {section.context}" if section.context else section.title
     parts = [f"## {escape(title)}", escape(section.text)]
     parts += [f"> **Note:** {escape(caveat)}" for caveat in section.caveats]
     parts += [_table(table) for table in section.tables]
-    if section.figures:
-        figures = "1 figure" if len(section.figures) == 1 else f"{len(section.figures)} figures"
-        parts.append(f"[{figures}](leaderboard.html#{section.anchor})")
+    count = sum(figure is not None for figure in section.figures)
+    if count:
+        figures = "1 figure" if count == 1 else f"{count} figures"
+        parts.append(f"[{figures}]({page}#{section.anchor})")
     return "\n\n".join(parts)
 
 

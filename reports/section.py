@@ -102,7 +102,7 @@ class Section:
     """A part of the report.
 
     anchor: its name in links, lower-case letters, digits and hyphens. context: the data set and threat that it speaks of,
-    where it speaks of one. The i-th figure belongs beside the i-th table.
+    where it speaks of one. The i-th figure belongs beside the i-th table; None stands for a table without one.
     """
 
     title: str
@@ -110,5 +110,5 @@ class Section:
     text: str
     context: str = ""
     tables: tuple[Table, ...] = ()
-    figures: tuple[Drawing | ImageGrid, ...] = ()
+    figures: tuple[Drawing | ImageGrid | None, ...] = ()
     caveats: tuple[str, ...] = ()

@@ -107,12 +107,16 @@ class RunFindings:
         """
         return [cell for cell in self.cells if all(_fact(cell.record, name) == value for name, value in facts.items())]
 
-    def perturbations(self, cell: Cell) -> torch.Tensor:
-        """What the attack added to the clean-correct images that it made wrong, (m, c, h, w)."""
+    def images(self, cell: Cell) -> tuple[torch.Tensor, torch.Tensor]:
+        """The scored images and their adversarials, both (n, c, h, w); of a cell with one craft."""
         (craft,) = cell.record.details["crafts"]
         with np.load(artefact("craft", craft, self.plan.config.out), allow_pickle=False) as file:
             x_adv = torch.from_numpy(file["x_adv"])
-        x = scored_split(self.plan.data, self.plan.config.n_examples).x
+        return scored_split(self.plan.data, self.plan.config.n_examples).x, x_adv
+
+    def perturbations(self, cell: Cell) -> torch.Tensor:
+        """What the attack added to the clean-correct images that it made wrong, (m, c, h, w)."""
+        x, x_adv = self.images(cell)
         return (x_adv - x)[torch.from_numpy(cell.broken)]
 
     def train_error(self, *, seed: int, defense: str, architecture: str) -> float:

@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from advbench.reports import figures
 from advbench.reports.html import to_html
 from advbench.reports.markdown import to_markdown
-from advbench.reports.section import Column, Entry, Section, Table, Tone
-from advbench.reproduction.study import Claim, Comparison, Ours, Pair, Scale
+from advbench.reports.section import Column, Drawing, Entry, Section, Table, Tone
+from advbench.reproduction.study import Claim, Comparison, Ours, Pair, Plot, Scale
 from advbench.reproduction.verdicts import SEEDS_NEEDED, Verdict, judge, verdict
 from advbench.results.papers import load
 from advbench.zoo.checkpoints import write_atomically
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
     from advbench.reproduction.engine import Outcome
 
 FILES = ("reproduction.md", "reproduction.html", "reproduction.csv")
+_MARKED = 12
+"""Up to so many points of a curve are marked."""
+
 _TONES: dict[Verdict, Tone] = {"holds": "best", "fails": "warning", "undecided": "muted"}
 
 
@@ -30,7 +36,7 @@ def write(out: Path, scale: Scale, seeds: Sequence[int], outcomes: Sequence[Outc
     papers = dict.fromkeys(load(outcome.study.paper).short for outcome in outcomes)
     title = f"{', '.join(papers)}: the papers beside advbench"
     summary = [("Scale", scale), ("Training seeds", ", ".join(map(str, seeds))), *_counts(outcomes)]
-    contents = to_markdown(found, title=title), to_html(found, title=title, summary=summary), to_csv(outcomes)
+    contents = to_markdown(found, title=title, page=FILES[1]), to_html(found, title=title, summary=summary), to_csv(outcomes)
     paths = [out / name for name in FILES]
     for path, content in zip(paths, contents, strict=True):
         write_atomically(path, content.encode())
@@ -41,7 +47,14 @@ def section(outcome: Outcome, scale: Scale) -> Section:
     """A study as a section of the report."""
     study, paper = outcome.study, load(outcome.study.paper)
     claims = [claim for comparison in outcome.comparisons for claim in comparison.claims]
-    tables = [*(comparison_table(one) for one in outcome.comparisons), *([claim_table(claims)] if claims else [])]
+    tables, drawings = list[Table](), list[Drawing | None]()
+    for comparison in outcome.comparisons:
+        if comparison.rows:
+            tables.append(comparison_table(comparison))
+            drawings.append(None)
+        tables += [plot_table(plot) for plot in comparison.plots]
+        drawings += [drawing(plot) for plot in comparison.plots]
+    tables += [claim_table(claims)] if claims else []
     caveats = [f"Other than in the paper: {text}" for text in study.differs(scale)]
     caveats += [note for comparison in outcome.comparisons for note in comparison.notes]
     if outcome.problem:
@@ -51,6 +64,7 @@ def section(outcome: Outcome, scale: Scale) -> Section:
         anchor=study.name.replace(".", "-").replace("_", "-"),
         text=f"{paper.title} ({paper.source}). Ours: the mean over training seeds, and the lowest and highest of them.",
         tables=tuple(tables),
+        figures=(*drawings, *(grid for comparison in outcome.comparisons for grid in comparison.images)),
         caveats=tuple(caveats),
     )
 
@@ -71,6 +85,40 @@ def comparison_table(comparison: Comparison) -> Table:
         for label, pairs in comparison.rows
     )
     return Table(comparison.caption, tuple(columns), rows)
+
+
+def plot_table(plot: Plot) -> Table:
+    """The numbers of a plot, a row for each position."""
+    columns = (Column(plot.x_label, heading=True, numeric=True), *(Column(one.name, numeric=True) for one in plot.series))
+    found = [dict(zip(one.x, one.ours, strict=True)) for one in plot.series]
+    rows = tuple(
+        (Entry(f"{x:g}", order=x), *(_ours(Pair(None, by_x.get(x))) for by_x in found))
+        for x in sorted({x for one in plot.series for x in one.x})
+    )
+    return Table(f"{plot.caption}: {plot.y_label}", columns, rows)
+
+
+def drawing(plot: Plot) -> Drawing:
+    """A plot as a figure: the means, in a band from the lowest to the highest seed."""
+    curves = [
+        figures.Curve(
+            one.name,
+            np.array(one.x),
+            np.array([_mean(each) for each in one.ours]),
+            marked=len(one.x) <= _MARKED,
+            low=np.array([min(each.values) for each in one.ours]),
+            high=np.array([max(each.values) for each in one.ours]),
+        )
+        for one in plot.series
+    ]
+    return figures.line_plots(
+        [figures.Panel("", tuple(curves))],
+        x_label=plot.x_label,
+        y_label=plot.y_label,
+        caption=f"{plot.caption}: mean over training seeds, and the lowest and highest of them",
+        alt=f"Curves of {plot.y_label} over {plot.x_label}, the numbers of the table beside it",
+        shares=False,
+    )
 
 
 def long_table(comparison: Comparison) -> Table:
@@ -116,7 +164,7 @@ def claim_table(claims: Sequence[Claim]) -> Table:
 
 
 def to_csv(outcomes: Sequence[Outcome]) -> str:
-    """A line per cell: table, row, column, unit, the paper's number, our mean, lowest and highest, and each seed's."""
+    """A line per cell and per point of a plot: what it is, the paper's number, our mean, lowest and highest, each seed's."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("study", "table", "row", "column", "unit", "paper", "ours", "lowest", "highest", "by_seed"))
@@ -126,6 +174,11 @@ def to_csv(outcomes: Sequence[Outcome]) -> str:
                 for (name, unit), pair in zip(comparison.columns, pairs, strict=True):
                     head = (outcome.study.name, comparison.caption, label, name, unit)
                     writer.writerow((*head, *_numbers(pair)))
+            for plot in comparison.plots:
+                for series in plot.series:
+                    for x, ours in zip(series.x, series.ours, strict=True):
+                        head = (outcome.study.name, plot.caption, f"{plot.x_label} {x:g}", series.name, plot.y_label)
+                        writer.writerow((*head, *_numbers(Pair(None, ours))))
     return text.getvalue()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from advbench.reports.section import ImageGrid
 from advbench.reproduction.findings import Findings
 
 Scale = Literal["smoke", "small", "full"]
@@ -60,10 +61,41 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Series:
+    """A line of a plot.
+
+    x: positions, ascending. ours: what was measured at each, by training seed.
+    """
+
+    name: str
+    x: tuple[float, ...]
+    ours: tuple[Ours, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.x) != len(self.ours):
+            raise ValueError(f"Expected a value for each of {len(self.x)} positions of {self.name!r}, got {len(self.ours)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """Curves: means over training seeds with the range between the lowest and the highest, and a table of the same numbers.
+
+    x_label, y_label: with their units, such as ``accuracy (%)``.
+    """
+
+    caption: str
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """A table of the paper beside ours.
 
-    columns: headings of the values, with their units. rows: a label and a pair for each column. notes: of this table alone.
+    columns: headings of the values, with their units. rows: a label and a pair for each column, none where there are only
+    figures. notes: of this table alone. plots, images: the figures that belong to it (`advbench.reports.images.image_grid`
+    makes a grid of images).
     """
 
     caption: str
@@ -71,6 +103,8 @@ class Comparison:
     rows: tuple[tuple[str, tuple[Pair, ...]], ...]
     claims: tuple[Claim, ...] = ()
     notes: tuple[str, ...] = ()
+    plots: tuple[Plot, ...] = ()
+    images: tuple[ImageGrid, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,15 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from advbench.reproduction.engine import Reproduction
-from advbench.reproduction.rendering import comparison_table, long_table, section, verdict_lines
+from advbench.reproduction.rendering import comparison_table, long_table, plot_table, section, verdict_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from advbench.reports.section import Entry
+    from advbench.reports.section import Entry, Table
+
+_LONGEST = 30
+"""Rows of a curve's table that a terminal is given; a longer one is left to the files."""
 
 
 def print_reproduction(result: Reproduction, console: Console) -> None:
@@ -26,15 +29,13 @@ def print_reproduction(result: Reproduction, console: Console) -> None:
         drawn = section(outcome, result.scale)
         console.print(Text(drawn.title, style="bold"))
         for comparison in outcome.comparisons:
-            table = comparison_table(comparison)
-            if sum(len(column.name) + 2 for column in table.columns) > 2 * console.width:
-                table = long_table(comparison)
-            grid = Grid(title=Text(table.caption), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-            for column in table.columns:
-                grid.add_column(Text(column.name), justify="right" if column.numeric else "left", overflow="fold")
-            for row in table.rows:
-                grid.add_row(*(Text(_text(entry)) for entry in row))
-            console.print(grid)
+            if comparison.rows:
+                table = comparison_table(comparison)
+                wide = sum(len(column.name) + 2 for column in table.columns) > 2 * console.width
+                console.print(_grid(long_table(comparison) if wide else table))
+            for plot in comparison.plots:
+                table = plot_table(plot)
+                console.print(_grid(table) if len(table.rows) <= _LONGEST else Text(f"{table.caption}: see the reports"))
         for caveat in drawn.caveats:
             console.print(Text(f"- {caveat}"), highlight=False)
         console.print()
@@ -42,6 +43,15 @@ def print_reproduction(result: Reproduction, console: Console) -> None:
         console.print(Text(line), highlight=False)
     for path in result.reports:
         print(path)
+
+
+def _grid(table: Table) -> Grid:
+    grid = Grid(title=Text(table.caption), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in table.columns:
+        grid.add_column(Text(column.name), justify="right" if column.numeric else "left", overflow="fold")
+    for row in table.rows:
+        grid.add_row(*(Text(_text(entry)) for entry in row))
+    return grid
 
 
 def _text(entry: Entry) -> str:

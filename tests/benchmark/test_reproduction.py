@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from advbench.reports.images import image_grid
 from advbench.reproduction import engine, rendering, studies
 from advbench.reproduction.findings import Findings
-from advbench.reproduction.study import Claim, Comparison, Inequality, Ours, Pair, Study
+from advbench.reproduction.study import Claim, Comparison, Inequality, Ours, Pair, Plot, Series, Study
 from advbench.reproduction.verdicts import interval, judge, verdict
 from advbench.results.papers import PAPERS, load
 
@@ -185,3 +186,66 @@ def test_a_table_too_wide_for_the_console_has_a_line_per_number():
         assert all(len(line) <= width for line in text.splitlines())
         assert sum("–" in line for line in text.splitlines()) == lines  # each number has its range
         assert "7.50–8.50" in text
+
+
+def _figures() -> Comparison:
+    plot = Plot(
+        "Error by epoch",
+        "epoch",
+        "error (%)",
+        (
+            Series("control", (1.0, 2.0), (Ours((4.0, 6.0)), Ours((1.0, 3.0)))),
+            Series("longer", (2.0, 3.0), (Ours((2.5, 2.5)), Ours((0.5, 1.5)))),
+        ),
+    )
+    pixels = np.zeros((1, 2, 1, 4, 4), np.float32)
+    grid = image_grid(
+        pixels, rows=("updates",), columns=("epoch 1", "epoch 2"), alt="grey", caption="Updates", group="Images"
+    )
+    return Comparison("", (), (), plots=(plot,), images=(grid,))
+
+
+def test_figures_are_drawn_in_the_page_and_their_numbers_stand_in_every_file(tmp_path):
+    table = Comparison("A table", (("error", "%"),), (("net", (Pair(1.0, None),)),))
+    outcome = engine.Outcome(_study(), (table, _figures()), "", {}, 0.0)
+    markdown, html, written = (path.read_text() for path in rendering.write(tmp_path, "smoke", (0, 1), [outcome]))
+    assert "| 2" in markdown
+    assert "2.00 (1.00–3.00)" in markdown
+    assert "[2 figures](reproduction.html#gu2014-tiny)" in markdown
+    lines = list(csv.DictReader(written.splitlines()))
+    assert [(line["row"], line["column"], line["ours"]) for line in lines[1:]] == [
+        ("epoch 1", "control", "5"),
+        ("epoch 2", "control", "2"),
+        ("epoch 2", "longer", "2.5"),
+        ("epoch 3", "longer", "1"),
+    ]
+    drawn = html.index('class="drawing"')
+    assert html.index("A table") < html.index("Error by epoch") < drawn
+    assert html.count('class="drawing"') == 1
+    assert html.count("data:image/png;base64,") == 1
+    svg = html[drawn : html.index("</svg>", drawn)]
+    assert "error (%)" in svg
+    assert "style=" not in svg
+
+
+def test_a_curve_needs_a_value_at_each_position():
+    with pytest.raises(ValueError, match="Expected a value for each of 2 positions of 'a', got 1"):
+        Series("a", (1.0, 2.0), (Ours((1.0,)),))
+
+
+def test_a_long_curve_is_left_to_the_files():
+    import io
+
+    from rich.console import Console
+
+    from advbench.reproduction.terminal import print_reproduction
+
+    for points, printed in ((30, True), (31, False)):
+        series = Series("net", tuple(map(float, range(points))), tuple(Ours((7.5, 8.5)) for _ in range(points)))
+        comparison = Comparison("", (), (), plots=(Plot("Error", "epoch", "%", (series,)),))
+        outcome = engine.Outcome(_study(), (comparison,), "", {}, 0.0)
+        console = Console(file=io.StringIO(), width=100)
+        print_reproduction(engine.Reproduction("smoke", (0, 1), (outcome,), (), False), console)
+        text = console.file.getvalue()
+        assert ("7.50–8.50" in text) == printed
+        assert ("see the reports" in text) != printed

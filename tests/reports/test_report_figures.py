@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 from dataclasses import replace
 from xml.etree import ElementTree
 
@@ -11,7 +12,8 @@ from matplotlib import rcParams
 from matplotlib.image import imread
 
 from advbench.reports import figures
-from advbench.reports.images import image_section, png
+from advbench.reports.images import around_grey, image_grid, image_section, png
+from advbench.reports.section import Drawing
 
 
 def _map(values, **changes):
@@ -138,3 +140,32 @@ def test_transfers_of_one_craft_are_shown_once(default_cells):
 
 def test_without_images_there_is_no_section(default_cells):
     assert image_section([replace(cell, gallery=None) for cell in default_cells.scored]) is None
+
+
+def test_a_curve_can_have_a_band_and_a_scale_of_its_own():
+    x = np.array([1.0, 2.0, 3.0])
+    curve = figures.Curve("error", x, 100 * x, low=90 * x, high=110 * x)
+    drawn = [
+        figures.line_plots([figures.Panel("", (one,))], x_label="", y_label="", caption="", alt="", shares=False).svg
+        for one in (curve, figures.Curve("error", x, 100 * x))
+    ]
+    assert [svg.count("fill-opacity") for svg in drawn] == [1, 0]
+    assert "300" in _texts(Drawing(drawn[0], "", ""))
+    assert "100%" not in drawn[0]
+
+
+def test_a_grid_of_images_is_as_large_as_its_rows_and_columns():
+    images = np.random.default_rng(0).random((2, 3, 1, 4, 5)).astype(np.float32)
+    names = {"alt": "", "caption": "", "group": ""}
+    grid = image_grid(images, rows=("a", "b"), columns=("1", "2", "3"), **names)
+    width, height = struct.unpack(">II", grid.png[16:24])
+    assert (height, width) == (2 * (4 + 1), 3 * (5 + 1))
+    with pytest.raises(ValueError, match=r"Expected images of shape \(3, 2, c, h, w\), got \(2, 3, 1, 4, 5\)"):
+        image_grid(images, rows=("a", "b", "c"), columns=("1", "2"), **names)
+
+
+def test_changes_are_shown_around_grey():
+    change = np.array([-0.2, 0.0, 0.1], np.float32)
+    np.testing.assert_allclose(around_grey(change), [0.0, 0.5, 0.75], atol=1e-6)
+    np.testing.assert_allclose(around_grey(change, 1.0), [0.4, 0.5, 0.55], atol=1e-6)
+    np.testing.assert_array_equal(around_grey(0 * change), [0.5, 0.5, 0.5])
