@@ -25,10 +25,11 @@ class Budget:
 
     epochs: passes over the training images. train_examples: how many of them, all where None. batch_size: images per step.
     optimizer: `adam`, `sgd` or `wame`. learning_rate: the highest one. momentum: of sgd (Nesterov). weight_decay: L2
-    coefficient on weight matrices (not on biases and norms). schedule: `constant`, `cosine` (down to 0) or `one-cycle` (up
-    from 0 over the first quarter, then down to 0, both straight). patience: epochs without a better validation loss before
-    the training stops and the best weights come back; None trains to the end and keeps the last. augmentation: what happens
-    to the training images, a name in `advbench.zoo.augmentation`.
+    coefficient on weight matrices (not on biases and norms). schedule: `constant`, `cosine` (down to 0), `one-cycle` (up
+    from 0 over the first quarter, then down to 0, both straight), `tenths` (a tenth after a fifth of the steps and again
+    after two fifths), `half-tenth` (a half after three tenths, a tenth after six) or `halving` (every twelfth). patience: epochs
+    without a better validation loss before the training stops and the best weights come back; None trains to the end and
+    keeps the last. augmentation: what happens to the training images, a name in `advbench.zoo.augmentation`.
 
     Raises ValueError for an unknown optimizer, schedule or augmentation, or a number out of range.
     """
@@ -83,8 +84,15 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda _: 1.0,
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
     "one-cycle": lambda done: min(done / 0.25, (1 - done) / 0.75),
+    "tenths": lambda done: 1.0 if done < 0.2 else 0.1 if done < 0.4 else 0.01,
+    "half-tenth": lambda done: 1.0 if done < 0.3 else 0.5 if done < 0.6 else 0.1,
+    "halving": lambda done: 0.5 ** min(math.floor(12 * done), 11),
 }
-"""name -> (share of the steps done, in (0, 1)) -> factor of the learning rate."""
+"""name -> (share of the steps done, in (0, 1)) -> factor of the learning rate.
+
+The stepped ones are those of the authors' code: `tenths` and `half-tenth` for MNIST and CIFAR of Mosca & Magoulas 2018,
+`halving`, in 300 epochs, for CIFAR-10 of Shaham et al. 2015.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -276,6 +276,20 @@ def test_schedules_follow_their_formulas() -> None:
     assert [SCHEDULES["cosine"](share) for share in (0.0, 1 / 3, 1.0)] == pytest.approx([1, 0.75, 0])
 
 
+def test_stepped_schedules_fall_where_the_papers_did():
+    """Epochs 10 and 20 of 50; 30 and 60 of 100; every 25 of 300."""
+    epochs = {"tenths": (0, 9, 10, 19, 20, 49), "half-tenth": (0, 29, 30, 59, 60, 99), "halving": (0, 24, 25, 49, 50, 299)}
+    totals = {"tenths": 50, "half-tenth": 100, "halving": 300}
+    expected = {
+        "tenths": (1, 1, 0.1, 0.1, 0.01, 0.01),
+        "half-tenth": (1, 1, 0.5, 0.5, 0.1, 0.1),
+        "halving": (1, 1, 0.5, 0.5, 0.25, 0.5**11),
+    }
+    for name, numbers in epochs.items():
+        found = [SCHEDULES[name]((epoch + 0.5) / totals[name]) for epoch in numbers]
+        assert found == pytest.approx(expected[name])
+
+
 def test_the_learning_rate_follows_the_schedule(blobs: DataSet) -> None:
     """Each step subtracts the rate itself: the loss is the weights' sum, whose gradient is one."""
     weights = []
