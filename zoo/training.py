@@ -27,9 +27,9 @@ class Budget:
     optimizer: `adam`, `sgd` or `wame`. learning_rate: the highest one. momentum: of sgd (Nesterov). weight_decay: L2
     coefficient on weight matrices (not on biases and norms). schedule: `constant`, `cosine` (down to 0), `one-cycle` (up
     from 0 over the first quarter, then down to 0, both straight), `tenths` (a tenth after a fifth of the steps and again
-    after two fifths), `half-tenth` (a half after three tenths, a tenth after six) or `halving` (every twelfth). patience: epochs
-    without a better validation loss before the training stops and the best weights come back; None trains to the end and
-    keeps the last. augmentation: what happens to the training images, a name in `advbench.zoo.augmentation`.
+    after two fifths), `half-tenth` (a half after three tenths, a tenth after six) or `halving` (every twelfth). patience:
+    epochs without a better validation loss before the training stops and the best weights come back; None trains to the
+    end and keeps the last. augmentation: what happens to the training images, a name in `advbench.zoo.augmentation`.
 
     Raises ValueError for an unknown optimizer, schedule or augmentation, or a number out of range.
     """
