@@ -3,14 +3,15 @@
 An attack's first argument says the knowledge that it needs: `WhiteBox` (loss gradients, logits, vector-Jacobian products),
 `ScoreBased` (logits) or `DecisionBased` (labels). Forwards, backwards and queries are counted per example. Parameter
 gradients are never computed. An access is a context manager: inside it the model is in evaluation mode with frozen
-parameters, afterwards it is as it came.
+parameters, afterwards it is as it came. Where a detector rejects images, a `Guard` shows every attack the detector's
+margin as the lead of the true label.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self, TypeAlias
 
@@ -64,12 +65,62 @@ class Evaluation:
     logits: Tensor
 
 
+class NoGradientError(RuntimeError):
+    """No gradient flows from the logits to the images, so that there is nothing to differentiate."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Guard:
+    """A detector as the attacker meets it: a rejected image is not yet an error of the model.
+
+    detector: images (n, c, h, w) -> scores (n,), an image with one above zero is rejected; called with the model's rng too
+    where `stochastic`. y: true labels of the access's examples, (n,). scale: the worth of one unit of the score in logits,
+    so that neither margin drowns the other.
+    """
+
+    detector: nn.Module
+    y: Tensor
+    stochastic: bool = False
+    scale: float = 1.0
+
+    def select(self, rows: Tensor | slice) -> Guard:
+        """The guard of the given rows: a bool mask, int64 positions or a slice."""
+        return replace(self, y=self.y[rows])
+
+    def __call__(self, logits: Tensor, x: Tensor, rng: ExampleRNG | None) -> Tensor:
+        """The `guarded` logits of images x, both of whole copies of the batch, one after the other."""
+        score = self.detector(x, rng) if self.stochastic else self.detector(x)
+        if score.shape != (len(x),):
+            raise ValueError(f"Expected a detector's scores of shape ({len(x)},), got {tuple(score.shape)}")
+        return guarded(logits, self.y.repeat(len(logits) // len(self.y)), score * self.scale)
+
+
+def guarded(logits: Tensor, y: Tensor, score: Tensor) -> Tensor:
+    """Logits whose true label stays on top until the image is both misclassified and accepted.
+
+    The true logit z_y becomes max(z_y, max over k != y of z_k, plus the score). The margin of the result,
+    max over k != y of z_k minus that, is min(max over k != y of z_k - z_y, -score): the smaller of the classifier's and of
+    the detector's margin, above zero exactly where the model errs and the detector accepts. So the argmax, and every loss,
+    ratio and linearisation made of logits, speaks of undetected errors without knowing of the detector. Its gradient is that
+    of whichever margin still stands in the way: their sum, which Carlini & Wagner 2017 (arXiv:1705.07263) weigh by a
+    constant, can rise by going deeper into one while the other holds (Bryniarski et al. 2021, arXiv:2106.15023).
+
+    logits: (n, classes). y: (n,). score: (n,), above zero where an image is rejected. Returns (n, classes).
+    """
+    column = y.unsqueeze(1)
+    others = logits.scatter(1, column, -torch.inf).amax(dim=1, keepdim=True)
+    return logits.scatter(1, column, torch.maximum(logits.gather(1, column), others + score.unsqueeze(1)))
+
+
 class Access:
     """A model behind a counter.
 
     model: images (n, c, h, w) in [0, 1] -> logits (n, classes); a stochastic one is called as ``model(x, rng)``.
     rng: the model's own randomness, with the examples' data-set indices. stochastic: whether the model takes it.
-    draws: passes averaged per question for a stochastic model (EOT); one for a deterministic model.
+    draws: passes averaged per question for a stochastic model (EOT); one for a deterministic model. guard: the detector that
+    stands beside the model, whose every score is counted with the forward that it belongs to.
+
+    The attribute `stochastic` says whether answers are random: those of the model or those of its detector.
     """
 
     def __init__(
@@ -81,20 +132,23 @@ class Access:
         draws: int = 1,
         ledger: Ledger | None = None,
         rows: Tensor | None = None,
+        guard: Guard | None = None,
     ) -> None:
         if draws < 1:
             raise ValueError(f"Expected `draws` >= 1, got {draws}")
         self.model = model
         self.rng = rng
-        self.stochastic = stochastic
-        self.draws = draws if stochastic else 1
+        self.guard = guard
+        self.stochastic = stochastic or (guard is not None and guard.stochastic)
+        self.draws = draws if self.stochastic else 1
+        self._takes_rng = stochastic
         n = len(rng.index)
         self.ledger = Ledger.zeros(n, rng.index.device) if ledger is None else ledger
         self.rows = torch.arange(n, device=rng.index.device) if rows is None else rows
         self._frozen = frozen(model)
 
     def __enter__(self) -> Self:
-        self._frozen = frozen(self.model)
+        self._frozen = frozen(self.model if self.guard is None else nn.ModuleList([self.model, self.guard.detector]))
         self._frozen.__enter__()
         return self
 
@@ -116,41 +170,76 @@ class Access:
         return type(self)(
             self.model,
             self.rng.select(rows),
-            stochastic=self.stochastic,
+            stochastic=self._takes_rng,
             draws=self.draws,
             ledger=self.ledger,
             rows=self.rows[rows],
+            guard=None if self.guard is None else self.guard.select(rows),
         )
 
     def averaging(self, draws: int) -> Self:
         """Access to the same examples that averages over so many draws, counted in the same ledger."""
-        return type(self)(self.model, self.rng, stochastic=self.stochastic, draws=draws, ledger=self.ledger, rows=self.rows)
+        return type(self)(
+            self.model,
+            self.rng,
+            stochastic=self._takes_rng,
+            draws=draws,
+            ledger=self.ledger,
+            rows=self.rows,
+            guard=self.guard,
+        )
 
     def _count(self, column: Tensor, times: int) -> None:
         column.index_add_(0, self.rows, torch.full_like(self.rows, times))
 
-    def _forward(self, x: Tensor) -> Tensor:
-        """Logits of every draw, shape (draws * n, classes), one copy of the batch after the other."""
+    def _forward(self, x: Tensor, draws: int) -> Tensor:
+        """Logits of fresh draws, shape (draws * n, classes), one copy of the batch after the other."""
         if len(x) != len(self):
             raise ValueError(f"Expected {len(self)} images, one for each example of the access, got {len(x)}")
         if not self.stochastic:
             self._count(self.ledger.forwards, 1)
-            return self.model(x)  # type: ignore[no-any-return]
+            return self._answer(x, None)
         first = self.ledger.forwards[self.rows]
-        self._count(self.ledger.forwards, self.draws)
-        draw = (first + torch.arange(self.draws, device=first.device).unsqueeze(1)).flatten()
-        rng = self.rng.select(torch.arange(len(self), device=first.device).repeat(self.draws)).at(draw)
-        return self.model(x.repeat(self.draws, 1, 1, 1), rng)  # type: ignore[no-any-return]
+        self._count(self.ledger.forwards, draws)
+        draw = (first + torch.arange(draws, device=first.device).unsqueeze(1)).flatten()
+        rng = self.rng.select(torch.arange(len(self), device=first.device).repeat(draws)).at(draw)
+        return self._answer(x.repeat(draws, 1, 1, 1), rng)
 
-    def _mean(self, values: Tensor) -> Tensor:
-        return values if self.draws == 1 else values.reshape(self.draws, -1, *values.shape[1:]).mean(dim=0)
+    def _answer(self, x: Tensor, rng: ExampleRNG | None) -> Tensor:
+        """The model's logits, guarded where there is a detector."""
+        logits: Tensor = self.model(x, rng) if self._takes_rng else self.model(x)
+        return logits if self.guard is None else self.guard(logits, x, rng)
+
+    def _portions(self) -> Iterator[int]:
+        """The draws of one question, so many at a time that memory stays bounded."""
+        for start in range(0, self.draws, _AT_ONCE):
+            yield min(_AT_ONCE, self.draws - start)
+
+    def _means(self, x: Tensor) -> Tensor:
+        """Logits without a gradient, averaged over the draws, shape (n, classes)."""
+        with torch.no_grad():
+            parts = [self._share(self._forward(x, draws), draws) for draws in self._portions()]
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
+
+    def _share(self, values: Tensor, draws: int) -> Tensor:
+        """What (draws * n, ...) values add to the mean over all draws, shape (n, ...)."""
+        if self.draws == 1:
+            return values
+        mean = values.reshape(draws, -1, *values.shape[1:]).mean(dim=0)
+        return mean if draws == self.draws else mean * (draws / self.draws)
+
+
+_AT_ONCE = 8
+"""The most draws of a stochastic model in one forward."""
 
 
 def _differentiable(logits: Tensor) -> Tensor:
-    """`logits`, or RuntimeError where no gradient can flow through them."""
+    """`logits`, or NoGradientError where no gradient can flow through them."""
     if logits.requires_grad:
         return logits
-    raise RuntimeError("Expected logits that depend on the images differentiably: attack scores or labels, or a surrogate")
+    raise NoGradientError(
+        "Expected logits that depend on the images differentiably: attack scores or labels, or a surrogate"
+    )
 
 
 class WhiteBox(Access):
@@ -158,31 +247,38 @@ class WhiteBox(Access):
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits without a gradient, shape (n, classes); averaged over the draws."""
-        with torch.no_grad():
-            return self._mean(self._forward(x))
+        return self._means(x)
 
     def loss_gradient(self, x: Tensor, goal: Goal, loss: Loss) -> Evaluation:
         """The loss of each example, its gradient in the image, and the logits: one forward and one backward (per draw).
 
         For a stochastic model the loss, its gradient and the logits are means over the draws (EOT, Athalye et al. 2018).
+        Raises NoGradientError where the logits do not depend on the images differentiably.
         """
         x = x.detach().requires_grad_()
+        parts = [self._loss_gradient(x, goal, loss, draws) for draws in self._portions()]
+        if len(parts) == 1:
+            return Evaluation(*parts[0])
+        return Evaluation(*(torch.stack(column).sum(dim=0) for column in zip(*parts, strict=True)))
+
+    def _loss_gradient(self, x: Tensor, goal: Goal, loss: Loss, draws: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What some draws add to the loss (n,), its gradient (n, c, h, w) and the logits (n, classes)."""
         with torch.enable_grad():
-            logits = _differentiable(self._forward(x))
-            losses = self._mean(loss(logits, goal.tile(self.draws)))
+            logits = _differentiable(self._forward(x, draws))
+            losses = self._share(loss(logits, goal.tile(draws)), draws)
             (gradient,) = torch.autograd.grad(losses.sum(), x)
-        self._count(self.ledger.backwards, self.draws)
-        return Evaluation(losses.detach(), gradient, self._mean(logits.detach()))
+        self._count(self.ledger.backwards, draws)
+        return losses.detach(), gradient, self._share(logits.detach(), draws)
 
     def pullback(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Logits (n, classes) and the map from cotangents (m, n, classes) to images (m, n, c, h, w).
 
         The map multiplies each cotangent with the Jacobian of the logits (averaged over the draws); it may be called
-        repeatedly and counts m backwards (per draw) each time.
+        repeatedly and counts m backwards (per draw) each time. Raises NoGradientError as `loss_gradient` does.
         """
         x = x.detach().requires_grad_()
         with torch.enable_grad():
-            logits = _differentiable(self._mean(self._forward(x)))
+            logits = _differentiable(self._share(self._forward(x, self.draws), self.draws))
 
         def pull(cotangents: Tensor) -> Tensor:
             self._count(self.ledger.backwards, self.draws * len(cotangents))
@@ -198,8 +294,7 @@ class ScoreBased(Access):
     def logits(self, x: Tensor) -> Tensor:
         """Logits, shape (n, classes); counts one query per draw."""
         self._count(self.ledger.queries, self.draws)
-        with torch.no_grad():
-            return self._mean(self._forward(x))
+        return self._means(x)
 
 
 class DecisionBased(Access):
@@ -208,5 +303,4 @@ class DecisionBased(Access):
     def labels(self, x: Tensor) -> Tensor:
         """Predicted labels, shape (n,), int64; counts one query per draw."""
         self._count(self.ledger.queries, self.draws)
-        with torch.no_grad():
-            return self._mean(self._forward(x)).argmax(dim=1)
+        return self._means(x).argmax(dim=1)

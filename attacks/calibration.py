@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from advbench.attacks.access import WhiteBox
+from advbench.attacks.access import Guard, WhiteBox
 from advbench.attacks.attack import Attack
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import ThreatModel, Untargeted
@@ -62,7 +62,7 @@ class HeldOut:
     """Held-out images and the model that is attacked: all that a calibration sees.
 
     x: (n, c, h, w); y: labels, (n,); index: positions in their split, (n,). threat: the one that the attack will run at.
-    model, stochastic, draws: as `Access` takes them; without a model nothing can be attacked. batch: images at a time.
+    model, stochastic, draws, guard: as `Access` takes them; without a model nothing can be attacked. batch: images at once.
     """
 
     x: Tensor
@@ -74,13 +74,15 @@ class HeldOut:
     draws: int = 1
     seed: int = 0
     batch: int = 128
+    guard: Guard | None = None
 
     def __len__(self) -> int:
         return len(self.y)
 
     def first(self, n: int) -> HeldOut:
         """The first `n` images, all where there are fewer."""
-        return replace(self, x=self.x[:n], y=self.y[:n], index=self.index[:n])
+        guard = None if self.guard is None else self.guard.select(slice(n))
+        return replace(self, x=self.x[:n], y=self.y[:n], index=self.index[:n], guard=guard)
 
     def attacked(self, attack: Attack) -> Trial:
         """Attack all images, with the same random numbers every time. Raises ValueError without a model."""
@@ -92,9 +94,11 @@ class HeldOut:
             raise ValueError(f"Expected a model to calibrate {attack} on, got none")
         x, goal = self.x[rows], Untargeted(self.y[rows])
         rng = ExampleRNG.make(self.seed, "calibrate", self.index[rows])
-        with attack.knowledge(self.model, rng.fork("model"), stochastic=self.stochastic, draws=self.draws) as access:
+        guard = None if self.guard is None else self.guard.select(rows)
+        how: dict[str, Any] = {"stochastic": self.stochastic, "draws": self.draws, "guard": guard}
+        with attack.knowledge(self.model, rng.fork("model"), **how) as access:
             x_adv = attack(access, x.clone(), goal, self.threat, rng.fork("attack"))
-        with WhiteBox(self.model, rng.fork("verdict"), stochastic=self.stochastic, draws=self.draws) as fresh:
+        with WhiteBox(self.model, rng.fork("verdict"), **how) as fresh:
             broken = goal.achieved(fresh.logits(x_adv))
         return x_adv, broken, access.ledger.forwards + access.ledger.backwards
 

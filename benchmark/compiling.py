@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from importlib import util
@@ -32,4 +33,4 @@ def compiled(source: Surrogate) -> Surrogate:
     if source.stochastic:
         return source
     model: torch.nn.Module = torch.compile(source.model, dynamic=True, backend=BACKEND)  # type: ignore[assignment]
-    return Surrogate(model)
+    return dataclasses.replace(source, model=model)

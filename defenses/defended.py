@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -17,14 +17,31 @@ Architecture: TypeAlias = Callable[[], nn.Module]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Surrogate:
-    """What an adaptive attacker differentiates in place of the scored model.
+class Detector:
+    """What rejects images: a detected adversarial is a failed attack, a detected clean image is a lost one.
 
-    model: images in [0, 1] -> logits; called as ``model(x, rng)`` where `stochastic`.
+    model: images (n, c, h, w) in [0, 1] -> scores (n,), above zero where an image is rejected. The threshold, calibrated on
+    clean validation images at a stated rate of false alarms, lies inside as a buffer. Differentiable, for the white-box
+    attacker has its margin in the loss. stochastic: called as ``model(x, rng)`` with the very rng that the classifier gets,
+    so that both can see one purified image; what it draws on its own it draws from a fork.
     """
 
     model: nn.Module
     stochastic: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Surrogate:
+    """What an adaptive attacker differentiates in place of the scored model.
+
+    model: images in [0, 1] -> logits; called as ``model(x, rng)`` where `stochastic`. guarded: whether the attacker evades a
+    detector too. detector: which, by default that of the defended model.
+    """
+
+    model: nn.Module
+    stochastic: bool = False
+    detector: Detector | None = None
+    guarded: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,10 +50,13 @@ class Defended:
 
     model: what is scored, images (n, c, h, w) in [0, 1] -> logits (n, classes), normalisation inside; a stochastic one is
     called as ``model(x, rng)`` with an `ExampleRNG` of n examples and draws every random number from it.
-    surrogates: what the white-box attacker differentiates, by name, the faithful one first; by default the model itself.
-    stochastic: whether the model takes an rng. history: what happened while it was trained; None where it was loaded, or
-    where there was no one training of the whole. facts: numbers that the training found and that its checkpoint keeps, such
-    as the decay length of a covariance, by name.
+    surrogates: what the white-box attacker differentiates, by name, the faithful one first; by default the model itself. The
+    one named ``base``, where there is one, is the model without its test-time parts, for the attacker who ignores them.
+    stochastic: whether the model takes an rng. detector: what rejects images, if anything does. history: what happened while
+    it was trained; None where it was loaded, or where there was no one training of the whole. facts: numbers that the
+    training found and that its checkpoint keeps, such as the decay length of a covariance, by name.
+
+    Raises ValueError for a stochastic detector beside a model that takes no rng.
     """
 
     model: nn.Module
@@ -44,15 +64,28 @@ class Defended:
     surrogates: Mapping[str, Surrogate] = field(default_factory=dict)
     history: History | None = None
     facts: Mapping[str, float] = field(default_factory=dict)
+    detector: Detector | None = None
 
     def __post_init__(self) -> None:
-        if not self.surrogates:
-            object.__setattr__(self, "surrogates", {"faithful": Surrogate(self.model, self.stochastic)})
+        if self.detector is not None and self.detector.stochastic and not self.stochastic:
+            raise ValueError("Expected a stochastic model beside a stochastic detector, got one that takes no rng")
+        given = self.surrogates or {"faithful": Surrogate(self.model, self.stochastic)}
+        object.__setattr__(self, "surrogates", {name: self._watched(surrogate) for name, surrogate in given.items()})
+
+    def _watched(self, surrogate: Surrogate) -> Surrogate:
+        """The surrogate with the detector that its attacker evades."""
+        own = surrogate.detector is not None or not surrogate.guarded or self.detector is None
+        return surrogate if own else replace(surrogate, detector=self.detector)
 
     def modules(self) -> nn.ModuleDict:
         """Everything that has state, as one module whose state dict is the checkpoint."""
         parts = {"model": self.model}
         parts |= {f"surrogate-{name}": surrogate.model for name, surrogate in self.surrogates.items()}
+        if self.detector is not None:
+            parts["detector"] = self.detector.model
+        for name, surrogate in self.surrogates.items():
+            if surrogate.detector is not None and surrogate.detector is not self.detector:
+                parts[f"detector-{name}"] = surrogate.detector.model
         return nn.ModuleDict(parts)
 
 

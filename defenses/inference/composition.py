@@ -2,22 +2,54 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from advbench.attacks.rng import ExampleRNG
-from advbench.defenses.defended import Defended, Surrogate
+from advbench.defenses.defended import Defended, Detector, Surrogate
+
+State = TypeVar("State", Tensor, tuple[Tensor, ...])
 
 
 def call(model: nn.Module, x: Tensor, rng: ExampleRNG | None, stochastic: bool) -> Tensor:
-    """The logits (n, classes) of a model that takes an rng only where it is `stochastic`."""
+    """What a model that takes an rng only where it is `stochastic` says of images (n, c, h, w)."""
     if not stochastic:
         return model(x)  # type: ignore[no-any-return]
     if rng is None:
         raise ValueError("Expected `rng`, an ExampleRNG of the images, got None: the model is stochastic")
     return model(x, rng)  # type: ignore[no-any-return]
+
+
+def checkpointed(step: Callable[[State, int], State], state: State, steps: int) -> State:
+    """The last of `steps` states, state = step(state, t) for t = 0, 1, ..., and its gradient in bounded memory.
+
+    Where a gradient is wanted, only about sqrt(steps) states are kept on the way, and each stretch between two of them runs
+    a second time when the gradient comes back (Chen et al. 2016, arXiv:1604.06174): memory for sqrt(steps) steps instead of
+    `steps`, for one more forward each. `step` may take gradients itself (with ``create_graph``), and gives the same twice:
+    its random numbers come from an `ExampleRNG` at t.
+
+    step: (a tensor or a tuple of tensors, t) -> the same. Returns the state after the last step.
+    """
+
+    def stretch(state: State, first: int, last: int) -> State:
+        for t in range(first, last):
+            state = step(state, t)
+        return state
+
+    tensors = state if isinstance(state, tuple) else (state,)
+    if not (torch.is_grad_enabled() and any(one.requires_grad for one in tensors)):
+        return stretch(state, 0, steps)
+    length = max(1, math.isqrt(steps))
+    for first in range(0, steps, length):
+        last = min(first + length, steps)
+        state = checkpoint(stretch, state, first, last, use_reentrant=False, preserve_rng_state=False)
+    return state
 
 
 def in_front_of(base: Defended, wrap: Callable[[nn.Module, bool], nn.Module], *, stochastic: bool) -> Defended:
@@ -27,7 +59,10 @@ def in_front_of(base: Defended, wrap: Callable[[nn.Module, bool], nn.Module], *,
 
     The surrogates: ``faithful``, the wrapper around the first surrogate of `base`; ``faithful-NAME``, the wrapper around
     each further one; ``base``, the first surrogate of `base` alone, as if the wrapper were not there.
+    Raises ValueError for a base with a detector, whose scores are no logits.
     """
+    if base.detector is not None:
+        raise ValueError("Expected a base without a detector, got one: put the defense that detects in front of this one")
     model = wrap(base.model, base.stochastic)
     surrogates = {}
     for position, (name, inner) in enumerate(base.surrogates.items()):
@@ -44,16 +79,21 @@ def purified(
     stochastic: bool,
     differentiable: bool = True,
     substitutes: Mapping[str, nn.Module] | None = None,
+    detector: Detector | None = None,
 ) -> Defended:
     """A purifier in front of a defended model, with the surrogates of an adaptive attacker (Athalye et al. 2018).
 
     purifier: images (n, c, h, w) -> images of that shape; called as ``purifier(x, rng)`` where `stochastic`. differentiable:
     whether its own gradient is worth anything; where not, as for a rounding, there is no faithful surrogate.
     substitutes: differentiable images -> images, by name, whose Jacobian stands in for the purifier's.
+    detector: what rejects images, looking at them as they come; a detector of `base` looks at the purified, and either one
+    rejects.
 
     The surrogates: ``faithful``, the purifier differentiated as it is, in front of the first surrogate of `base`;
     ``faithful-NAME``, in front of each further one; ``bpda``, its output with the identity for its Jacobian; ``bpda-NAME``,
-    its output with the Jacobian of a substitute; ``base``, the first surrogate of `base` as if there were no purifier.
+    its output with the Jacobian of a substitute; ``base``, the first surrogate of `base` as if there were no purifier. All
+    but the last evade the detectors; that of `base` through the purifier as it is, or with the identity's Jacobian where the
+    purifier is not differentiable.
     """
     inner = next(iter(base.surrogates.values()))
     model = Purified(purifier, base.model, stochastic=stochastic, base_stochastic=base.stochastic)
@@ -72,8 +112,43 @@ def purified(
             Purified(approximate, inner.model, stochastic=stochastic, base_stochastic=inner.stochastic),
             stochastic or inner.stochastic,
         )
-    surrogates["base"] = inner
-    return Defended(model, stochastic or base.stochastic, surrogates)
+    surrogates["base"] = replace(inner, guarded=False)
+    seen = purifier if differentiable else Approximated(purifier, nn.Identity(), stochastic=stochastic)
+    return Defended(
+        model,
+        stochastic or base.stochastic,
+        surrogates,
+        detector=_either(detector, _behind(seen, base.detector, stochastic)),
+    )
+
+
+def _behind(purifier: nn.Module, detector: Detector | None, stochastic: bool) -> Detector | None:
+    """The detector of a base that sees purified images."""
+    if detector is None:
+        return None
+    model = Purified(purifier, detector.model, stochastic=stochastic, base_stochastic=detector.stochastic)
+    return Detector(model, stochastic or detector.stochastic)
+
+
+def _either(one: Detector | None, other: Detector | None) -> Detector | None:
+    """What rejects where one of two detectors does."""
+    if one is None or other is None:
+        return one or other
+    return Detector(AnyRejects(one, other), one.stochastic or other.stochastic)
+
+
+class AnyRejects(nn.Module):
+    """The larger of two detectors' scores, images (n, c, h, w) -> (n,): above zero where either rejects."""
+
+    def __init__(self, one: Detector, other: Detector) -> None:
+        super().__init__()
+        self.one, self.other = one.model, other.model
+        self.stochastic = (one.stochastic, other.stochastic)
+
+    def forward(self, x: Tensor, rng: ExampleRNG | None = None) -> Tensor:
+        """Scores, shape (n,)."""
+        scores = [call(each, x, rng, random) for each, random in zip((self.one, self.other), self.stochastic, strict=True)]
+        return torch.maximum(*scores)
 
 
 class Purified(nn.Module):
