@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from advbench.defenses.defended import Defended
 from advbench.models import load_defended
 from advbench.plan import Plan, Task, artefact, scored_split
 from advbench.results.record import Examples, Record
@@ -121,17 +122,19 @@ class RunFindings:
 
     def train_error(self, *, seed: int, defense: str, architecture: str) -> float:
         """The error, in percent, on the first 10,000 training images."""
-        content = self.training(seed=seed, defense=defense, architecture=architecture)
-        contents = {key: task.content for key, task in self.plan.tasks.items()}
+        task = self.training(seed=seed, defense=defense, architecture=architecture)
+        return 100.0 - 100.0 * _accuracy(self._load(task.key).model, self.plan.data.train)
+
+    def defended(self, cell: Cell) -> Defended:
+        """The trained target of a cell, on the CPU."""
+        return self._load(str(cell.record.details["model_key"]))
+
+    def _load(self, key: str) -> Defended:
+        contents = {each: task.content for each, task in self.plan.tasks.items()}
         with seeded(0):
-            defended = load_defended(
-                content.key,
-                contents,
-                self.plan.data,
-                lambda key: artefact("train", key, self.plan.config.out),
-                torch.device("cpu"),
+            return load_defended(
+                key, contents, self.plan.data, lambda one: artefact("train", one, self.plan.config.out), torch.device("cpu")
             )
-        return 100.0 - 100.0 * _accuracy(defended.model, self.plan.data.train)
 
     def training(self, *, seed: int, defense: str, architecture: str) -> Task:
         """The task that trained a target."""
