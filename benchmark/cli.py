@@ -345,6 +345,7 @@ def _print_plan(plan: Plan) -> None:
         "train": "models to train",
         "substitute": "substitutes to train",
         "clean": "models to check on clean images",
+        "diagnose": "models to check for gradients",
         "calibrate": "attacks to calibrate on held-out images",
         "craft": "attacks to craft",
         "score": "cells to score",

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 
 from advbench import registry
+from advbench.attacks.access import WhiteBox
 from advbench.attacks.calibration import need_of
 from advbench.attacks.ensemble import with_stop
 from advbench.attacks.progress import expected_forwards
@@ -33,7 +34,7 @@ from advbench.zoo import checkpoints, datasets, training
 from advbench.zoo.data import DataSet, Split
 from advbench.zoo.training import Budget
 
-Kind = Literal["train", "substitute", "clean", "calibrate", "craft", "score"]
+Kind = Literal["train", "substitute", "clean", "diagnose", "calibrate", "craft", "score"]
 DEFAULT_ARCHITECTURE = Spec("gu2014/n200-200-10")
 DEFAULT_SUBSTITUTE = Spec("gu2014/n100-100-10")
 
@@ -288,6 +289,24 @@ class _Planner:
             float(target.draws),
         )
 
+    def _diagnose(self, target: Target, epsilon: float | None) -> str | None:
+        """The task that looks at a target's gradients within a radius; None where the threat has no norm."""
+        if self.config.norm == "none":
+            return None
+        return self._add(
+            "diagnose",
+            {
+                "target": target.key,
+                "threat": self._threat(epsilon),
+                "draws": target.draws,
+                **self._where(target.batch, target.seed),
+                "harness": source_hash("advbench.diagnosis"),
+            },
+            [target.key],
+            f"gradients of {target.label}",
+            float(target.draws),
+        )
+
     def _craft(
         self,
         source: str,
@@ -366,6 +385,7 @@ class _Planner:
         source: dict[str, Any] | None,
         *,
         substitute: str | None = None,
+        diagnosis: str | None = None,
     ) -> None:
         spec, component, content = attack
         clean = self._clean(target)
@@ -383,12 +403,18 @@ class _Planner:
                 "dataset": self.data.name,
                 **self._where(target.batch, target.seed),
             },
-            [target.key, clean, *crafts, *([substitute] if substitute else [])],
+            [target.key, clean, *crafts, *filter(None, (substitute, diagnosis))],
             f"score {spec} from {source['label'] if source else 'itself'} on {target.label}",
             float(target.draws),
             target=target.facts(),
             source=source,
-            attack={"label": str(spec), "minimal_norm": minimal, **content},
+            attack={
+                "label": str(spec),
+                "minimal_norm": minimal,
+                "gradients": issubclass(component.knowledge, WhiteBox),
+                **content,
+            },
+            diagnosis=diagnosis,
             calibrations=list(dict.fromkeys(filter(None, (self.tasks[craft].content["calibration"] for craft in crafts)))),
         )
         self.cells.append(key)
@@ -436,7 +462,8 @@ class _Planner:
                     # The smallest perturbation fools a random model about every other time: one that spends the whole
                     # budget stands beside it, so that the model does not look robust at epsilon for that reason.
                     found.append(self._craft_for_transfer(target, attack, epsilon))
-                self._score("white-box", target, attack, epsilon, found, None)
+                diagnosis = self._diagnose(target, epsilon)
+                self._score("white-box", target, attack, epsilon, found, None, diagnosis=diagnosis)
 
     def _black_box(self, target: Target, architecture: Spec) -> None:
         content = registry.content("architectures", architecture, None)

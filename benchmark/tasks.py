@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -26,6 +27,7 @@ from advbench.calibration import calibrate, threat_of
 from advbench.clocks import Measured, device_name, environment, single_thread, stopwatch
 from advbench.compiling import compiled
 from advbench.defenses.defended import Defended, Surrogate
+from advbench.diagnosis import diagnose
 from advbench.evaluation import Counts, Craft, count, craft, score
 from advbench.models import architecture_of, fit_defended, load_defended
 from advbench.plan import Task, artefact, scored_split
@@ -86,6 +88,8 @@ def _train(task: Task, context: Context, device: torch.device) -> None:
     with _RANDOM, stopwatch(device) as measured:
         fitted = fit_defended(task.key, context.contents, _data(context), _checkpoint, device)
     metadata = {"seconds": f"{measured.seconds:.3f}", "device": device_name(device), "label": task.label}
+    if fitted.history is not None:
+        metadata["history"] = json.dumps(dataclasses.asdict(fitted.history))
     checkpoints.save(_checkpoint(task.key), fitted.modules(), metadata | {"facts": json.dumps(dict(fitted.facts))})
 
 
@@ -115,6 +119,19 @@ def _clean(task: Task, context: Context, device: torch.device) -> None:
         draws=np.array(found.draws),
         weights_sha256=np.array(checkpoints.fingerprint(defended.model)),
     )
+
+
+def _diagnose(task: Task, context: Context, device: torch.device) -> None:
+    content = task.content
+    found = diagnose(
+        _defended(content["target"], context, device),
+        scored_split(_data(context), content["n"]),
+        threat_of(content["threat"]),
+        seed=content["seed"],
+        draws=content["draws"],
+        device=device,
+    )
+    _save(artefact("diagnose", task.key, context.out), **{name: np.array(count) for name, count in found.items()})
 
 
 def _calibrate(task: Task, context: Context, device: torch.device) -> None:
@@ -224,6 +241,7 @@ _ACTIONS: dict[str, Callable[[Task, Context, torch.device], None]] = {
     "train": _train,
     "substitute": _substitute,
     "clean": _clean,
+    "diagnose": _diagnose,
     "calibrate": _calibrate,
     "craft": _craft,
     "score": _score,
@@ -267,6 +285,9 @@ def _details(task: Task, context: Context) -> dict[str, Any]:
             {name: value.tolist() for name, value in values.items() if value.numel() <= _SHOWN}
             for values in calibrations.values()
         ]
+    if task.facts["diagnosis"]:
+        with np.load(artefact("diagnose", task.facts["diagnosis"], context.out), allow_pickle=False) as file:
+            details["diagnosis"] = {name: int(file[name]) for name in file.files}
     trained = checkpoints.metadata(_checkpoint(content["target"]))
     details["train_seconds"] = float(trained["seconds"])
     facts = json.loads(trained.get("facts", "{}"))

@@ -61,7 +61,7 @@ def test_a_calibrated_constant_is_kept_and_shown_and_found_once(small):
     np.testing.assert_array_equal(one.distance_l2, other.distance_l2)
     assert advbench.run(**small | {"matrix": "white-box,transfer"}).ran == 0
     more = plan_of(small, matrix="white-box,transfer", n_examples=13)
-    assert sorted({task.kind for task in more.pending()}) == ["clean", "craft", "score"]
+    assert sorted({task.kind for task in more.pending()}) == ["clean", "craft", "diagnose", "score"]
 
 
 def test_a_calibration_that_fails_takes_only_its_own_cells_with_it(small, monkeypatch):

@@ -32,7 +32,7 @@ def test_compiling_is_a_part_of_the_key_of_what_attacks(small, traced):
     plain, fast = (make_plan(make_config(**small | {"compile": flag}), measure=False) for flag in (False, True))
     changed = {plain.tasks[key].kind for key in set(plain.tasks) - set(fast.tasks)}
     assert changed == {"craft", "score"}
-    assert {plain.tasks[key].kind for key in set(plain.tasks) & set(fast.tasks)} == {"train", "clean"}
+    assert {plain.tasks[key].kind for key in set(plain.tasks) & set(fast.tasks)} == {"train", "clean", "diagnose"}
 
 
 def test_only_what_is_attacked_is_compiled_and_the_images_are_those_of_the_plain_model(small, traced, monkeypatch):

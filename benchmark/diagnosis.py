@@ -1,0 +1,87 @@
+"""A glance at a model's gradients: are there any, do they lead uphill, and does the model answer twice alike?
+
+What no scored cell can tell and `advbench.results.flags` asks for. It costs a dozen gradients on a few dozen images.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from advbench.attacks import balls
+from advbench.attacks.access import NoGradientError, WhiteBox
+from advbench.attacks.losses import margin
+from advbench.attacks.rng import ExampleRNG
+from advbench.attacks.threat import ThreatModel, Untargeted, cross_entropy
+from advbench.defenses.defended import Defended, Surrogate
+from advbench.zoo.data import Split
+
+IMAGES = 64
+"""How many images are looked at: the first scored ones that the model gets right."""
+_LOOKED_AT = 4 * IMAGES
+_STEPS = 10
+_STEP = 0.25
+_UNSTABLE = 1e-3
+"""The change of a logit, as a share of the largest one, beyond what rounding explains."""
+
+
+def diagnose(
+    defended: Defended, split: Split, threat: ThreatModel, *, seed: int, draws: int, device: torch.device
+) -> dict[str, int]:
+    """Look at the gradients of a model's surrogates; a symptom counts where all of them show it.
+
+    threat: where the steps go; its radius must be finite. draws: passes averaged per gradient of a stochastic model.
+    Returns counts over `images` clean-correct images: zero_gradient (of the cross-entropy, exactly zero),
+    zero_margin_gradient (of the best wrong logit minus the true one), flat (ten gradient steps of a quarter of epsilon do
+    not raise the loss), and, for a model that is declared deterministic, unstable (a second pass answers differently).
+    """
+    part = split.select(slice(_LOOKED_AT)).to(device)
+    with _access(Surrogate(defended.model, defended.stochastic), part, seed, draws) as access:
+        logits = access.logits(part.x)
+        rows = (logits.argmax(dim=1) == part.y).nonzero().flatten()[:IMAGES]
+        again = None if defended.stochastic else access.logits(part.x)
+    part = part.select(rows)
+    looks = [_look(surrogate, part, threat, seed, draws) for surrogate in defended.surrogates.values()]
+    found = {name: int(torch.stack([look[name] for look in looks]).all(dim=0).sum()) for name in looks[0]}
+    if again is not None:
+        scale = _UNSTABLE * logits[rows].abs().amax(dim=1).clamp(min=1e-12)
+        found["unstable"] = int(((again - logits)[rows].abs().amax(dim=1) > scale).sum())
+    return {"images": len(rows), **found}
+
+
+def _access(surrogate: Surrogate, part: Split, seed: int, draws: int) -> WhiteBox:
+    rng = ExampleRNG.make(seed, "diagnosis", part.index)
+    return WhiteBox(surrogate.model, rng, stochastic=surrogate.stochastic, draws=draws)
+
+
+def _look(surrogate: Surrogate, part: Split, threat: ThreatModel, seed: int, draws: int) -> dict[str, Tensor]:
+    """Which images show each symptom under one surrogate, (n,) bool; all of them where it has no gradient at all."""
+    goal = Untargeted(part.y)
+    with _access(surrogate, part, seed, draws) as access:
+        try:
+            start = access.loss_gradient(part.x, goal, cross_entropy)
+            of_margin = access.loss_gradient(part.x, goal, margin).gradient
+            highest = _climb(access, part, threat, start.gradient)
+        except NoGradientError:
+            nothing = torch.ones(len(part), dtype=torch.bool, device=part.x.device)
+            return dict.fromkeys(("zero_gradient", "zero_margin_gradient", "flat"), nothing)
+    return {
+        "zero_gradient": _zero(start.gradient),
+        "zero_margin_gradient": _zero(of_margin),
+        "flat": highest <= start.loss,
+    }
+
+
+def _climb(access: WhiteBox, part: Split, threat: ThreatModel, gradient: Tensor) -> Tensor:
+    """The highest loss of each image on the way up, shape (n,)."""
+    x_adv, losses = part.x, []
+    for _ in range(_STEPS):
+        x_adv = balls.project(x_adv + _STEP * threat.radius * balls.steepest(gradient, threat), part.x, threat)
+        found = access.loss_gradient(x_adv, Untargeted(part.y), cross_entropy)
+        gradient = found.gradient
+        losses.append(found.loss)
+    return torch.stack(losses).amax(dim=0)
+
+
+def _zero(gradient: Tensor) -> Tensor:
+    return (gradient == 0).flatten(1).all(dim=1)

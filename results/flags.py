@@ -1,0 +1,457 @@
+"""Signs that an evaluation is incomplete: gradients that mislead, attacks that fail where they should not.
+
+Each check follows a known symptom of masked gradients (Athalye et al. 2018, arXiv:1802.00420; Carlini et al. 2019,
+arXiv:1902.06705). A flag proves nothing about the model: it says that the robust accuracy beside it is an upper bound, and
+what to run next. Training seeds are pooled: a pair is one example of one seed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from advbench.results.record import Record
+from advbench.results.statistics import Outcome, clean_correct, worst_case
+
+P_VALUE = 0.01
+"""Below which a difference is no accident."""
+POINTS = 0.01
+"""What a difference must exceed to matter: one point."""
+RESTARTS = 0.05
+"""What more restarts may gain before they are said to matter much."""
+SHARE = 0.05
+"""The share of looked-at images that may have no gradient, or no rising loss, before it is flagged."""
+GREY = 0.5
+"""The linf radius from which every image can be made grey, so that no classifier can tell them apart."""
+
+CARLINI = "Carlini et al. 2019, arXiv:1902.06705"
+ATHALYE = "Athalye et al. 2018, arXiv:1802.00420"
+
+NOISE = frozenset({"uniform-noise", "correlated-noise", "estimated-noise"})
+GRADIENT_FREE = NOISE | {"square", "hop-skip-jump"}
+SINGLE_STEP = frozenset({"fgm", "fgsm", "r-fgsm"})
+ON_MARGINS = frozenset(
+    {
+        "apgd-dlr",
+        "apgd-t",
+        "auto",
+        "autoattack",
+        "autoattack-rand",
+        "carlini-wagner",
+        "deepfool",
+        "fab",
+        "fab-t",
+        "worst-case",
+    }
+)
+"""Attacks, by registry name, of which at least a part ascends differences of logits, which do not saturate."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flag:
+    """One reason why an evaluation is incomplete.
+
+    name: short and stable. finding: the symptom. measured: the numbers. n: on how many examples. why: what it means. paper:
+    who says so. remedy: what to run next.
+    """
+
+    name: str
+    finding: str
+    measured: str
+    n: int
+    why: str
+    paper: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """What is known of one target at one threat.
+
+    outcomes: its scored cells at `epsilon`. others: its cells at other radii of the same norm, on the same images.
+    """
+
+    outcomes: Sequence[Outcome]
+    epsilon: float | None
+    others: Sequence[Outcome] = ()
+
+    def those(self, wanted: Callable[[Record], bool]) -> list[Outcome]:
+        """The outcomes at `epsilon` whose record is `wanted`."""
+        return [outcome for outcome in self.outcomes if wanted(outcome[0])]
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Two attackers on the same examples: how many of `n` each alone broke."""
+
+    first: int
+    second: int
+    n: int
+
+    @property
+    def gain(self) -> float:
+        """By how much the first attacker's success exceeds the second's, a share of all examples."""
+        return (self.first - self.second) / self.n
+
+    @property
+    def p(self) -> float:
+        """Two-sided p-value of the exact McNemar test (McNemar 1947): under the null each discordant pair is a fair coin."""
+        discordant = self.first + self.second
+        return min(1.0, 2 * tail(max(self.first, self.second), discordant, 0.5))
+
+    def clear(self, points: float = POINTS) -> bool:
+        """Whether the first is better by more than `points`, and not by accident."""
+        return self.gain > points and self.p < P_VALUE
+
+    def __str__(self) -> str:
+        chance = "p < 0.0001" if self.p < 1e-4 else f"p = {self.p:.2g}"
+        return f"{self.first} images that the other leaves, against {self.second} ({chance}, exact McNemar)"
+
+
+def flags(outcomes: Sequence[Outcome], epsilon: float | None, others: Sequence[Outcome] = ()) -> tuple[Flag, ...]:
+    """The flags of one target at one threat, none where nothing is suspicious.
+
+    outcomes: all of its scored cells there, of any training seeds. epsilon: the radius. others: its cells at other radii of
+    the same norm. Raises ValueError where cells of a seed are of different examples.
+    """
+    evidence = Evidence(outcomes, epsilon, others)
+    found = (check(evidence) for check in CHECKS)
+    return tuple(flag for flag in found if flag is not None)
+
+
+def tail(k: int, n: int, p: float) -> float:
+    """The probability of at least `k` of `n` where each has probability `p`: the binomial's upper tail."""
+    from scipy.special import betainc
+
+    return 1.0 if k <= 0 else float(betainc(k, n - k + 1, p)) if k <= n else 0.0
+
+
+def black_box_beats_white_box(evidence: Evidence) -> Flag | None:
+    """Attacks without gradients break what those with gradients do not."""
+    pair = _compare(evidence.those(lambda record: not _gradients(record)), evidence.those(_gradients), evidence.epsilon)
+    if pair is None or not pair.clear():
+        return None
+    return Flag(
+        name="black-box beats white-box",
+        finding="All black-box and transfer attacks together beat all white-box attacks together",
+        measured=f"black-box success is {_points(pair.gain)} higher: {pair}",
+        n=pair.n,
+        why="An attacker who knows the gradients knows more. Where that does not help, the gradients mislead.",
+        paper=f"{ATHALYE}; {CARLINI}",
+        remedy="Attack with gradients that the defense does not break: a BPDA or smoothed surrogate, margin losses "
+        "(auto, apgd-dlr), more steps and restarts, EOT where anything is random.",
+    )
+
+
+def one_step_beats_many(evidence: Evidence) -> Flag | None:
+    """Single-step attacks break what iterated ones do not."""
+    single = evidence.those(lambda record: _gradients(record) and record.source is None and _single(record))
+    pair = _compare(single, evidence.those(_iterated), evidence.epsilon)
+    if pair is None or not pair.clear():
+        return None
+    return Flag(
+        name="one step beats many",
+        finding="Single-step attacks beat iterated ones in the same ball",
+        measured=f"one step succeeds {_points(pair.gain)} more often: {pair}",
+        n=pair.n,
+        why="Many steps can do all that one can. Where they do worse, the loss surface is bent around the images.",
+        paper=f"{ATHALYE}; {CARLINI}",
+        remedy="Run pgd with more steps, smaller steps and restarts, auto, and a gradient-free attack such as square.",
+    )
+
+
+def noise_finds_more(evidence: Evidence) -> Flag | None:
+    """Random noise breaks images that no gradient attack breaks."""
+    noise = evidence.those(lambda record: record.attack["name"] in NOISE)
+    pair = _compare(noise, evidence.those(_gradients), evidence.epsilon)
+    if pair is None or not _exceeds(pair.first, pair.n, POINTS):
+        return None
+    return Flag(
+        name="noise finds what gradients miss",
+        finding="Random noise breaks images that every gradient attack left",
+        measured=f"{pair.first} of {pair.n} images ({_percent(pair.first, pair.n)}) fall to noise alone",
+        n=pair.n,
+        why="Noise does not search. Errors that it finds in the ball should be easy for a search.",
+        paper=CARLINI,
+        remedy="Run gradient attacks from random starts with restarts, and a gradient-free attack such as square.",
+    )
+
+
+def fails_without_bound(evidence: Evidence) -> Flag | None:
+    """Attacks of any distance do not reach every image."""
+    cells = evidence.those(lambda record: record.attack["minimal_norm"] and not record.target["stochastic"])
+    failed, n = 0, 0
+    for found in _by_seed(cells).values():
+        attacked = clean_correct(found[0][1]) & ~np.isnan(found[0][1].distance_l2)
+        failed += int((attacked & np.all([np.isinf(examples.distance_l2) for _, examples in found], axis=0)).sum())
+        n += int(attacked.sum())
+    if not _exceeds(failed, n, POINTS):
+        return _survives_grey(evidence)
+    return Flag(
+        name="unbounded attacks fail",
+        finding="Minimal-norm attacks, which no radius holds, do not reach all images",
+        measured=f"{failed} of {n} clean-correct images ({_percent(failed, n)}) survive every one of them at any distance",
+        n=n,
+        why="Without a bound every image can be turned into one of another class, so that only a failed search leaves any.",
+        paper=f"{ATHALYE}; {CARLINI}",
+        remedy="Run another minimal-norm attack (fmn, ddn, carlini-wagner, hop-skip-jump) with more steps.",
+    )
+
+
+def _survives_grey(evidence: Evidence) -> Flag | None:
+    """Robust accuracy above that of a constant answer, at a radius where every image can be made the same grey one."""
+    cells = [
+        outcome
+        for outcome in (*evidence.outcomes, *evidence.others)
+        if outcome[0].threat["norm"] == "linf" and (outcome[0].threat["epsilon"] or 0) >= GREY and _iterated(outcome[0])
+    ]
+    groups: dict[float, list[Outcome]] = {}
+    for outcome in cells:
+        groups.setdefault(outcome[0].threat["epsilon"], []).append(outcome)
+    for epsilon, group in sorted(groups.items()):
+        robust = ~np.concatenate([_broken(found, epsilon) for found in _by_seed(group).values()])
+        _, counts = np.unique(group[0][1].label, return_counts=True)
+        constant = counts.max() / counts.sum()
+        if _exceeds(int(robust.sum()), len(robust), constant) and robust.mean() > constant + POINTS:
+            return Flag(
+                name="unbounded attacks fail",
+                finding=f"Images stay correct under linf ≤ {epsilon:g}, where each can be made the same grey",
+                measured=f"{robust.sum()} of {len(robust)} images ({_percent(robust.sum(), len(robust))}) are left, a "
+                f"constant answer would be right on {_percent(constant, 1)}",
+                n=len(robust),
+                why="One grey image is within reach of all of them, and a classifier can give it one label only.",
+                paper=f"{ATHALYE}; {CARLINI}",
+                remedy="Run pgd with more steps and restarts, auto, and a gradient-free attack such as square.",
+            )
+    return None
+
+
+def no_growth_with_epsilon(evidence: Evidence) -> Flag | None:
+    """A larger ball gives an iterated attack nothing, although the smaller one already broke some images and left others."""
+    for smaller, larger in _radii(evidence):
+        pair = _compare(smaller, larger, None)
+        if pair is None:
+            continue
+        radii = [outcomes[0][0].threat["epsilon"] for outcomes in (smaller, larger)]
+        label = larger[0][0].attack["label"]
+        if pair.clear() or _stalled(smaller, larger, pair, radii):
+            return Flag(
+                name="no growth with epsilon",
+                finding=f"The success of {label} does not grow from epsilon {radii[0]:g} to {radii[1]:g}",
+                measured=f"{pair.first} images fall at the smaller radius alone, {pair.second} at the larger alone",
+                n=pair.n,
+                why="A larger ball holds the smaller one, so that success can only grow.",
+                paper=CARLINI,
+                remedy="Run more steps and restarts at the larger radius, auto, and a minimal-norm attack such as fmn.",
+            )
+    return None
+
+
+def no_growth_with_steps(evidence: Evidence) -> Flag | None:
+    """More steps of the same attack break clearly fewer images."""
+    for fewer, more in _variants(evidence, "steps"):
+        pair = _compare(fewer, more, evidence.epsilon)
+        if pair is not None and pair.clear():
+            counts = [outcomes[0][0].attack["arguments"]["steps"] for outcomes in (fewer, more)]
+            return Flag(
+                name="no growth with steps",
+                finding=f"{more[0][0].attack['name']} succeeds less often with {counts[1]} steps than with {counts[0]}",
+                measured=f"fewer steps succeed {_points(pair.gain)} more often: {pair}",
+                n=pair.n,
+                why="A longer search that ends worse is led astray, or its steps are not fit for the surface.",
+                paper=CARLINI,
+                remedy="Run smaller steps, restarts, and an attack that adapts its step (apgd-ce, auto).",
+            )
+    return None
+
+
+def restarts_matter(evidence: Evidence) -> Flag | None:
+    """More random starts break many more images."""
+    for fewer, more in _variants(evidence, "restarts"):
+        pair = _compare(more, fewer, evidence.epsilon)
+        if pair is not None and pair.clear(RESTARTS):
+            counts = [outcomes[0][0].attack["arguments"]["restarts"] for outcomes in (fewer, more)]
+            return Flag(
+                name="restarts matter much",
+                finding=f"{more[0][0].attack['name']} with {counts[1]} restarts beats the same with {counts[0]} by far",
+                measured=f"more restarts succeed {_points(pair.gain)} more often: {pair}",
+                n=pair.n,
+                why="Where the start decides, the surface is rugged, and still more starts would find still more.",
+                paper=CARLINI,
+                remedy="Run many more restarts until success no longer grows, and a gradient-free attack such as square.",
+            )
+    return None
+
+
+def gradients_vanish(evidence: Evidence) -> Flag | None:
+    """At many clean images the gradient is exactly zero."""
+    found = _diagnosis(evidence, "zero_margin_gradient")
+    what = "the margin between the logits"
+    blind = not any(record.attack["name"] in ON_MARGINS for record, _ in evidence.outcomes if _gradients(record))
+    if blind and not _exceeds(*found, SHARE):
+        found, what = _diagnosis(evidence, "zero_gradient"), "the cross-entropy, which all attacks here ascend,"
+    if not _exceeds(*found, SHARE):
+        return None
+    return Flag(
+        name="zero gradients",
+        finding=f"The gradient of {what} is exactly zero at many images",
+        measured=f"{found[0]} of {found[1]} clean-correct images ({_percent(*found)}) have no gradient at all",
+        n=found[1],
+        why="A gradient attack cannot leave such an image, whether or not there are errors beside it.",
+        paper=f"{ATHALYE}; {CARLINI}",
+        remedy="Run attacks on margins (auto, apgd-dlr), a surrogate that has gradients (BPDA), and square.",
+    )
+
+
+def loss_does_not_rise(evidence: Evidence) -> Flag | None:
+    """Ten steps uphill do not raise the loss."""
+    found = _diagnosis(evidence, "flat")
+    if not _exceeds(*found, SHARE):
+        return None
+    return Flag(
+        name="loss does not rise",
+        finding="The loss does not rise along the attack",
+        measured=f"on {found[0]} of {found[1]} clean-correct images ({_percent(*found)}) ten gradient steps do not raise it",
+        n=found[1],
+        why="Gradient ascent that does not ascend is led by gradients that are wrong, or by none.",
+        paper=f"{ATHALYE}; {CARLINI}",
+        remedy="Check the surrogate's gradient against finite differences; run BPDA, EOT, and square.",
+    )
+
+
+def undeclared_randomness(evidence: Evidence) -> Flag | None:
+    """A model that is declared deterministic answers the same images differently."""
+    unstable, n = _diagnosis(evidence, "unstable")
+    if unstable == 0:
+        return None
+    return Flag(
+        name="undeclared randomness",
+        finding="The model is declared deterministic, but two passes over the same images differ",
+        measured=f"the logits of {unstable} of {n} images changed",
+        n=n,
+        why="Random answers make single gradients noise and single verdicts luck; such a model needs EOT and several draws.",
+        paper=ATHALYE,
+        remedy="Declare the model stochastic (a defense's `stochastic=True`), and run it again.",
+    )
+
+
+CHECKS: tuple[Callable[[Evidence], Flag | None], ...] = (
+    black_box_beats_white_box,
+    one_step_beats_many,
+    noise_finds_more,
+    fails_without_bound,
+    no_growth_with_epsilon,
+    no_growth_with_steps,
+    restarts_matter,
+    gradients_vanish,
+    loss_does_not_rise,
+    undeclared_randomness,
+)
+
+
+def _gradients(record: Record) -> bool:
+    """Whether the attacker used the target's own gradients: the white-box matrix, or a transfer of a model to itself."""
+    itself = record.source is not None and record.matrix == "transfer" and record.source["label"] == record.target["label"]
+    known = record.attack.get("gradients", record.attack["name"] not in GRADIENT_FREE)
+    return bool(record.source is None or itself) and bool(known)
+
+
+def _single(record: Record) -> bool:
+    return record.attack["name"] in SINGLE_STEP or record.attack["arguments"].get("steps") == 1
+
+
+def _iterated(record: Record) -> bool:
+    """Whether a white-box attack takes several steps in a ball of fixed radius."""
+    return _gradients(record) and record.source is None and not _single(record) and not record.attack["minimal_norm"]
+
+
+def _by_seed(outcomes: Iterable[Outcome]) -> dict[int, list[Outcome]]:
+    groups: dict[int, list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault(outcome[0].seed, []).append(outcome)
+    return groups
+
+
+def _broken(outcomes: Sequence[Outcome], epsilon: float | None) -> NDArray[np.bool_]:
+    """Which examples the strategies together break, for a stochastic model in most of its reported draws; shape (n,)."""
+    broken: NDArray[np.bool_] = worst_case(outcomes, epsilon).values < 0.5
+    return broken
+
+
+def _compare(first: Iterable[Outcome], second: Iterable[Outcome], epsilon: float | None) -> Paired | None:
+    """Two attackers, each the worst case over its cells, on the seeds that both have; None where they share none."""
+    one, other = _by_seed(first), _by_seed(second)
+    seeds = [seed for seed in one if seed in other]
+    if not seeds:
+        return None
+    pairs = [(_broken(one[seed], epsilon), _broken(other[seed], epsilon)) for seed in seeds]
+    a, b = (np.concatenate(column) for column in zip(*pairs, strict=True))
+    return Paired(int((a & ~b).sum()), int((b & ~a).sum()), len(a))
+
+
+def _radii(evidence: Evidence) -> Iterable[tuple[list[Outcome], list[Outcome]]]:
+    """Each iterated attack at the next smaller radius, and at the evidence's own."""
+    if evidence.epsilon is None:
+        return
+    groups: dict[str, dict[float, list[Outcome]]] = {}
+    for outcome in (*evidence.outcomes, *evidence.others):
+        radius = outcome[0].threat["epsilon"]
+        if _iterated(outcome[0]) and radius is not None and radius <= evidence.epsilon:
+            groups.setdefault(outcome[0].attack["label"], {}).setdefault(radius, []).append(outcome)
+    for radii in groups.values():
+        for smaller, larger in pairwise(sorted(radii)):
+            if larger == evidence.epsilon:
+                yield radii[smaller], radii[larger]
+
+
+def _stalled(smaller: Sequence[Outcome], larger: Sequence[Outcome], pair: Paired, radii: Sequence[float]) -> bool:
+    """Whether an attack broke some at the smaller radius, and at a half larger one leaves a tenth and gains nothing."""
+    clean = np.mean([(examples.clean_correct > 0).mean() for _, examples in smaller])
+    before, after = (
+        1 - np.mean([_broken([outcome], None).mean() for outcome in outcomes]) for outcomes in (smaller, larger)
+    )
+    return bool(radii[1] >= 1.5 * radii[0] and clean - before > SHARE and after > 0.1 and -pair.gain <= POINTS / 10)
+
+
+def _variants(evidence: Evidence, argument: str) -> Iterable[tuple[list[Outcome], list[Outcome]]]:
+    """Pairs of iterated attacks that differ in one number alone, from the smaller to the larger."""
+    groups: dict[str, dict[int, list[Outcome]]] = {}
+    for outcome in evidence.those(_iterated):
+        attack = outcome[0].attack
+        value = attack["arguments"].get(argument)
+        if isinstance(value, int):
+            rest = {name: other for name, other in attack["arguments"].items() if name != argument}
+            same = json.dumps([attack["name"], rest], sort_keys=True)
+            groups.setdefault(same, {}).setdefault(value, []).append(outcome)
+    for values in groups.values():
+        for smaller, larger in pairwise(sorted(values)):
+            yield values[smaller], values[larger]
+
+
+def _diagnosis(evidence: Evidence, name: str) -> tuple[int, int]:
+    """A count of the harness's diagnosis and of how many images, summed over seeds; zeros where no record holds one."""
+    counts: dict[int, tuple[int, int]] = {}
+    for record, _ in evidence.outcomes:
+        found: Mapping[str, Any] = record.details.get("diagnosis") or {}
+        if name in found:
+            counts[record.seed] = int(found[name]), int(found["images"])
+    return sum(count for count, _ in counts.values()), sum(images for _, images in counts.values())
+
+
+def _exceeds(k: int, n: int, share: float) -> bool:
+    """Whether `k` of `n` is more than `share`, and not by accident."""
+    return n > 0 and tail(k, n, share) < P_VALUE
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:.1f} points"
+
+
+def _percent(k: float, n: float) -> str:
+    return f"{100 * k / n:.1f}%"
