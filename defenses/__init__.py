@@ -37,6 +37,22 @@ DEFENSES: dict[str, str] = {
     "lrc-augmented": f"{_TRAINING}.augmented:CorrelatedAugmented",
     "input-noise": f"{_INFERENCE}.noise:InputNoise",
     "gaussian-blur": f"{_INFERENCE}.blur:GaussianBlur",
+    "layer-noise": f"{_INFERENCE}.layer_noise:LayerNoise",
+    "autoencoder": f"{_INFERENCE}.autoencoder:Autoencoder",
+    "denoising-autoencoder": f"{_INFERENCE}.autoencoder:DenoisingAutoencoder",
+    "bit-depth": f"{_INFERENCE}.bit_depth:BitDepth",
+    "median-smoothing": f"{_INFERENCE}.median:MedianSmoothing",
+    "jpeg": f"{_INFERENCE}.jpeg:JPEG",
+    "total-variation": f"{_INFERENCE}.total_variation:TotalVariation",
+    "feature-squeezing": f"{_INFERENCE}.feature_squeezing:FeatureSqueezing",
+    "mala": f"{_INFERENCE}.malade:MALA",
+    "malade": f"{_INFERENCE}.malade:MALADE",
+    "magnet": f"{_INFERENCE}.magnet:MagNet",
 }
 
-PARTS: dict[str, str] = {}
+PARTS: dict[str, str] = {
+    "dense-dae": f"{_INFERENCE}.autoencoder:DenseDAE",
+    "adversarial-autoencoder": f"{_INFERENCE}.autoencoder:AdversarialAutoencoder",
+    "dae": f"{_INFERENCE}.denoiser:DAE",
+    "sdae": f"{_INFERENCE}.denoiser:SDAE",
+}

@@ -1,0 +1,85 @@
+"""Fewer bits per pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from advbench.defenses.defended import Architecture, Defended
+from advbench.defenses.inference.composition import purified
+from advbench.zoo.data import DataSet
+from advbench.zoo.training import Budget, Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BitDepth:
+    """Bit-depth reduction of the input, Xu et al. 2018, arXiv:1704.01155, and Guo et al. 2018, arXiv:1711.00117.
+
+    Every pixel is rounded to one of 2**bits levels, evenly spaced from 0 to 1, halves to the even level. A rounding has no
+    gradient, so that there is no faithful surrogate.
+
+    bits: per pixel and channel, 1 to 8; Xu et al. take 1 for MNIST and 5 for CIFAR-10, Guo et al. 3. base: the spec of the
+    defense that trained the model behind it.
+    """
+
+    bits: int = 3
+    base: str = "none"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 8:
+            raise ValueError(f"Expected `bits` in 1..8, got {self.bits}")
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        """The model behind the rounding."""
+        return {"base": self.base}
+
+    def build(self, architecture: Architecture, data: DataSet, inputs: Mapping[str, Defended]) -> Defended:  # noqa: ARG002
+        """The rounding in front of ``inputs["base"]``. ValueError for images without a range of pixels."""
+        check_range(data)
+        return purified(inputs["base"], Rounded(self.bits), stochastic=False, differentiable=False)
+
+    def fit(
+        self,
+        architecture: Architecture,
+        data: DataSet,
+        *,
+        inputs: Mapping[str, Defended],
+        seed: int,  # noqa: ARG002
+        device: torch.device,  # noqa: ARG002
+        budget: Budget,  # noqa: ARG002
+        progress: Progress | None = None,  # noqa: ARG002
+    ) -> Defended:
+        """The same as `build`: there is nothing to train."""
+        return self.build(architecture, data, inputs)
+
+
+class Rounded(nn.Module):
+    """Images (n, c, h, w) with 2**bits values per channel; what lies outside [0, 1] is clipped, as in an image file."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+
+    def extra_repr(self) -> str:
+        """What the structure is."""
+        return f"bits={self.bits}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images of the same shape, in [0, 1]."""
+        return rounded(x, self.bits)
+
+
+def rounded(x: Tensor, bits: int) -> Tensor:
+    """`x`, clipped to [0, 1], at the nearest of 2**bits evenly spaced levels, worked in float64."""
+    levels = 2**bits - 1
+    return (x.to(torch.float64).clamp(0, 1) * levels).round().div(levels).to(x.dtype)
+
+
+def check_range(data: DataSet) -> None:
+    """ValueError unless the images of `data` have pixels in [0, 1]."""
+    if data.box != (0.0, 1.0):
+        raise ValueError(f"Expected images with pixels in [0, 1], got those of {data.name}: take a data set of images")
