@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +15,9 @@ from advbench.models import load_defended
 from advbench.plan import Plan, Task, artefact, scored_split
 from advbench.results.record import Examples, Record
 from advbench.results.statistics import Values, clean_correct, distance, robust
+from advbench.zoo import checkpoints
 from advbench.zoo.data import Split
-from advbench.zoo.training import seeded
+from advbench.zoo.training import History, seeded
 
 _TRAIN_IMAGES = 10_000
 
@@ -119,6 +121,15 @@ class RunFindings:
         """What the attack added to the clean-correct images that it made wrong, (m, c, h, w)."""
         x, x_adv = self.images(cell)
         return (x_adv - x)[torch.from_numpy(cell.broken)]
+
+    def history(self, cell: Cell) -> History:
+        """What happened in each epoch of a target's training. ValueError where it was not one training of the whole."""
+        path = artefact("train", cell.record.details["model_key"], self.plan.config.out)
+        kept = checkpoints.metadata(path).get("history")
+        if kept is None:
+            raise ValueError(f"Expected a training with epochs, got {cell.record.target['label']}, which was made otherwise")
+        fields = json.loads(kept).items()
+        return History(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields})
 
     def train_error(self, *, seed: int, defense: str, architecture: str) -> float:
         """The error, in percent, on the first 10,000 training images."""
