@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from advbench.attacks import balls
-from advbench.attacks.access import Access, Ledger, WhiteBox, frozen
+from advbench.attacks.access import Access, Guard, Ledger, WhiteBox, frozen
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Norm, ThreatModel, Untargeted, cross_entropy
 from advbench.clocks import Measured, stopwatch
 from advbench.defenses.defended import Defended, Surrogate
+from advbench.defenses.inference.composition import call
 from advbench.results.record import Examples
+from advbench.results.statistics import TOLERANCE
 from advbench.zoo.data import Split
 
 
@@ -44,22 +46,38 @@ class Craft:
 class Counts:
     """How a model answered on some images, counted over draws.
 
-    prediction: (n,) int64, the label that most report draws gave. select, report: (n,) int64, correct answers of `draws`.
+    prediction: (n,) int64, the label that most report draws gave. select, report: (n,) int64, answers of `draws` that are
+    correct and that no detector rejects. select_rejected, report_rejected: (n,) int64, answers that a detector rejects.
+    wrong: (n,) int64, report draws with a wrong label, rejected or not. score: (n,) float64, the detector's mean score over
+    the report draws; NaN without one.
     """
 
     prediction: Tensor
     select: Tensor
     report: Tensor
+    select_rejected: Tensor
+    report_rejected: Tensor
+    wrong: Tensor
+    score: Tensor
     draws: int
+
+    @property
+    def withstood(self) -> tuple[Tensor, Tensor]:
+        """Select and report draws, (n,) each, on which an adversarial image has failed: correct or rejected."""
+        return self.select + self.select_rejected, self.report + self.report_rejected
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """A scored cell: per-example outcomes, the chosen images (n, c, h, w), and the model's labels for them (n,)."""
+    """A scored cell: per-example outcomes, the chosen images (n, c, h, w), and the model's labels for them (n,).
+
+    accuracies: the robust accuracy that each of the candidates alone would leave.
+    """
 
     examples: Examples
     x_adv: Tensor
     prediction: Tensor
+    accuracies: tuple[float, ...]
 
 
 _FARTHER_THAN_ANY_IMAGE = 1e12
@@ -75,11 +93,13 @@ def craft(
     draws: int,
     batch: int,
     device: torch.device,
+    scale: float = 1.0,
     around: Callable[[Access], AbstractContextManager[object]] = nullcontext,
 ) -> Craft:
     """Attack every image of `split` in compute batches, and verify what comes back.
 
-    around: what each batch is attacked in, given its access, for whoever follows it.
+    scale: the worth of a unit of the score of the surrogate's detector in logits. around: what each batch is attacked in,
+    given its access, for whoever follows it.
     Raises ViolationError where the attack leaves the budget or the box, changes the shape, or returns NaN.
     """
     _warm_up(surrogate, split, seed=seed, batch=batch, device=device)
@@ -88,13 +108,26 @@ def craft(
         for start in range(0, len(split), batch):
             part = split.select(slice(start, start + batch)).to(device)
             rng = ExampleRNG.make(seed, "attack", part.index)
-            access = attack.knowledge(surrogate.model, rng.fork("model"), stochastic=surrogate.stochastic, draws=draws)
+            access = attack.knowledge(
+                surrogate.model,
+                rng.fork("model"),
+                stochastic=surrogate.stochastic,
+                draws=draws,
+                guard=guard_of(surrogate, part.y, scale),
+            )
             with access, around(access):
                 x_adv = attack(access, part.x.clone(), Untargeted(part.y), threat, rng.fork("attack"))
             images.append(_verified(x_adv, part, threat).cpu())
             ledgers.append(access.ledger)
     counts = [torch.cat([getattr(one, field) for one in ledgers]).cpu() for field in ("forwards", "backwards", "queries")]
     return Craft(torch.cat(images), Ledger(*counts), measured)
+
+
+def guard_of(surrogate: Surrogate, y: Tensor, scale: float = 1.0) -> Guard | None:
+    """The detector that the attacker of a surrogate evades, for images of the labels y (n,); None where there is none."""
+    if surrogate.detector is None:
+        return None
+    return Guard(surrogate.detector.model, y, surrogate.detector.stochastic, scale)
 
 
 def count(defended: Defended, split: Split, *, seed: int, draws: int, batch: int, device: torch.device) -> Counts:
@@ -104,12 +137,12 @@ def count(defended: Defended, split: Split, *, seed: int, draws: int, batch: int
     """
     passes = draws if defended.stochastic else 1
     parts = []
-    with frozen(defended.model), torch.inference_mode():
+    modules = [defended.model] if defended.detector is None else [defended.model, defended.detector.model]
+    with frozen(nn.ModuleList(modules)), torch.inference_mode():
         for start in range(0, len(split), batch):
             part = split.select(slice(start, start + batch)).to(device)
             parts.append(_count(defended, part, seed, passes))
-    prediction, select, report = (torch.cat(columns).cpu() for columns in zip(*parts, strict=True))
-    return Counts(prediction, select, report, passes)
+    return Counts(*(torch.cat(columns).cpu() for columns in zip(*parts, strict=True)), passes)
 
 
 def score(
@@ -120,6 +153,7 @@ def score(
     *,
     norm: Norm,
     minimal_norm: bool,
+    epsilon: float | None = None,
     seed: int,
     batch: int,
     device: torch.device,
@@ -128,24 +162,31 @@ def score(
 
     candidates: one image tensor (n, c, h, w) per surrogate. For a stochastic model the clean image is a candidate too; the
     select draws choose and the report draws count (DESIGN, invariant 2). Of a minimal-norm attack the nearest candidate
-    that fools the model is chosen, else the one that fools it most often.
+    that fools the model is chosen, else the one that fools it most often. A candidate that a detector rejects has failed; a
+    clean image that it rejects is lost. epsilon: the radius within which a minimal-norm attack counts, for `accuracies`.
     """
     found = [
         count(defended, Split(x_adv, split.y, split.index), seed=seed, draws=clean.draws, batch=batch, device=device)
         for x_adv in candidates
     ]
-    pool = list(candidates)
+    withstood, pool = [one.withstood for one in found], list(candidates)
+    accuracies = tuple(
+        _accuracy(clean, report, x_adv - split.x, norm, epsilon if minimal_norm else None)
+        for (_, report), x_adv in zip(withstood, candidates, strict=True)
+    )
     if defended.stochastic:
-        found, pool = [*found, clean], [*pool, split.x]
-    select = torch.stack([one.select for one in found])
+        found, withstood, pool = [*found, clean], [*withstood, (clean.select, clean.report)], [*pool, split.x]
+    select = torch.stack([one for one, _ in withstood])
     preference = select.to(torch.float64)
     if minimal_norm:
         distance = torch.stack([balls.distance(x_adv - split.x, norm) for x_adv in pool]).to(torch.float64)
         preference = torch.where(2 * select < clean.draws, distance, _FARTHER_THAN_ANY_IMAGE + preference)
     choice, rows = preference.argmin(dim=0), torch.arange(len(split))
     x_adv = torch.stack(pool)[choice, rows]
-    prediction, chosen, report = (
-        torch.stack([getattr(one, name) for one in found])[choice, rows] for name in ("prediction", "select", "report")
+    chosen, report = select[choice, rows], torch.stack([one for _, one in withstood])[choice, rows]
+    prediction, rejected, wrong, detector_score = (
+        torch.stack([getattr(one, name) for one in found])[choice, rows]
+        for name in ("prediction", "report_rejected", "wrong", "score")
     )
     failed = (2 * chosen >= clean.draws) if minimal_norm else torch.zeros(len(split), dtype=torch.bool)
     untouched = (clean.report == 0) & (x_adv == split.x).flatten(1).all(dim=1) & (not defended.stochastic)
@@ -157,9 +198,22 @@ def score(
         clean_correct=clean.report.numpy(),
         select_correct=chosen.numpy(),
         report_correct=report.numpy(),
+        clean_rejected=clean.report_rejected.numpy(),
+        report_rejected=rejected.numpy(),
+        report_wrong=wrong.numpy(),
+        clean_score=clean.score.numpy(),
+        report_score=detector_score.numpy(),
         **_distances(x_adv, split.x, failed=failed, untouched=untouched),
     )
-    return Scored(examples, x_adv, prediction)
+    return Scored(examples, x_adv, prediction, accuracies)
+
+
+def _accuracy(clean: Counts, report: Tensor, delta: Tensor, norm: Norm, epsilon: float | None) -> float:
+    """Robust accuracy under one candidate per image: report (n,) withstood draws, delta (n, c, h, w)."""
+    if epsilon is not None:
+        near = balls.distance(delta, norm).to(torch.float64) <= epsilon * (1 + TOLERANCE)
+        report = torch.where(near, report, clean.report)
+    return float(torch.where(clean.report > 0, report, 0).to(torch.float64).mean()) / clean.draws
 
 
 def _distances(x_adv: Tensor, x: Tensor, *, failed: Tensor, untouched: Tensor) -> dict[str, Any]:
@@ -174,20 +228,33 @@ def _distances(x_adv: Tensor, x: Tensor, *, failed: Tensor, untouched: Tensor) -
     return {name: values.numpy() for name, values in found.items()}
 
 
-def _count(defended: Defended, part: Split, seed: int, passes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Most frequent report label, and correct answers on select and on report draws, of one batch; each (n,) int64."""
+def _count(defended: Defended, part: Split, seed: int, passes: int) -> tuple[Tensor, ...]:
+    """The fields of `Counts` of one batch, (n,) each, but for the number of draws."""
     if not defended.stochastic:
-        prediction = _labels(defended.model(part.x))
-        correct = (prediction == part.y).to(torch.int64)
-        return prediction, correct, correct
-    answers = {
-        purpose: torch.stack(
-            [_labels(defended.model(part.x, ExampleRNG.make(seed, purpose, part.index).at(draw))) for draw in range(passes)]
-        )
-        for purpose in ("select", "report")
-    }
-    select, report = ((answers[purpose] == part.y).sum(dim=0) for purpose in ("select", "report"))
-    return answers["report"].mode(dim=0).values, select, report
+        label, rejected, score = _answer(defended, part.x, None)
+        right = (label == part.y) & ~rejected
+        return label, *(one.to(torch.int64) for one in (right, right, rejected, rejected, label != part.y)), score
+    counted: dict[str, tuple[Tensor, ...]] = {}
+    for purpose in ("select", "report"):
+        streams = (ExampleRNG.make(seed, purpose, part.index).at(draw) for draw in range(passes))
+        answers = [_answer(defended, part.x, rng) for rng in streams]
+        label, rejected, score = (torch.stack(column) for column in zip(*answers, strict=True))
+        counts = ((label == part.y) & ~rejected, rejected, label != part.y)
+        counted[purpose] = (label.mode(dim=0).values, *(one.sum(dim=0) for one in counts), score.mean(dim=0))
+    _, select, select_rejected, _, _ = counted["select"]
+    label, report, report_rejected, wrong, score = counted["report"]
+    return label, select, report, select_rejected, report_rejected, wrong, score
+
+
+def _answer(defended: Defended, x: Tensor, rng: ExampleRNG | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels (n,) int64, whether a detector rejects (n,) bool, and its scores (n,) float64, NaN without a detector."""
+    label = _labels(call(defended.model, x, rng, defended.stochastic))
+    if defended.detector is None:
+        return label, torch.zeros_like(label, dtype=torch.bool), torch.full_like(label, torch.nan, dtype=torch.float64)
+    score = call(defended.detector.model, x, rng, defended.detector.stochastic).to(torch.float64)
+    if score.shape != label.shape or not torch.isfinite(score).all():
+        raise ViolationError(f"Expected {len(label)} finite scores of the detector, got shape {tuple(score.shape)} or NaN")
+    return label, score > 0, score
 
 
 def _labels(logits: Tensor) -> Tensor:
@@ -217,7 +284,8 @@ def _verified(x_adv: Tensor, part: Split, threat: ThreatModel) -> Tensor:
 def _warm_up(surrogate: Surrogate, split: Split, *, seed: int, batch: int, device: torch.device) -> None:
     """One gradient and one look at a few images, uncounted: first-call costs are not timed (DESIGN, invariant 11)."""
     few = split.select(slice(min(batch, 8))).to(device)
-    with WhiteBox(surrogate.model, ExampleRNG.make(seed, "warm-up", few.index), stochastic=surrogate.stochastic) as access:
+    rng, guard = ExampleRNG.make(seed, "warm-up", few.index), guard_of(surrogate, few.y)
+    with WhiteBox(surrogate.model, rng, stochastic=surrogate.stochastic, guard=guard) as access:
         with suppress(RuntimeError):  # a model without a gradient can still be attacked with scores or labels
             access.loss_gradient(few.x, Untargeted(few.y), cross_entropy)
         access.logits(few.x)

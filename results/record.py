@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""Version 1 knew neither detectors nor the oblivious matrix."""
 STATUSES = ("ok", "skipped", "error")
-MATRICES = ("white-box", "black-box", "transfer")
+MATRICES = ("white-box", "black-box", "transfer", "oblivious")
 DISTANCES = ("distance_l0", "distance_l1", "distance_l2", "distance_linf", "rms")
 GALLERY_SIZE = 10
 
@@ -32,6 +34,9 @@ _PARTS: dict[str, dict[str, tuple[type, ...]]] = {
     "measured": {},
 }
 _COUNTS = ("examples", "forwards", "backwards", "queries")
+_COUNTED = ("clean_correct", "select_correct", "report_correct", "clean_rejected", "report_rejected", "report_wrong")
+ADDED = frozenset({"clean_rejected", "report_rejected", "report_wrong", "clean_score", "report_score"})
+"""The arrays of examples that records of version 1 lack."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +44,8 @@ class Record:
     """One scored cell, or a cell that failed or was skipped. Rates and ranks are derived when read, never stored.
 
     key: 64 hex digits that name the cell's content. status: ``ok``, ``skipped`` or ``error``, with the `reason` of the
-    latter two. matrix: ``white-box``, ``black-box`` or ``transfer``.
+    latter two. matrix: ``white-box``, ``black-box``, ``transfer``, or ``oblivious`` where a defense with test-time parts is
+    shown what was crafted as if they were not there, which ranks nobody.
     dataset: name, split, fingerprint, n. target: label, defense and architecture (name and arguments each), stochastic.
     source: where the adversarials were crafted, with at least label and kind; None in the white-box matrix.
     attack: label, name, arguments, minimal_norm, source_hash. threat: norm, epsilon (None for no limit), box.
@@ -99,15 +105,19 @@ class Record:
         if not isinstance(content, dict):
             raise ValueError(f"Expected a record as a JSON object, got {type(content).__name__}")
         version = content.pop("schema_version", None)
-        if version != SCHEMA_VERSION:
-            raise ValueError(
-                f"Expected a record of schema version {SCHEMA_VERSION}, got {version!r}; use a matching advbench"
-            )
+        if isinstance(version, bool) or version not in READABLE_VERSIONS:
+            known = " or ".join(map(str, READABLE_VERSIONS))
+            raise ValueError(f"Expected a record of schema version {known}, got {version!r}; use a matching advbench")
         names = {field.name for field in fields(Record)}
         for problem, found in (("missing", names - content.keys()), ("unknown", content.keys() - names)):
             if found:
                 raise ValueError(f"Expected the fields of a record, got {problem} {', '.join(sorted(found))}")
         return Record(**content)
+
+
+def _absent() -> NDArray[Any]:
+    """No values: what stands there without a detector is filled in."""
+    return np.zeros(0)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -118,6 +128,11 @@ class Examples:
     1 for a deterministic model, K for a stochastic one. clean_correct: correct ones of the report draws on the clean image.
     select_correct, report_correct: correct ones of the draws that choose the worst case, and of the fresh draws that are
     reported, both on the adversarial image; equal for a deterministic model.
+    Where a detector stands beside the model, a detected clean image is lost and a detected adversarial has failed:
+    clean_correct counts draws that are right and accepted, select_correct and report_correct those right or rejected.
+    clean_rejected, report_rejected: rejected report draws on the clean and on the adversarial image, zero by default.
+    report_wrong: report draws with a wrong label, rejected or not; by default those that are not correct.
+    clean_score, report_score: the detector's mean score over the report draws, above zero for rejected; NaN by default.
     distance_*: l0, l1, l2, linf of the perturbation in pixel units, rms: root of its mean square; NaN: not attacked, inf: a
     minimal-norm attack found nothing. image_l2: the clean image's l2 norm.
 
@@ -137,15 +152,23 @@ class Examples:
     distance_linf: NDArray[np.float64]
     rms: NDArray[np.float64]
     image_l2: NDArray[np.float64]
+    clean_rejected: NDArray[np.int16] = field(default_factory=_absent)
+    report_rejected: NDArray[np.int16] = field(default_factory=_absent)
+    report_wrong: NDArray[np.int16] = field(default_factory=_absent)
+    clean_score: NDArray[np.float64] = field(default_factory=_absent)
+    report_score: NDArray[np.float64] = field(default_factory=_absent)
 
     def __post_init__(self) -> None:
         if int(self.draws) < 1:
             raise ValueError(f"Expected `draws` >= 1, got {self.draws}")
         object.__setattr__(self, "draws", int(self.draws))
+        for name, value in self._without_detector().items():
+            if np.size(getattr(self, name)) == 0:
+                object.__setattr__(self, name, value)
         for name, dtype in EXAMPLE_DTYPES.items():
             object.__setattr__(self, name, _array(name, getattr(self, name), dtype, ndim=1))
         _check_lengths({name: getattr(self, name) for name in EXAMPLE_DTYPES})
-        for name in ("clean_correct", "select_correct", "report_correct"):
+        for name in _COUNTED:
             if len(self) and not 0 <= getattr(self, name).min() <= getattr(self, name).max() <= self.draws:
                 raise ValueError(f"Expected `{name}` in [0, {self.draws}], got values outside")
         if len(np.unique(self.index)) != len(self.index):
@@ -153,6 +176,18 @@ class Examples:
         for name in DISTANCES:
             if (getattr(self, name) < 0).any():
                 raise ValueError(f"Expected `{name}` >= 0, NaN or inf, got a negative value")
+
+    def _without_detector(self) -> dict[str, NDArray[Any]]:
+        """What the arrays of a detector hold where there was none."""
+        none, unknown = np.zeros(len(self), np.int16), np.full(len(self), np.nan)
+        wrong = (self.draws - np.asarray(self.report_correct)).astype(np.int16)
+        scores = {"clean_score": unknown, "report_score": unknown}
+        return {"clean_rejected": none, "report_rejected": none, "report_wrong": wrong, **scores}
+
+    @property
+    def detected(self) -> bool:
+        """Whether a detector stood beside the model."""
+        return bool(np.isfinite(self.clean_score).any())
 
     def __len__(self) -> int:
         return len(self.index)
@@ -185,8 +220,8 @@ class Gallery:
 
 EXAMPLE_DTYPES: dict[str, type[np.generic]] = {
     **dict.fromkeys(("index", "label", "clean_prediction"), np.int64),
-    **dict.fromkeys(("clean_correct", "select_correct", "report_correct"), np.int16),
-    **dict.fromkeys((*DISTANCES, "image_l2"), np.float64),
+    **dict.fromkeys(_COUNTED, np.int16),
+    **dict.fromkeys((*DISTANCES, "image_l2", "clean_score", "report_score"), np.float64),
 }
 GALLERY_DTYPES: dict[str, type[np.generic]] = {
     **dict.fromkeys(("clean", "adversarial"), np.float32),

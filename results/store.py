@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from advbench.results.record import Examples, Gallery, Record, check_key
+from advbench.results.record import ADDED, Examples, Gallery, Record, check_key
 
 _LOG = logging.getLogger("advbench")
 _LEFTOVER_SECONDS = 3600.0
@@ -166,7 +166,7 @@ def _load(path: Path, kind: type[_Content]) -> _Content:
     names = [field.name for field in fields(kind)]
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in names}
+            arrays = {name: archive[name] for name in names if name in archive.files or name not in ADDED}
     except FileNotFoundError:
         raise
     except Exception as error:  # zipfile and zlib answer damaged bytes with a dozen kinds of exceptions
