@@ -1,0 +1,117 @@
+"""Tests of a difference on the same examples, and Holm's correction where there are many.
+
+Two fixed models, or two attacks on one model, answer the same examples, so that the comparison is paired. What is fixed
+matters: these tests speak of these very models. Of a method, which is trained anew from other seeds, `advbench.results.seeds`
+speaks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+from advbench.results.statistics import Values
+
+MCNEMAR = "exact McNemar"
+SIGN_FLIP = "sign-flip permutation"
+_RESAMPLES = 9_999
+_EQUAL = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A difference of two means, second minus first, with its two-sided p-value and the test that gave it."""
+
+    difference: float
+    p_value: float
+    test: str
+
+
+def paired_test(first: Values, second: Values) -> Comparison:
+    """Compare two answers to the same examples, shares of correct draws or of correct seeds, each (n,).
+
+    Exact McNemar where every share is 0 or 1, the sign-flip permutation test over examples otherwise.
+    Raises ValueError for shapes that differ or no example.
+    """
+    differences = _differences(first, second)
+    if np.isin(first, (0.0, 1.0)).all() and np.isin(second, (0.0, 1.0)).all():
+        gained, lost = int((differences > 0).sum()), int((differences < 0).sum())
+        return Comparison(float(differences.mean()), float(exact_mcnemar(gained, lost)), MCNEMAR)
+    return Comparison(float(differences.mean()), sign_flip(differences), SIGN_FLIP)
+
+
+def exact_mcnemar(gained: ArrayLike, lost: ArrayLike) -> Values:
+    """The two-sided p-value of McNemar's exact test (McNemar 1947), for counts of any shape.
+
+    gained: examples that only the second gets right; lost: those that only the first does. Under the null hypothesis each of
+    these falls on either side like a fair coin.
+    """
+    gained, lost = np.asarray(gained, dtype=np.int64), np.asarray(lost, dtype=np.int64)
+    if (gained < 0).any() or (lost < 0).any():
+        raise ValueError(f"Expected counts `gained` and `lost` >= 0, got {gained} and {lost}")
+    p_values: Values = np.minimum(1.0, 2 * special.bdtr(np.minimum(gained, lost, dtype=np.float64), gained + lost, 0.5))
+    return p_values
+
+
+def sign_flip(differences: Values, seed: int = 0) -> float:
+    """The two-sided p-value of the permutation test that flips the sign of each example's difference, (n,) (Fisher 1935).
+
+    Valid where the two answers are exchangeable, as a fixed model's under two equally strong attacks are, and for many
+    examples wherever the means are equal. Resamples are drawn as one binomial for each distinct size of difference. Where
+    Hoeffding's bound on the p-value, 2 exp(-(sum d)² / (2 sum d²)), is below what they resolve, the bound is returned.
+    """
+    sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
+    if len(sizes) == 0:
+        return 1.0
+    observed = abs(float(differences.sum()))
+    bound = 2 * math.exp(-(observed**2) / (2 * float(counts @ sizes**2)))
+    if bound < 1 / (_RESAMPLES + 1):
+        return bound
+    rng = np.random.default_rng(seed)
+    sums = np.zeros(_RESAMPLES)
+    for size, count in zip(sizes, counts, strict=True):
+        sums += size * (2 * rng.binomial(count, 0.5, _RESAMPLES) - count)
+    return float((1 + (np.abs(sums) >= observed - _EQUAL).sum()) / (_RESAMPLES + 1))
+
+
+def holm(p_values: Sequence[float] | Values, weights: Sequence[float] | Values | None = None) -> Values:
+    """Holm's adjusted p-values (Holm 1979), (m,): rejecting those <= alpha errs anywhere with probability <= alpha.
+
+    weights: how much of alpha each hypothesis gets, equal shares where None (the weighted procedure of the same paper).
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    w = np.ones_like(p) if weights is None else np.asarray(weights, dtype=np.float64)
+    if p.ndim != 1 or w.shape != p.shape or (w <= 0).any():
+        raise ValueError(f"Expected as many positive `weights` as p-values, got shapes {w.shape} and {p.shape}")
+    order = np.argsort(p / w, kind="stable")
+    left = np.cumsum(w[order][::-1])[::-1]
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] / w[order] * left))
+    return adjusted
+
+
+def wilcoxon_signed_rank(first: Sequence[float] | Values, second: Sequence[float] | Values) -> Comparison:
+    """Wilcoxon's signed-rank test over paired cells, as Mosca & Magoulas 2018 compare two training methods.
+
+    first, second: the accuracies of two methods in the same m settings (attack, radius, network). The cells of one model are
+    not independent, so that the p-value describes how consistent the difference is, and is no error rate of a method.
+    """
+    from scipy import stats
+
+    exact = _differences(np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64))
+    differences = exact.round(9)  # so that equal differences tie
+    name = "Wilcoxon signed-rank over cells"
+    if not differences.any():
+        return Comparison(0.0, 1.0, name)
+    return Comparison(float(differences.mean()), float(stats.wilcoxon(differences).pvalue), name)
+
+
+def _differences(first: Values, second: Values) -> NDArray[np.float64]:
+    if first.shape != second.shape or first.ndim != 1 or len(first) == 0:
+        raise ValueError(f"Expected two answers to the same examples, got shapes {first.shape} and {second.shape}")
+    return np.asarray(second - first, dtype=np.float64)
