@@ -11,6 +11,7 @@ import numpy as np
 
 from advbench.reports import wording
 from advbench.reports.cells import Cell, Cells
+from advbench.results.flags import Flag, flags
 from advbench.results.record import MATRICES, Record
 from advbench.results.statistics import Outcome, OverSeeds, Values, over_seeds, robust, worst_case
 
@@ -27,7 +28,10 @@ class Strategy(NamedTuple):
 
 
 class Threat(NamedTuple):
-    """What all targets of a board have in common: the very same images and the same radius."""
+    """What all targets of a board have in common: the very same images and the same radius.
+
+    run: the runs that it is made of, where others at the same threat have a board of their own.
+    """
 
     dataset: str
     split: str
@@ -35,11 +39,17 @@ class Threat(NamedTuple):
     fingerprint: str
     norm: str
     epsilon: float | None
+    run: str = ""
 
     @property
     def title(self) -> str:
         """The threat in words, as ``linf ≤ 0.3 on mnist``."""
-        return f"{wording.threat(self.norm, self.epsilon)} on {self.dataset}"
+        return f"{wording.threat(self.norm, self.epsilon)} on {self.dataset}" + (f" ({self.run})" if self.run else "")
+
+    @property
+    def family(self) -> Threat:
+        """The same at any radius."""
+        return self._replace(epsilon=None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +60,8 @@ class Standing:
     seeds; None without a scored cell. by_matrix: worst-case robust accuracy of each matrix. by_strategy: robust accuracy of
     each strategy alone, the lowest of which is the `weakest`. distortion: the minimal-norm attack with the smallest median
     distance, and that distance. seconds: attack time per example, summed over the strategies of the white-box matrix (of
-    all where it has none), by device. lacks: what others on the board have and this target has not.
+    all where it has none), by device. lacks: what others on the board have and this target has not. flags: why its
+    robust accuracy is only an upper bound, although nothing lacks.
     """
 
     label: str
@@ -65,6 +76,7 @@ class Standing:
     seconds: Mapping[str, float]
     seeds: tuple[int, ...]
     lacks: tuple[str, ...]
+    flags: tuple[Flag, ...] = ()
 
     @property
     def weakest(self) -> Strategy | None:
@@ -88,15 +100,15 @@ def boards(cells: Cells) -> tuple[Board, ...]:
     A minimal-norm attack without a radius stands on every board of its norm. Records without a box stand on none.
     """
     boxed = [cell for cell in cells.cells if cell.record.threat["box"] is not None]
-    threats = {threat_of(cell.record): None for cell in boxed if not _for_any_radius(cell.record)}
-    return tuple(_board(threat, [cell for cell in boxed if _belongs(cell.record, threat)]) for threat in threats)
+    threats = {threat_of(cell): None for cell in boxed if not _for_any_radius(cell.record)}
+    return tuple(_board(threat, boxed) for threat in threats)
 
 
-def threat_of(record: Record) -> Threat:
-    """The board on which a record stands."""
-    dataset, threat = record.dataset, record.threat
+def threat_of(cell: Cell) -> Threat:
+    """The board on which a cell stands."""
+    dataset, threat = cell.record.dataset, cell.record.threat
     epsilon = None if threat["norm"] == "none" else threat["epsilon"]
-    return Threat(dataset["name"], dataset["split"], dataset["n"], dataset["fingerprint"], threat["norm"], epsilon)
+    return Threat(dataset["name"], dataset["split"], dataset["n"], dataset["fingerprint"], threat["norm"], epsilon, cell.run)
 
 
 def strategy_of(record: Record) -> Strategy:
@@ -109,18 +121,23 @@ def _for_any_radius(record: Record) -> bool:
     return unbounded and bool(record.attack["minimal_norm"])
 
 
-def _belongs(record: Record, threat: Threat) -> bool:
-    own = threat_of(record)
-    return own == threat or (_for_any_radius(record) and own == threat._replace(epsilon=None))
+def _belongs(cell: Cell, threat: Threat) -> bool:
+    own = threat_of(cell)
+    return own == threat or (_for_any_radius(cell.record) and own == threat.family)
 
 
-def _board(threat: Threat, cells: Sequence[Cell]) -> Board:
+def _board(threat: Threat, boxed: Sequence[Cell]) -> Board:
+    cells = [cell for cell in boxed if _belongs(cell, threat)]
+    own = set(map(id, cells))
+    kin = [cell for cell in boxed if id(cell) not in own and threat_of(cell).family == threat.family]
     by_target = {
         label: list(group)
         for label, group in groupby(sorted(cells, key=lambda cell: cell.record.target["label"]), key=_label)
     }
     seen = {(strategy, cell.record.seed) for cell in cells for strategy in _proven(cell.record)}
-    standings = [_standing(threat, group, seen) for group in by_target.values()]
+    standings = [
+        _standing(threat, group, seen, [cell for cell in kin if _label(cell) == label]) for label, group in by_target.items()
+    ]
     return Board(threat, _ranked(standings), tuple(cells), tuple(_caveats(by_target)))
 
 
@@ -137,15 +154,18 @@ def _label(cell: Cell) -> str:
     return label
 
 
-def _standing(threat: Threat, cells: Sequence[Cell], seen: Iterable[tuple[Strategy, int]]) -> Standing:
+def _standing(
+    threat: Threat, cells: Sequence[Cell], seen: Iterable[tuple[Strategy, int]], kin: Sequence[Cell] = ()
+) -> Standing:
     first = cells[0].record
     scored = [cell for cell in cells if cell.examples is not None]
     seeds = tuple(sorted({cell.record.seed for cell in scored}))
     lacks = _lacks(first.target["label"], scored, seen)
     try:
         clean, robust_all, by_matrix, by_strategy = _accuracies(threat, scored, seeds)
+        found = flags(_outcomes(scored), threat.epsilon, _outcomes(kin))
     except ValueError as error:
-        clean, robust_all, by_matrix, by_strategy = None, None, {}, {}
+        clean, robust_all, by_matrix, by_strategy, found = None, None, {}, {}, ()
         lacks = (str(error), *lacks)
     defense, architecture = wording.names(first)
     return Standing(
@@ -161,7 +181,12 @@ def _standing(threat: Threat, cells: Sequence[Cell], seen: Iterable[tuple[Strate
         seconds=_seconds(scored),
         seeds=seeds,
         lacks=lacks,
+        flags=found,
     )
+
+
+def _outcomes(cells: Iterable[Cell]) -> list[Outcome]:
+    return [cell.outcome for cell in cells if cell.outcome is not None]
 
 
 def _lacks(label: str, scored: Sequence[Cell], seen: Iterable[tuple[Strategy, int]]) -> tuple[str, ...]:

@@ -13,12 +13,16 @@ from advbench.results.store import Store
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cell:
-    """A record with its outcomes and figures; both None where the cell failed or was skipped."""
+    """A record with its outcomes and figures; both None where the cell failed or was skipped.
+
+    run: the runs that its board is made of, where a report of several has more than one board for a threat.
+    """
 
     record: Record
     examples: Examples | None = None
     statistics: CellStatistics | None = None
     gallery: Gallery | None = None
+    run: str = ""
 
     @property
     def outcome(self) -> Outcome | None:
@@ -59,19 +63,20 @@ def from_records(records: Iterable[Record], store: Store) -> tuple[Cell, ...]:
 
 def in_order(cells: Iterable[Cell]) -> tuple[Cell, ...]:
     """Cells by data set, threat, matrix, target, attack, source and seed."""
-    return tuple(sorted(cells, key=lambda cell: _order(cell.record)))
+    return tuple(sorted(cells, key=lambda cell: _order(cell.record, cell.run)))
 
 
 def _cell(record: Record, examples: Examples | None, gallery: Gallery | None = None) -> Cell:
     return Cell(record, examples, None if examples is None else cell_statistics(record, examples), gallery)
 
 
-def _order(record: Record) -> tuple[str | int | float, ...]:
+def _order(record: Record, run: str) -> tuple[str | int | float, ...]:
     epsilon = record.threat["epsilon"]
     return (
         record.dataset["name"],
         record.dataset["split"],
         record.dataset["n"],
+        run,
         record.threat["norm"],
         -1.0 if epsilon is None else epsilon,
         MATRICES.index(record.matrix),

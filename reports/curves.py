@@ -8,7 +8,7 @@ from itertools import groupby
 import numpy as np
 
 from advbench.reports import figures, wording
-from advbench.reports.boards import Board, Threat
+from advbench.reports.boards import Board, Threat, threat_of
 from advbench.reports.cells import Cell
 from advbench.reports.section import Column, Drawing, Section, Table
 from advbench.results.statistics import Values, distance, robust_curve
@@ -22,20 +22,15 @@ def curve_sections(boards: Sequence[Board], cells: Sequence[Cell]) -> list[Secti
 
     boards: all boards of the report. cells: the scored cells.
     """
-    families = {board.threat._replace(epsilon=None): None for board in boards if board.threat.norm != "none"}
-    families |= {_family(cell): None for cell in cells if cell.record.attack["minimal_norm"]}
+    families = {board.threat.family: None for board in boards if board.threat.norm != "none"}
+    families |= {threat_of(cell).family: None for cell in cells if cell.record.attack["minimal_norm"]}
     sections = (_section(family, boards, cells) for family in families)
     return [section for section in sections if section is not None]
 
 
-def _family(cell: Cell) -> Threat:
-    dataset, threat = cell.record.dataset, cell.record.threat
-    return Threat(dataset["name"], dataset["split"], dataset["n"], dataset["fingerprint"], threat["norm"], None)
-
-
 def _section(family: Threat, boards: Sequence[Board], cells: Sequence[Cell]) -> Section | None:
-    siblings = [board for board in boards if board.threat._replace(epsilon=None) == family]
-    minimal = [cell for cell in cells if cell.record.attack["minimal_norm"] and _family(cell) == family]
+    siblings = [board for board in boards if board.threat.family == family]
+    minimal = [cell for cell in cells if cell.record.attack["minimal_norm"] and threat_of(cell).family == family]
     radii = sorted(board.threat.epsilon for board in siblings if board.threat.epsilon is not None)
     groups = _by_attack(minimal)
     panels = [_minimal_panel(name, group, radii) for name, group in groups]
@@ -46,8 +41,8 @@ def _section(family: Threat, boards: Sequence[Board], cells: Sequence[Cell]) -> 
     tables = [_minimal_table(name, group, radii) for name, group in groups]
     return Section(
         title="Accuracy against epsilon",
-        anchor=wording.anchor(f"epsilon {family.norm} on {family.dataset}"),
-        context=f"{family.norm} on {family.dataset}",
+        anchor=wording.anchor(f"epsilon {family.norm} on {family.dataset} {family.run}"),
+        context=f"{family.norm} on {family.dataset}" + (f" ({family.run})" if family.run else ""),
         text="Robust accuracy at every radius. Curves of a minimal-norm attack follow from its distances; points are worst "
         "cases over all attacks that were run at that radius. Dotted lines mark the radii of the leaderboards.",
         tables=(*tables, *([_worst_table(siblings)] if len(radii) > 1 else [])),

@@ -34,7 +34,7 @@ def leaderboard_section(board: Board, *, missing: int = 0) -> Section:
                 filterable=len(rows) > 8,
             ),
         ),
-        caveats=(*_incomplete(board, missing), *_devices(board), *board.caveats),
+        caveats=(*_incomplete(board, missing), *_flagged(board), *_devices(board), *board.caveats),
     )
 
 
@@ -52,7 +52,8 @@ def _columns(board: Board) -> list[_Column]:
     distances = any(standing.distortion for standing in board.standings)
     several_seeds = any(len(standing.seeds) > 1 for standing in board.standings)
     found = [*_FIRST, *(_matrix_column(matrix) for matrix in matrices), _WEAKEST]
-    return [*found, *([_DISTANCE] if distances else []), _TIME, *([_SEEDS] if several_seeds else []), _ARCHITECTURE]
+    times = _time_columns(board)
+    return [*found, *([_DISTANCE] if distances else []), *times, *([_SEEDS] if several_seeds else []), _ARCHITECTURE]
 
 
 def _matrix_column(matrix: str) -> _Column:
@@ -70,7 +71,7 @@ def _rank(standing: Standing) -> Entry:
 
 
 def _defense(standing: Standing) -> Entry:
-    return wording.text_entry(standing.defense, tone="best" if standing.rank == 1 else "")
+    return wording.text_entry(standing.defense, tone="best" if standing.rank == 1 and not standing.flags else "")
 
 
 def _clean(standing: Standing) -> Entry:
@@ -81,6 +82,9 @@ def _robust(standing: Standing) -> Entry:
     if standing.robust is None:
         return Entry("incomplete", "no scored cell", tone="warning")
     estimate = standing.robust.estimate
+    if standing.rank is not None and standing.flags:
+        note = f"{wording.interval(estimate)}; {wording.plural(len(standing.flags), 'flag')}"
+        return Entry(f"≤ {wording.percent(estimate.value)}", note, estimate.value, interval=estimate, tone="warning")
     if standing.rank is not None:
         return wording.share_entry(estimate, bar=True)
     return Entry(f"≤ {wording.percent(estimate.value)}, incomplete", order=estimate.value, tone="warning")
@@ -93,11 +97,22 @@ def _distance(standing: Standing) -> Entry:
     return Entry(wording.number(median), attack, order=median)
 
 
-def _time(standing: Standing) -> Entry:
-    if len(standing.seconds) != 1:
-        return Entry("several devices" if standing.seconds else wording.NONE, tone="muted")
-    ((_, value),) = standing.seconds.items()
-    return Entry(wording.seconds(value), order=value)
+def _time_columns(board: Board) -> list[_Column]:
+    """A column for each device: times of different ones never stand, and are never sorted, in one."""
+    devices = sorted({device for standing in board.standings for device in standing.seconds})
+    return [
+        _time_column(device, f"Time per image, {device}" if len(devices) > 1 else "Time per image") for device in devices
+    ]
+
+
+def _time_column(device: str, name: str) -> _Column:
+    def entry(standing: Standing) -> Entry:
+        value = standing.seconds.get(device)
+        return wording.number_entry(value, wording.seconds(value))
+
+    return _Column(
+        Column(name, f"Attack time per image on {device}, summed over the white-box attacks", numeric=True), entry
+    )
 
 
 def _by_seed(standing: Standing) -> Entry:
@@ -123,10 +138,6 @@ _DISTANCE = _Column(
     Column("Median distance", "Smallest median distance of a minimal-norm attack, failures at infinity", numeric=True),
     _distance,
 )
-_TIME = _Column(
-    Column("Time per image", "Attack time per image on the named device, summed over the white-box attacks", numeric=True),
-    _time,
-)
 _SEEDS = _Column(Column("By seed", "Robust accuracy of the model of each training seed"), _by_seed)
 _ARCHITECTURE = _Column(Column("Architecture"), lambda standing: wording.text_entry(standing.architecture))
 
@@ -148,8 +159,18 @@ def _incomplete(board: Board, missing: int) -> list[str]:
     return found
 
 
+def _flagged(board: Board) -> list[str]:
+    """Ranked targets whose value is an upper bound all the same."""
+    return [
+        f"The evaluation of {standing.label} is incomplete ({', '.join(flag.name for flag in standing.flags)}): its value "
+        "is an upper bound."
+        for standing in board.standings
+        if standing.flags and standing.rank is not None
+    ]
+
+
 def _devices(board: Board) -> list[str]:
     devices = sorted({device for standing in board.standings for device in standing.seconds})
     if len(devices) > 1:
-        return [f"Times were measured on {', '.join(devices)} and are not comparable; see the costs below."]
+        return [f"Times of {', '.join(devices)} are not comparable; each device has a column of its own."]
     return [f"Times were measured on {devices[0]}."] if devices else []

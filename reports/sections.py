@@ -11,6 +11,7 @@ from advbench.reports.curves import curve_sections
 from advbench.reports.facts import all_cells_section, cost_sections, failure_section, provenance_section
 from advbench.reports.images import image_section
 from advbench.reports.leaderboard import leaderboard_section
+from advbench.reports.masking import masking_section
 from advbench.reports.matrices import matrix_sections
 from advbench.reports.section import Section
 
@@ -19,8 +20,10 @@ def sections(cells: Cells) -> list[Section]:
     """Leaderboards first, then what they rest on."""
     found = boards(cells)
     failures, images = failure_section(cells), image_section(cells.scored)
+    masking = [section for section in map(masking_section, found) if section is not None]
     return _distinct(
         *(leaderboard_section(board, missing=len(cells.missing)) for board in found),
+        *masking,
         *([failures] if failures else []),
         *(section for board in found for section in matrix_sections(board)),
         *curve_sections(found, cells.scored),

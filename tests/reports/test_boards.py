@@ -213,7 +213,13 @@ def test_times_are_named_by_device_and_not_compared_across_devices(make_suite):
         return _changed(record, measured=record.measured | {"device": device}), examples
 
     two = leaderboard_section(boards(_cells(make_suite(), other))[0])
-    assert any("Example CPU 3000, Example GPU and are not comparable" in caveat for caveat in two.caveats)
+    assert any("Times of Example CPU 3000, Example GPU are not comparable" in caveat for caveat in two.caveats)
+    names = [column.name for column in two.tables[0].columns if column.name.startswith("Time")]
+    assert names == ["Time per image, Example CPU 3000", "Time per image, Example GPU"]
+    for row in _texts(two):
+        own, other = names if row["Defense"] != "none" else reversed(names)
+        assert row[own] == "1.64 ms"
+        assert row[other] == "–"
 
 
 def test_two_models_under_one_name_are_pointed_out(make_suite):

@@ -1,0 +1,42 @@
+"""Where an evaluation is incomplete: the flags of every target, with their numbers and what to run next."""
+
+from __future__ import annotations
+
+from advbench.reports import wording
+from advbench.reports.boards import Board
+from advbench.reports.section import Column, Section, Table
+
+_COLUMNS = (
+    Column("Target", heading=True),
+    Column("Finding"),
+    Column("Measured"),
+    Column("Images", numeric=True),
+    Column("Why it matters"),
+    Column("Run next"),
+)
+
+
+def masking_section(board: Board) -> Section | None:
+    """A row for each flag of a board; None where nothing is flagged."""
+    rows = tuple(
+        (
+            wording.text_entry(standing.label),
+            wording.text_entry(flag.finding, tone="warning"),
+            wording.text_entry(flag.measured),
+            wording.number_entry(flag.n, f"{flag.n:,}"),
+            wording.text_entry(f"{flag.why} ({flag.paper})"),
+            wording.text_entry(flag.remedy),
+        )
+        for standing in board.standings
+        for flag in standing.flags
+    )
+    if not rows:
+        return None
+    return Section(
+        title="Incomplete evaluations",
+        context=board.threat.title,
+        anchor=wording.anchor(f"flags {board.threat.title}"),
+        text="Symptoms of gradients that mislead an attack. A flag does not say that a model is weak: it says that its "
+        "robust accuracy here is an upper bound, until attacks that fit the model have been run.",
+        tables=(Table(f"Flags, {board.threat.title}", _COLUMNS, rows),),
+    )
