@@ -1,0 +1,131 @@
+"""Langevin dynamics on images: steps along the score that a denoiser estimates, with noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from advbench.attacks.rng import ExampleRNG
+from advbench.defenses.inference.composition import checkpointed
+
+State: TypeAlias = tuple[Tensor, ...]
+"""The images x, and with the Metropolis step their residuals r(x) - x."""
+
+Step: TypeAlias = Callable[[State, int], State]
+"""(state, t from 0) -> the next state."""
+
+
+class Langevin(nn.Module):
+    """Annealed Langevin steps, x + a_t (r(x) - x) + d_t n with n normal, from each image on (Srinivasan et al. 2018).
+
+    a_t = a_0 decay^t + step_offset and d_t = d_0 decay^t + noise_offset (arXiv:1805.12017 says that annealing with an offset
+    works best, the formulas are lost). a multiplies the residual, so that 1 steps onto r(x); the step in units of the score
+    is a sigma^2. The buffer `strength` holds a_0 and d_0.
+
+    Images (n, c, h, w) -> images of that shape, which may leave [0, 1] unless `clip`. Differentiable through every step, in
+    memory for about 2 sqrt(steps) of them. stochastic: whether any d_t is above zero; only then is an rng wanted.
+
+    metropolis: whether every step may be rejected (`log_acceptance`). A rejection is a decision, through which no gradient
+    flows; the branch taken is differentiated.
+    """
+
+    strength: Tensor
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        *,
+        steps: int,
+        decay: float,
+        step_offset: float,
+        noise_offset: float,
+        metropolis: bool,
+        clip: bool,
+        stochastic: bool,
+    ) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.steps = steps
+        self.decay = decay
+        self.step_offset = step_offset
+        self.noise_offset = noise_offset
+        self.metropolis = metropolis
+        self.clip = clip
+        self.stochastic = stochastic
+        self.register_buffer("strength", torch.zeros(2))
+
+    def extra_repr(self) -> str:
+        """What the structure is, beside its parts."""
+        return f"steps={self.steps}, metropolis={self.metropolis}, stochastic={self.stochastic}"
+
+    def annealed(self, t: int) -> tuple[Tensor, Tensor]:
+        """a_t and d_t, two scalars."""
+        step, noise = self.strength * self.decay**t
+        return step + self.step_offset, noise + self.noise_offset
+
+    def forward(self, x: Tensor, rng: ExampleRNG | None = None) -> Tensor:
+        """The images after the last step."""
+        last = checkpointed(self._stepping(rng), self._start(x), self.steps)[0]
+        return last.clamp(0, 1) if self.clip else last
+
+    def trajectory(self, x: Tensor, rng: ExampleRNG | None = None) -> Tensor:
+        """The images before and after every step, never clipped, shape (steps + 1, n, c, h, w)."""
+        step, states = self._stepping(rng), [self._start(x)]
+        for t in range(self.steps):
+            states.append(step(states[-1], t))
+        return torch.stack([state[0] for state in states])
+
+    def _start(self, x: Tensor) -> State:
+        return (x, self._residual(x)) if self.metropolis else (x,)
+
+    def _residual(self, x: Tensor) -> Tensor:
+        return self.denoiser(x) - x  # type: ignore[no-any-return]
+
+    def _stepping(self, rng: ExampleRNG | None) -> Step:
+        if self.stochastic and rng is None:
+            raise ValueError("Expected `rng`, an ExampleRNG of the images, got None: the steps are noisy")
+
+        def step(state: State, t: int) -> State:
+            own = None if rng is None else rng.fork("step", t)
+            proposed = self._proposed(state, t, own)
+            return self._accepted(state, proposed, t, own) if self.metropolis and own is not None else (proposed,)
+
+        return step
+
+    def _proposed(self, state: State, t: int, rng: ExampleRNG | None) -> Tensor:
+        x = state[0]
+        a, d = self.annealed(t)
+        moved = x + a * (state[1] if self.metropolis else self._residual(x))
+        if not self.stochastic or rng is None:
+            return moved
+        return moved + d * rng.fork("noise").normal(tuple(x.shape[1:]), x.dtype)
+
+    def _accepted(self, state: State, proposed: Tensor, t: int, rng: ExampleRNG) -> State:
+        residual = self._residual(proposed)
+        u = rng.fork("accept").uniform((1, 1, 1), torch.float64)
+        accepted = u.log() < log_acceptance(state[1], residual, *self.annealed(t))
+        return torch.where(accepted, proposed, state[0]), torch.where(accepted, residual, state[1])
+
+
+def log_acceptance(before: Tensor, after: Tensor, a: Tensor | float, d: Tensor | float) -> Tensor:
+    """Logarithm of the Metropolis-Hastings ratio of one Langevin step, from the residuals at its two ends.
+
+    The target. With g(x) = r(x) - x = sigma^2 grad log p_sigma(x), the step x' ~ N(x + a g(x), d^2) is the Langevin proposal
+    for pi = p_sigma^beta, beta = 2 a sigma^2 / d^2: a noise smaller than sigma sqrt(2 a) sharpens the density (Roberts and
+    Tweedie 1996, doi:10.2307/3318418). A schedule has a target of its own in every step.
+
+    The ratio. An autoencoder gives a score and no density, so log pi(x') - log pi(x) is the line integral of the score
+    beta g / sigma^2 along the straight segment (Alain and Bengio 2014, arXiv:1211.4246; Sjoberg et al. 2023,
+    arXiv:2307.14012), by the trapezoid of its ends: a (g + g')^T (x' - x) / d^2. Added to the logarithm of the
+    proposals' ratio, (||x' - x - a g||^2 - ||x - x' - a g'||^2) / (2 d^2), all but a^2 (||g||^2 - ||g'||^2) / (2 d^2)
+    cancels: no evaluation beside those at the ends, and no sigma. It is exact where the score is linear, that is for
+    Gaussian densities.
+
+    before, after: g(x) and g(x'), (n, c, h, w). a, d: step size and noise, d > 0. Returns (n, 1, 1, 1), float64.
+    """
+    ratio = torch.as_tensor(a, dtype=torch.float64) / torch.as_tensor(d, dtype=torch.float64)
+    shrunk = before.double().square() - after.double().square()
+    return 0.5 * ratio.square() * shrunk.sum(dim=(1, 2, 3), keepdim=True)
