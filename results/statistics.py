@@ -200,7 +200,7 @@ def worst_case(outcomes: Sequence[Outcome], epsilon: float | None = None) -> Wor
     Raises ValueError for no cell, or cells whose examples differ.
     """
     _check_aligned(outcomes)
-    selected = np.stack([_selection(record, examples, epsilon) for record, examples in outcomes])
+    selected = np.stack([selection(record, examples, epsilon) for record, examples in outcomes])
     shares = np.stack([robust(record, examples, epsilon) for record, examples in outcomes])
     lowest = selected.min(axis=0)
     tied = selected == lowest
@@ -257,7 +257,7 @@ def _attack_failed(examples: Examples) -> NDArray[np.bool_]:
     return np.isinf(examples.distance_l2)
 
 
-def _selection(record: Record, examples: Examples, epsilon: float | None) -> Values:
+def selection(record: Record, examples: Examples, epsilon: float | None) -> Values:
     """What the attacker knows when choosing: the share of correct answers, infinity for what may not be used."""
     known = examples.select_correct if record.target["stochastic"] else examples.report_correct
     return np.where(within(record, examples, epsilon), known / examples.draws, np.inf)
