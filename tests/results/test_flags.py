@@ -1,0 +1,214 @@
+"""Every flag fires on outcomes that deserve it, and on nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from advbench.results.flags import CHECKS, Paired, flags, tail
+
+N = 200
+
+
+@pytest.fixture(scope="module")
+def cell(make_record, make_examples):
+    """`cell(attack, broken, ...)`: an outcome in which the examples `broken` (a range or indices) fall to the attack."""
+
+    def make(attack, broken, *, matrix="white-box", epsilon=0.3, seed=0, arguments=None, minimal=False, **changes):
+        record = make_record(
+            matrix=matrix,
+            source=None if matrix == "white-box" else {"label": changes.pop("source", "other"), "kind": "model"},
+            attack={
+                "label": changes.pop("label", attack),
+                "name": attack,
+                "arguments": arguments or {},
+                "minimal_norm": minimal,
+                "source_hash": "a",
+            },
+            threat={"norm": "linf", "epsilon": epsilon, "box": [0.0, 1.0]},
+            seed=seed,
+            details=changes.pop("details", {}),
+            **changes,
+        )
+        correct = np.ones(N, np.int16)
+        correct[list(broken)] = 0
+        distance = np.full(N, 0.1)
+        if minimal:
+            distance = np.where(correct == 0, distance, np.inf)
+        arrays = dict.fromkeys(("distance_l0", "distance_l1", "distance_l2", "distance_linf", "rms"), distance)
+        labels = np.arange(N) % 10
+        return record, make_examples(
+            N, select_correct=correct, report_correct=correct, label=labels, clean_prediction=labels, **arrays
+        )
+
+    return make
+
+
+def names(*outcomes, others=(), epsilon=0.3):
+    return [flag.name for flag in flags(outcomes, epsilon, others)]
+
+
+def test_the_tail_is_the_binomials():
+    for n, p in ((1, 0.3), (17, 0.5), (359, 0.01)):
+        for k in (0, 1, n // 2, n, n + 1):
+            assert tail(k, n, p) == pytest.approx(stats.binom.sf(k - 1, n, p), abs=1e-12)
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 0), (12, 3), (3, 12), (9, 0), (50, 50)])
+def test_the_paired_test_is_the_exact_one(first, second):
+    p = stats.binomtest(first, first + second).pvalue if first + second else 1.0
+    assert Paired(first, second, N).p == pytest.approx(p)
+
+
+def test_the_paired_test_rarely_fires_where_both_attackers_are_equal():
+    rng = np.random.default_rng(0)
+    fired = 0
+    for _ in range(2000):
+        a, b = rng.random((2, N)) < 0.3
+        fired += Paired(int((a & ~b).sum()), int((b & ~a).sum()), N).clear()
+    assert fired / 2000 <= 0.01
+
+
+def test_an_evaluation_that_behaves_has_no_flag(cell):
+    """Nested successes: noise, one step, many steps, restarts, larger radii, minimal norms that reach everything."""
+    assert (
+        names(
+            cell("uniform-noise", range(5)),
+            cell("fgsm", range(60)),
+            cell("pgd", range(90), arguments={"steps": 10, "restarts": 1}, label="pgd(steps=10)"),
+            cell("pgd", range(100), arguments={"steps": 100, "restarts": 1}),
+            cell("pgd", range(103), arguments={"steps": 100, "restarts": 5}, label="pgd(restarts=5)"),
+            cell("deepfool", range(N), minimal=True, epsilon=None),
+            cell("pgd", range(40), matrix="transfer"),
+            cell("pgd", range(101), matrix="transfer", source="none", arguments={"steps": 100, "restarts": 1}),
+            others=[cell("pgd", range(50), epsilon=0.1, arguments={"steps": 100, "restarts": 1})],
+        )
+        == []
+    )
+
+
+@pytest.mark.parametrize("matrix", ["black-box", "transfer"])
+def test_black_box_attacks_that_beat_gradients(cell, matrix):
+    found = flags([cell("pgd", range(20)), cell("pgd", range(10, 50), matrix=matrix)], 0.3)
+    (flag,) = found
+    assert flag.name == "black-box beats white-box"
+    assert flag.n == N
+    assert "30 images that the other leaves, against 10" in flag.measured
+    assert "10.0 points" in flag.measured
+    assert "1802.00420" in flag.paper
+
+
+def test_a_gradient_free_attack_in_the_white_box_matrix_is_no_white_box_attack(cell):
+    assert names(cell("pgd", range(20)), cell("square", range(60))) == ["black-box beats white-box"]
+    plugged = cell("mine", range(60))
+    plugged[0].attack["gradients"] = False
+    assert names(cell("pgd", range(20)), plugged) == ["black-box beats white-box"]
+
+
+def test_a_small_or_uncertain_advantage_is_no_flag(cell):
+    assert names(cell("pgd", range(20)), cell("pgd", range(22), matrix="transfer")) == [], "one point"
+    uncertain = cell("pgd", [*range(10), *range(100, 120)], matrix="transfer")
+    assert names(cell("pgd", range(20)), uncertain) == [], "20 against 10 images: p = 0.1"
+
+
+def test_a_transfer_of_a_model_to_itself_is_a_white_box_attack(cell):
+    assert names(cell("pgd", range(20)), cell("pgd", range(60), matrix="transfer", source="none")) == []
+
+
+def test_one_step_that_beats_many(cell):
+    assert names(cell("fgsm", range(60)), cell("pgd", range(20), arguments={"steps": 40})) == ["one step beats many"]
+    one = cell("pgd", range(60), arguments={"steps": 1}, label="pgd(steps=1)")
+    assert "one step beats many" in names(one, cell("apgd-ce", range(20), arguments={"steps": 100}))
+
+
+def test_noise_that_finds_what_gradients_miss(cell):
+    noise = cell("uniform-noise", range(100, 115))
+    assert names(cell("pgd", range(60)), noise) == ["noise finds what gradients miss"]
+    assert names(cell("pgd", range(60)), cell("uniform-noise", range(55, 62))) == []
+
+
+def test_minimal_norm_attacks_that_do_not_reach_all(cell):
+    alone = cell("deepfool", range(150), minimal=True, epsilon=None)
+    (flag,) = flags([alone], 0.3)
+    assert flag.name == "unbounded attacks fail"
+    assert "50 of 200" in flag.measured
+    assert names(alone, cell("fmn", range(140, N), minimal=True, epsilon=None)) == [], "together they reach all"
+
+
+def test_images_that_stay_correct_where_all_can_be_grey(cell):
+    assert names(cell("pgd", range(150), epsilon=0.5), epsilon=0.5) == ["unbounded attacks fail"]
+    assert names(cell("pgd", range(185), epsilon=0.5), epsilon=0.5) == [], "a constant answer is right on a tenth"
+
+
+def test_success_that_does_not_grow_with_epsilon(cell):
+    small = cell("pgd", range(60), epsilon=0.1)
+    assert names(cell("pgd", range(30)), others=[small]) == ["no growth with epsilon"], "it falls"
+    assert names(cell("pgd", range(60)), others=[small]) == ["no growth with epsilon"], "it stalls"
+    assert names(cell("pgd", range(90)), others=[small]) == []
+    assert names(small, others=[cell("pgd", range(30))], epsilon=0.1) == [], "the larger radius is the one to blame"
+    robust = cell("pgd", range(4), epsilon=0.1)
+    assert names(cell("pgd", range(4), epsilon=0.2), others=[robust], epsilon=0.2) == [], "radii too small for anything"
+
+
+def test_success_that_falls_with_steps(cell):
+    few = cell("pgd", range(60), arguments={"steps": 10}, label="pgd(steps=10)")
+    many = cell("pgd", range(30), arguments={"steps": 100})
+    assert names(few, many) == ["no growth with steps"]
+    assert names(cell("pgd", range(60), arguments={"steps": 10, "loss": "dlr"}), many) == [], "not the same attack"
+
+
+def test_restarts_that_matter_much(cell):
+    one = cell("pgd", range(60), arguments={"steps": 40, "restarts": 1})
+    assert names(one, cell("pgd", range(90), arguments={"steps": 40, "restarts": 9})) == ["restarts matter much"]
+    assert names(one, cell("pgd", range(66), arguments={"steps": 40, "restarts": 9})) == []
+
+
+@pytest.mark.parametrize(
+    ("diagnosis", "attack", "expected"),
+    [
+        ({"zero_gradient": 20, "zero_margin_gradient": 20, "flat": 0}, "pgd", ["zero gradients"]),
+        ({"zero_gradient": 20, "zero_margin_gradient": 0, "flat": 0}, "pgd", ["zero gradients"]),
+        ({"zero_gradient": 20, "zero_margin_gradient": 0, "flat": 0}, "apgd-dlr", []),
+        ({"zero_gradient": 4, "zero_margin_gradient": 4, "flat": 4}, "pgd", []),
+        ({"zero_gradient": 0, "zero_margin_gradient": 0, "flat": 20}, "pgd", ["loss does not rise"]),
+        ({"zero_gradient": 0, "zero_margin_gradient": 0, "flat": 0, "unstable": 3}, "pgd", ["undeclared randomness"]),
+    ],
+)
+def test_what_a_diagnosis_says(cell, diagnosis, attack, expected):
+    assert names(cell(attack, range(60), details={"diagnosis": {"images": 64, **diagnosis}})) == expected
+
+
+def test_seeds_are_pooled(cell):
+    """Five images of a seed are no evidence, fifteen of three seeds are."""
+    seeds = [
+        outcome
+        for seed in range(3)
+        for outcome in (cell("pgd", range(20), seed=seed), cell("pgd", range(25), matrix="transfer", seed=seed))
+    ]
+    assert names(*seeds[:2]) == []
+    (flag,) = flags(seeds, 0.3)
+    assert flag.n == 3 * N
+
+
+def test_every_flag_says_what_why_and_what_next(cell):
+    seen = {}
+    cases = [
+        [cell("pgd", range(20)), cell("pgd", range(50), matrix="transfer")],
+        [cell("fgsm", range(60)), cell("pgd", range(20))],
+        [cell("pgd", range(20)), cell("uniform-noise", range(100, 120))],
+        [cell("deepfool", range(100), minimal=True, epsilon=None)],
+        [cell("pgd", range(9), arguments={"restarts": 1}), cell("pgd", range(60), arguments={"restarts": 2})],
+        [cell("pgd", range(60), arguments={"steps": 5}), cell("pgd", range(9), arguments={"steps": 50})],
+    ]
+    details = {"images": 64, "zero_gradient": 30, "zero_margin_gradient": 30, "flat": 30, "unstable": 1}
+    cases.append([cell("pgd", range(60), details={"diagnosis": details})])
+    for case in cases:
+        seen |= {flag.name: flag for flag in flags(case, 0.3)}
+    grown = flags([cell("pgd", range(60))], 0.3, [cell("pgd", range(60), epsilon=0.1)])
+    seen |= {flag.name: flag for flag in grown}
+    assert len(seen) == len(CHECKS)
+    for flag in seen.values():
+        assert all((flag.finding, flag.measured, flag.why, flag.paper, flag.remedy))
+        assert flag.n > 0
+        assert "arXiv" in flag.paper
