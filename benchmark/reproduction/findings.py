@@ -98,8 +98,14 @@ class RunFindings:
         """The only cell with these facts. Raises ValueError where there is none, or more than one."""
         found = self.all(seed=seed, **facts)
         if len(found) != 1:
-            said = ", ".join(f"{name}={value}" for name, value in facts.items())
-            raise ValueError(f"Expected one cell with seed={seed}, {said}; got {len(found)}")
+            raise ValueError(f"Expected one cell with seed={seed}, {_said(facts)}; got {len(found)}")
+        return found[0]
+
+    def first(self, **facts: Any) -> Cell:
+        """The first of the cells with these facts, for what they share. Raises ValueError where there is none."""
+        found = self.all(**facts)
+        if not found:
+            raise ValueError(f"Expected a cell with {_said(facts)}; got none")
         return found[0]
 
     def all(self, **facts: Any) -> list[Cell]:
@@ -170,6 +176,10 @@ class Findings:
 
     def __getitem__(self, name: str) -> RunFindings:
         return self.runs[name]
+
+
+def _said(facts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in facts.items())
 
 
 def _fact(record: Record, name: str) -> Any:

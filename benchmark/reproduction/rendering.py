@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,11 +62,22 @@ def section(outcome: Outcome, scale: Scale) -> Section:
     return Section(
         title=f"{paper.short}, {study.title}",
         anchor=study.name.replace(".", "-").replace("_", "-"),
-        text=f"{paper.title} ({paper.source}). Ours: the mean over training seeds, and the lowest and highest of them.",
+        text=f"{paper.title} ({paper.source}). Ours: the {_centre(_all_ours(outcome.comparisons))} over training seeds, and "
+        "the lowest and highest of them.",
         tables=tuple(tables),
         figures=(*drawings, *(grid for comparison in outcome.comparisons for grid in comparison.images)),
         caveats=tuple(caveats),
     )
+
+
+def _all_ours(comparisons: Sequence[Comparison]) -> Iterator[Ours]:
+    for comparison in comparisons:
+        yield from (pair.ours for _, pairs in comparison.rows for pair in pairs if pair.ours is not None)
+        yield from (each for plot in comparison.plots for one in plot.series for each in one.ours)
+
+
+def _centre(found: Iterable[Ours]) -> str:
+    return " or ".join(dict.fromkeys(each.shown for each in found)) or "mean"
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -104,7 +115,7 @@ def drawing(plot: Plot) -> Drawing:
         figures.Curve(
             one.name,
             np.array(one.x),
-            np.array([_mean(each) for each in one.ours]),
+            np.array([each.centre for each in one.ours]),
             marked=len(one.x) <= _MARKED,
             low=np.array([min(each.values) for each in one.ours]),
             high=np.array([max(each.values) for each in one.ours]),
@@ -115,7 +126,8 @@ def drawing(plot: Plot) -> Drawing:
         [figures.Panel("", tuple(curves))],
         x_label=plot.x_label,
         y_label=plot.y_label,
-        caption=f"{plot.caption}: mean over training seeds, and the lowest and highest of them",
+        caption=f"{plot.caption}: {_centre(each for one in plot.series for each in one.ours)} over training seeds, and the "
+        "lowest and highest of them",
         alt=f"Curves of {plot.y_label} over {plot.x_label}, the numbers of the table beside it",
         shares=False,
     )
@@ -214,15 +226,11 @@ def _paper(pair: Pair) -> Entry:
 def _ours(pair: Pair) -> Entry:
     if pair.ours is None:
         return Entry("–")
-    mean = _mean(pair.ours)
+    centre = pair.ours.centre
     spread = (
         "" if len(pair.ours.values) < 2 else f"{number_text(min(pair.ours.values))}–{number_text(max(pair.ours.values))}"
     )
-    return Entry(number_text(mean), note=spread, order=mean)
-
-
-def _mean(ours: Ours) -> float:
-    return sum(ours.values) / len(ours.values)
+    return Entry(number_text(centre), note=spread, order=centre)
 
 
 def _numbers(pair: Pair) -> tuple[object, ...]:
@@ -232,7 +240,7 @@ def _numbers(pair: Pair) -> tuple[object, ...]:
     values = pair.ours.values
     return (
         paper,
-        f"{_mean(pair.ours):.6g}",
+        f"{pair.ours.centre:.6g}",
         f"{min(values):.6g}",
         f"{max(values):.6g}",
         " ".join(f"{one:.6g}" for one in values),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from advbench.reports.section import ImageGrid
@@ -17,9 +18,15 @@ Settings: TypeAlias = Mapping[str, Any]
 
 
 class Ours(NamedTuple):
-    """What was measured: one value per training seed, in the paper's unit."""
+    """What was measured: one value per training seed, in the paper's unit, and whether their mean or median is shown."""
 
     values: tuple[float, ...]
+    shown: Literal["mean", "median"] = "mean"
+
+    @property
+    def centre(self) -> float:
+        """The mean or the median."""
+        return float(median(self.values)) if self.shown == "median" else sum(self.values) / len(self.values)
 
 
 class Pair(NamedTuple):
