@@ -100,8 +100,25 @@ def boards(cells: Cells) -> tuple[Board, ...]:
     A minimal-norm attack without a radius stands on every board of its norm. Records without a box stand on none.
     """
     boxed = [cell for cell in cells.cells if cell.record.threat["box"] is not None]
-    threats = {threat_of(cell): None for cell in boxed if not _for_any_radius(cell.record)}
-    return tuple(_board(threat, boxed) for threat in threats)
+    return tuple(_board(threat, boxed) for threat in _threats(boxed))
+
+
+def complete(cells: Iterable[Cell]) -> set[tuple[Threat, str]]:
+    """The targets that lack nothing of what others on their board have, each with its board's threat; without figures."""
+    boxed = [cell for cell in cells if cell.record.threat["box"] is not None]
+    found = set()
+    for threat in _threats(boxed):
+        members = [cell for cell in boxed if _belongs(cell, threat)]
+        seen = _seen(members)
+        for label in {_label(cell) for cell in members}:
+            scored = [cell for cell in members if _label(cell) == label and cell.examples is not None]
+            if scored and not _lacks(label, scored, seen):
+                found.add((threat, label))
+    return found
+
+
+def _threats(boxed: Iterable[Cell]) -> list[Threat]:
+    return list(dict.fromkeys(threat_of(cell) for cell in boxed if not _for_any_radius(cell.record)))
 
 
 def threat_of(cell: Cell) -> Threat:
@@ -134,11 +151,16 @@ def _board(threat: Threat, boxed: Sequence[Cell]) -> Board:
         label: list(group)
         for label, group in groupby(sorted(cells, key=lambda cell: cell.record.target["label"]), key=_label)
     }
-    seen = {(strategy, cell.record.seed) for cell in cells for strategy in _proven(cell.record)}
+    seen = _seen(cells)
     standings = [
         _standing(threat, group, seen, [cell for cell in kin if _label(cell) == label]) for label, group in by_target.items()
     ]
     return Board(threat, _ranked(standings), tuple(cells), tuple(_caveats(by_target)))
+
+
+def _seen(cells: Iterable[Cell]) -> set[tuple[Strategy, int]]:
+    """What some target of a board has, or would have had without a failure, by seed."""
+    return {(strategy, cell.record.seed) for cell in cells for strategy in _proven(cell.record)}
 
 
 def _proven(record: Record) -> Iterable[Strategy]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -11,7 +12,7 @@ from advbench.reports import figures, wording
 from advbench.reports.boards import Board, Threat, threat_of
 from advbench.reports.cells import Cell
 from advbench.reports.section import Column, Drawing, Section, Table
-from advbench.results.statistics import Values, distance, robust_curve
+from advbench.results.statistics import Estimate, Values, distance, robust_curve, wilson
 
 _POINTS = 120
 _TABULATED = (0.25, 0.5, 0.75, 1.0, 1.5)
@@ -44,7 +45,8 @@ def _section(family: Threat, boards: Sequence[Board], cells: Sequence[Cell]) -> 
         anchor=wording.anchor(f"epsilon {family.norm} on {family.dataset} {family.run}"),
         context=f"{family.norm} on {family.dataset}" + (f" ({family.run})" if family.run else ""),
         text="Robust accuracy at every radius. Curves of a minimal-norm attack follow from its distances; points are worst "
-        "cases over all attacks that were run at that radius. Dotted lines mark the radii of the leaderboards.",
+        "cases over all attacks that were run at that radius. Bands and whiskers are 95% intervals over the images. Dotted "
+        "lines mark the radii of the leaderboards.",
         tables=(*tables, *([_worst_table(siblings)] if len(radii) > 1 else [])),
         figures=(_drawing(panels, family),),
     )
@@ -90,8 +92,15 @@ def _reach(cells: Sequence[Cell], radii: Sequence[float]) -> float:
 
 def _minimal_panel(name: str, cells: Sequence[Cell], radii: Sequence[float]) -> figures.Panel:
     x = np.linspace(0, _reach(cells, radii), _POINTS)
-    lines = tuple(figures.Curve(target, x, y) for target, y in _by_target(cells, x).items())
+    n = min((len(cell.examples) for cell in cells if cell.examples is not None), default=1)
+    lines = tuple(with_interval(figures.Curve(target, x, y), n) for target, y in _by_target(cells, x).items())
     return figures.Panel(name, lines, tuple(radii))
+
+
+def with_interval(curve: figures.Curve, n: int) -> figures.Curve:
+    """A curve of shares of `n` images with Wilson's 95% interval at each point, a wide one for a mean over seeds."""
+    ends = [wilson(float(share) * n, n) for share in curve.y]
+    return replace(curve, low=np.array([end.low for end in ends]), high=np.array([end.high for end in ends]))
 
 
 def _minimal_table(name: str, cells: Sequence[Cell], radii: Sequence[float]) -> Table:
@@ -109,22 +118,24 @@ def _minimal_table(name: str, cells: Sequence[Cell], radii: Sequence[float]) -> 
 def _worst_panel(boards: Sequence[Board]) -> figures.Panel:
     lines = []
     for target, values in _worst_by_target(boards).items():
-        x = np.array([epsilon for epsilon, value in values if value is not None])
-        y = np.array([value for _, value in values if value is not None])
-        lines.append(figures.Curve(target, x, y, marked=True))
+        x = np.array([epsilon for epsilon, rate in values if rate is not None])
+        y = np.array([rate.value for _, rate in values if rate is not None])
+        ends = [rate for _, rate in values if rate is not None]
+        low, high = np.array([rate.low for rate in ends]), np.array([rate.high for rate in ends])
+        lines.append(figures.Curve(target, x, y, marked=True, low=low, high=high))
     return figures.Panel("worst case over all attacks", tuple(lines))
 
 
-def _worst_by_target(boards: Sequence[Board]) -> dict[str, list[tuple[float, float | None]]]:
+def _worst_by_target(boards: Sequence[Board]) -> dict[str, list[tuple[float, Estimate | None]]]:
     """Worst-case robust accuracy by target and radius; None where the target is incomplete there."""
     ordered = sorted((board.threat.epsilon, board) for board in boards if board.threat.epsilon is not None)
     targets = sorted({standing.label for _, board in ordered for standing in board.standings})
-    found: dict[str, list[tuple[float, float | None]]] = {target: [] for target in targets}
+    found: dict[str, list[tuple[float, Estimate | None]]] = {target: [] for target in targets}
     for epsilon, board in ordered:
         complete = {one.label: one.robust for one in board.standings if one.rank is not None}
         for target, values in found.items():
             rate = complete.get(target)
-            values.append((epsilon, rate.estimate.value if rate else None))
+            values.append((epsilon, rate.estimate if rate else None))
     return found
 
 
@@ -133,7 +144,6 @@ def _worst_table(boards: Sequence[Board]) -> Table:
     radii = sorted({epsilon for values in found.values() for epsilon, _ in values})
     columns = (Column("Target", heading=True), *(Column(f"at {wording.radius(value)}", numeric=True) for value in radii))
     rows = tuple(
-        (wording.text_entry(target), *(wording.number_entry(value, wording.percent(value)) for _, value in values))
-        for target, values in found.items()
+        (wording.text_entry(target), *(wording.share_entry(rate) for _, rate in values)) for target, values in found.items()
     )
     return Table("Worst-case robust accuracy of complete targets by radius", columns, rows)

@@ -27,6 +27,7 @@ _STYLES = ("-", "--", "-.", ":")
 _SETTINGS: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "advbench",
+    "pdf.fonttype": 42,
     "text.parse_math": False,
     "font.family": "sans-serif",
     "font.size": 9.5,
@@ -46,7 +47,8 @@ _DECIMALS = re.compile(r"-?\d+\.\d+")
 class Curve:
     """A line of a plot: name, x and y of shape (m,). marked: whether its points are measurements of their own.
 
-    low, high: the edges of a band around it, shape (m,).
+    low, high: the ends of an interval at each point, shape (m,): a band around a line, a whisker at a mark. notes: a word
+    beside each mark. steps: whether y holds around each x, as in a histogram.
     """
 
     name: str
@@ -55,6 +57,8 @@ class Curve:
     marked: bool = False
     low: Values | None = None
     high: Values | None = None
+    notes: tuple[str, ...] = ()
+    steps: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,7 +96,7 @@ def heat_map(
     right = 0.1 if not slanted else 0.1 + 0.055 * max(map(len, column_names))
     width, height = 0.78 * len(columns), 0.4 * len(rows)
 
-    def draw(figure: Figure) -> None:
+    def draw(figure: Figure, paper: str) -> None:
         axes = figure.add_axes((left / (left + width + right), 0.0, width / (left + width + right), height / (height + top)))
         heatmap(
             values,
@@ -104,7 +108,7 @@ def heat_map(
             annot=100 * values,
             fmt=".1f",
             linewidths=1.5,
-            linecolor=_PAPER,
+            linecolor=paper,
             xticklabels=column_names,
             yticklabels=row_names,
         )
@@ -121,13 +125,26 @@ def heat_map(
         if divider is not None:
             axes.axhline(divider, color=_INK, linewidth=2)
 
-    return Drawing(_svg((left + width + right, height + top), draw), alt, caption)
+    return _drawing((left + width + right, height + top), draw, alt, caption)
 
 
 def line_plots(
-    panels: Sequence[Panel], *, x_label: str, y_label: str, caption: str, alt: str, shares: bool = True
+    panels: Sequence[Panel],
+    *,
+    x_label: str,
+    y_label: str,
+    caption: str,
+    alt: str,
+    shares: bool = True,
+    zoomed: bool = False,
+    log_x: bool = False,
+    x_text: Callable[[float], str] = "{:g}".format,
 ) -> Drawing:
-    """Curves in panels side by side with one legend below; y runs over shares in [0, 1], or over what there is."""
+    """Curves in panels side by side with one legend below.
+
+    shares: whether y runs over shares in [0, 1], if `zoomed` only as far as the curves do, or over what there is. log_x:
+    whether x is on a logarithmic axis, whose ticks say what `x_text` makes of their values.
+    """
     names = list(dict.fromkeys(curve.name for panel in panels for curve in panel.curves))
     across = min(3, len(panels))
     down = -(-len(panels) // across)
@@ -136,14 +153,23 @@ def line_plots(
     legend_rows = -(-len(names) // legend_columns)
     height = (2.7 if across == 1 else 2.35) * down + 0.22 * legend_rows
 
-    def draw(figure: Figure) -> None:
+    def draw(figure: Figure, _: str) -> None:
         grid = figure.subplots(down, across, squeeze=False, sharey=True)
         bottom = (0.5 + 0.22 * legend_rows) / height
         figure.subplots_adjust(0.68 / width, bottom, 1 - 0.08 / width, 1 - 0.3 / height, wspace=0.1, hspace=0.45)
         for axes, panel in zip(grid.flat, panels, strict=False):
             _draw_panel(axes, panel, names, x_label)
-            if shares:
+            if log_x:
+                axes.set_xscale("log")
+                axes.margins(x=0.15)
+                axes.xaxis.set_major_formatter(lambda value, _: x_text(value))
+                axes.xaxis.set_minor_formatter(lambda *_: "")
+            elif shares:
                 axes.set_xlim(left=0)
+            if zoomed:
+                axes.set_ylim(bottom=0)
+                axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+            elif shares:
                 axes.set_ylim(-0.02, 1.02)
                 axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
         for axes in grid.flat[len(panels) :]:
@@ -154,7 +180,7 @@ def line_plots(
         shown = [handles[name] for name in names]
         figure.legend(shown, [shorten(name) for name in names], loc="lower left", ncols=legend_columns, borderaxespad=0.1)
 
-    return Drawing(_svg((width, height), draw), alt, caption)
+    return _drawing((width, height), draw, alt, caption)
 
 
 def shorten(name: str) -> str:
@@ -166,39 +192,58 @@ def _draw_panel(axes: Axes, panel: Panel, names: Sequence[str], x_label: str) ->
     for position in panel.verticals:
         axes.axvline(position, color=_INK, linewidth=0.8, alpha=0.45, linestyle=(0, (2, 2)))
     for curve in panel.curves:
-        place = names.index(curve.name)
-        axes.plot(
-            curve.x,
-            curve.y,
-            label=curve.name,
-            color=_PALETTE[place % len(_PALETTE)],
-            linestyle=_STYLES[place // len(_PALETTE) % len(_STYLES)],
-            marker="o" if curve.marked else None,
-            markersize=4,
-            linewidth=1.7,
-        )
-        if curve.low is not None and curve.high is not None:
-            axes.fill_between(curve.x, curve.low, curve.high, color=_PALETTE[place % len(_PALETTE)], alpha=0.18, linewidth=0)
+        _draw_curve(axes, curve, names.index(curve.name))
     axes.set_title(shorten(panel.title), loc="left", fontsize=10)
     axes.set_xlabel(x_label)
     axes.grid(color=_INK, alpha=0.13, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _svg(size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
-    """Draw a figure of `size` inches without pyplot's global state, and return it as markup for a page."""
+def _draw_curve(axes: Axes, curve: Curve, place: int) -> None:
+    colour = _PALETTE[place % len(_PALETTE)]
+    axes.plot(
+        curve.x,
+        curve.y,
+        label=curve.name,
+        color=colour,
+        linestyle=_STYLES[place // len(_PALETTE) % len(_STYLES)],
+        drawstyle="steps-mid" if curve.steps else "default",
+        marker="o" if curve.marked else None,
+        markersize=4,
+        linewidth=1.7,
+    )
+    if curve.low is not None and curve.high is not None:
+        if curve.marked:
+            axes.vlines(curve.x, curve.low, curve.high, color=colour, linewidth=1.0, alpha=0.8)
+        else:
+            axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
+    for x, y, note in zip(curve.x, curve.y, curve.notes, strict=False):
+        beside = (4, -9 if place % 2 else 3)  # so that the notes of two curves leave each other room
+        axes.annotate(shorten(note), (x, y), beside, textcoords="offset points", fontsize=7.5, alpha=0.85)
+
+
+def _drawing(size: tuple[float, float], draw: Callable[[Figure, str], None], alt: str, caption: str) -> Drawing:
+    """The figure of `size` inches that `draw` draws, given the colour of its paper."""
+    svg = _page_markup(_rendered(size, draw, "svg", _PAPER, transparent=True).decode())
+    return Drawing(svg, alt, caption, lambda format: _rendered(size, draw, format, "white", transparent=False))
+
+
+def _rendered(
+    size: tuple[float, float], draw: Callable[[Figure, str], None], format: str, paper: str, *, transparent: bool
+) -> bytes:
+    """The bytes of a file, drawn without pyplot's global state; they hold no time of day."""
     from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    buffer = io.StringIO()
+    buffer = io.BytesIO()
+    metadata = dict.fromkeys({"svg": ("Date", "Creator"), "pdf": ("CreationDate", "Creator"), "png": ("Software",)}[format])
+    tight: Any = {} if transparent else {"bbox_inches": "tight", "pad_inches": 0.04}
     with rc_context(_SETTINGS), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # names may hold letters that the measuring font does not have
         figure = Figure(figsize=size)
-        FigureCanvasSVG(figure)
-        draw(figure)
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _page_markup(buffer.getvalue())
+        draw(figure, paper)
+        figure.savefig(buffer, format=format, dpi=220, transparent=transparent, metadata=metadata, **tight)
+    return buffer.getvalue()
 
 
 def _page_markup(svg: str) -> str:

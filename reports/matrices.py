@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from advbench.reports import figures, wording
 from advbench.reports.boards import Board, Strategy, strategy_of
@@ -165,7 +166,8 @@ def _transfer(board: Board, grid: _Grid) -> Section:
         anchor=wording.anchor(f"transfer {board.threat.title}"),
         text="Images that were crafted on a source (rows) are shown to a target (columns). Robust accuracy of the target; "
         "where both are the same model it is marked, by † in a table and a frame in a figure. The mean leaves these out. "
-        "The white-box row repeats the same attack with full knowledge of the target.",
+        "The white-box row repeats the same attack with full knowledge of the target. Figures order the models by a "
+        "hierarchical clustering of their rows and columns.",
         tables=tuple(_transfer_table(board, grid, attack) for attack in attacks),
         figures=tuple(_transfer_map(board, grid, attack) for attack in attacks),
     )
@@ -218,11 +220,41 @@ def _transfer_entry(grid: _Grid, source: str, target: str, attack: str) -> Entry
     return Entry(f"{entry.text} †", entry.note, entry.order, tone=entry.tone or "muted")
 
 
+def _clustered(grid: _Grid, targets: list[str], sources: list[str], attack: str) -> tuple[list[str], list[str]]:
+    """Targets and sources in the order of a hierarchical clustering; models that are both stand in one order.
+
+    A model is described by its column as a target and its row as a source, numbers that are missing by the mean.
+    """
+    values = np.array([[grid.value(target, _pair(source, target, attack)) for target in targets] for source in sources])
+    filled = np.where(np.isnan(values), np.nanmean(values) if np.isfinite(values).any() else 0.0, values)
+    order = _leaves(np.hstack([filled.T, _rows_of(filled, targets, sources)]))
+    ordered = [targets[i] for i in order]
+    others = [source for source in sources if source not in targets]
+    rows = _leaves(np.array([filled[sources.index(source)] for source in others])) if others else []
+    return ordered, [target for target in ordered if target in sources] + [others[i] for i in rows]
+
+
+def _rows_of(values: NDArray[np.float64], targets: Sequence[str], sources: Sequence[str]) -> NDArray[np.float64]:
+    """What each target does as a source, (targets, targets); the mean row where it is none."""
+    mean = values.mean(axis=0)
+    return np.array([values[sources.index(target)] if target in sources else mean for target in targets])
+
+
+def _leaves(vectors: NDArray[np.float64]) -> list[int]:
+    """The order of the leaves of an average-linkage tree whose neighbours are as near as the tree allows."""
+    if len(vectors) < 3:
+        return list(range(len(vectors)))
+    from scipy.cluster.hierarchy import leaves_list, linkage
+
+    return [int(i) for i in leaves_list(linkage(vectors, method="average", optimal_ordering=True))]
+
+
 def _transfer_map(board: Board, grid: _Grid, attack: str) -> Drawing:
-    targets, sources = _targets(board), _sources(board, attack)
+    targets, sources = _clustered(grid, _targets(board), _sources(board, attack), attack)
     values = [[grid.value(target, _pair(source, target, attack)) for target in targets] for source in sources]
     words = [[grid.word(target, _pair(source, target, attack)) for target in targets] for source in sources]
-    extra = [("mean, others", _transfer_means(board, grid, attack), [""] * len(targets))]
+    means = dict(zip(_targets(board), _transfer_means(board, grid, attack), strict=True))
+    extra = [("mean, others", [means[target] for target in targets], [""] * len(targets))]
     white_box = Strategy("white-box", attack, "")
     if any((target, white_box) in grid.rates for target in targets):
         white = [grid.value(target, white_box) for target in targets]

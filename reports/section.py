@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from advbench.results.statistics import Estimate
@@ -75,11 +75,15 @@ def drop_constant(table: Table, names: Sequence[str]) -> Table:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A figure as SVG markup, drawn in the page's own text colour. alt: what it shows, for those who cannot see it."""
+    """A figure as SVG markup, drawn in the page's own text colour.
+
+    alt: what it shows, for those who cannot see it. file: the same as a file of a format (svg, png or pdf) on white paper.
+    """
 
     svg: str
     alt: str
     caption: str
+    file: Callable[[str], bytes] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,25 +8,28 @@ from advbench.reports import wording
 from advbench.reports.boards import boards
 from advbench.reports.cells import Cells
 from advbench.reports.curves import curve_sections
+from advbench.reports.distortion import distortion_sections
 from advbench.reports.facts import all_cells_section, cost_sections, failure_section, provenance_section
 from advbench.reports.images import image_section
 from advbench.reports.leaderboard import leaderboard_section
 from advbench.reports.masking import masking_section
 from advbench.reports.matrices import matrix_sections
 from advbench.reports.section import Section
+from advbench.reports.tradeoff import tradeoff_section
 
 
 def sections(cells: Cells) -> list[Section]:
     """Leaderboards first, then what they rest on."""
     found = boards(cells)
     failures, images = failure_section(cells), image_section(cells.scored)
-    masking = [section for section in map(masking_section, found) if section is not None]
     return _distinct(
         *(leaderboard_section(board, missing=len(cells.missing)) for board in found),
-        *masking,
+        *(section for section in map(masking_section, found) if section is not None),
         *([failures] if failures else []),
         *(section for board in found for section in matrix_sections(board)),
         *curve_sections(found, cells.scored),
+        *distortion_sections(cells.scored),
+        *(section for section in map(tradeoff_section, found) if section is not None),
         *([images] if images else []),
         all_cells_section(cells),
         *cost_sections(cells),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from advbench.reports.section import Entry, Tone
@@ -93,6 +93,17 @@ def strategy(matrix: str, attack: str, origin: str) -> str:
 def anchor(text: str) -> str:
     """`text` as the name of a link's target."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "section"
+
+
+def slugs(texts: Iterable[str]) -> list[str]:
+    """Names of files or links, one for each text, numbered where they would be equal."""
+    found: list[str] = []
+    for text in texts:
+        name, place = anchor(text), 2
+        while name in found:
+            name, place = f"{anchor(text)}-{place}", place + 1
+        found.append(name)
+    return found
 
 
 def plural(count: int, noun: str) -> str:

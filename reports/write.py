@@ -1,4 +1,4 @@
-"""The reports of an output folder, written from its records alone."""
+"""The reports of one output folder or of several, written from their records alone."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from advbench.results.store import Store
+
+if TYPE_CHECKING:
+    from advbench.reports.cells import Cells
 
 REPORTS = ("leaderboard.md", "leaderboard.html", "results.csv")
 _SIDECAR = ".reports.json"
@@ -25,27 +29,42 @@ def write_reports(out: Path, keys: Sequence[str] | None = None) -> list[Path]:
     keys: the cells to report, all records where None; a key without a record becomes a row that says so. Nothing is drawn
     again where neither records, renderers nor reports have changed. Returns the files.
     """
-    out = Path(out)
-    store = Store(out)
-    wanted = store.keys() if keys is None else sorted(set(keys))
-    paths = [out / name for name in REPORTS]
-    inputs = _inputs_digest(store, wanted)
-    if _recorded(out) != {"inputs": inputs, **_digests(paths)}:
-        for path, content in zip(paths, _render(store, wanted), strict=True):
-            _replace(path, content)
-        _replace(out / _SIDECAR, json.dumps({"inputs": inputs, **_digests(paths)}, indent=1) + "\n")
+    return write_merged({Path(out): keys}, Path(out))
+
+
+def write_merged(folders: Mapping[Path, Sequence[str] | None], to: Path) -> list[Path]:
+    """Write one report of several output folders into `to`; the cells of each folder as in `write_reports`."""
+    stores = {folder: Store(folder) for folder in folders}
+    wanted = {folder: stores[folder].keys() if keys is None else sorted(set(keys)) for folder, keys in folders.items()}
+    paths = [to / name for name in REPORTS]
+    inputs = hashlib.sha256(
+        "\n".join(f"{folder} {_inputs_digest(stores[folder], keys)}" for folder, keys in wanted.items()).encode()
+    ).hexdigest()
+    if _recorded(to) != {"inputs": inputs, **_digests(paths)}:
+        for path, content in zip(paths, _render(read(wanted)), strict=True):
+            replace_file(path, content)
+        replace_file(to / _SIDECAR, json.dumps({"inputs": inputs, **_digests(paths)}, indent=1) + "\n")
     return paths
 
 
-def _render(store: Store, keys: Sequence[str]) -> list[str]:
-    """The contents of the reports, in the order of their names."""
+def read(folders: Mapping[Path, Sequence[str] | None]) -> Cells:
+    """The cells of one output folder or of several, merged."""
     from advbench.reports.cells import load
+    from advbench.reports.merge import merge, run_names
+
+    loaded = [load(Store(folder), keys) for folder, keys in folders.items()]
+    if len(loaded) == 1:
+        return loaded[0]
+    return merge(dict(zip(run_names(map(str, folders)), loaded, strict=True)))
+
+
+def _render(cells: Cells) -> list[str]:
+    """The contents of the reports, in the order of their names."""
     from advbench.reports.frame import cell_frame
     from advbench.reports.html import to_html
     from advbench.reports.markdown import to_markdown
     from advbench.reports.sections import sections, summary
 
-    cells = load(store, keys)
     found = sections(cells)
     title = "Adversarial robustness leaderboard"
     return [
@@ -85,13 +104,13 @@ def _recorded(out: Path) -> object:
         return None
 
 
-def _replace(path: Path, content: str) -> None:
-    """Write a text file whole or not at all."""
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(content)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -1,0 +1,62 @@
+"""Parts of a report as files of their own: figures for a paper, a table of all cells, RobustBench's JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from advbench.reports.boards import boards
+from advbench.reports.cells import Cells
+from advbench.reports.robustbench import NORMS, model_infos
+from advbench.reports.section import Drawing, Section
+from advbench.reports.write import read, replace_file
+
+
+def export(folders: Mapping[Path, Sequence[str] | None], to: Path, format: str) -> list[Path]:
+    """Write every figure as ``svg``, ``png`` or ``pdf``, all cells as ``csv``, or ``robustbench``, into the folder `to`.
+
+    folders: output folders and their cells, all where None. Returns the files. Raises ValueError where there is nothing to
+    write: no figure, or no board whose norm RobustBench has.
+    """
+    cells = read(folders)
+    files: Mapping[str, str | bytes]
+    if format == "csv":
+        files = {"results.csv": csv(cells)}
+    elif format == "robustbench":
+        files = _robustbench(cells)
+    else:
+        from advbench.reports.sections import sections
+
+        files = figures(sections(cells), format)
+        if not files:
+            raise ValueError("Expected figures to write, got records without any: score some cells first")
+    paths = [to / name for name in files]
+    for path, content in zip(paths, files.values(), strict=True):
+        replace_file(path, content)
+    return paths
+
+
+def csv(cells: Cells) -> str:
+    """A row for every cell, as `results.csv` has it."""
+    from advbench.reports.frame import cell_frame
+
+    return cell_frame(cells.cells, cells.missing).to_csv(index=False, lineterminator="\n")
+
+
+def figures(found: Sequence[Section], format: str) -> dict[str, bytes]:
+    """The drawings of sections as files, by name: the section's anchor, numbered where it has several."""
+    files = {}
+    for section in found:
+        drawings = [figure.file for figure in section.figures if isinstance(figure, Drawing) and figure.file is not None]
+        for place, file in enumerate(drawings, start=1):
+            files[f"{section.anchor}{f'-{place}' if len(drawings) > 1 else ''}.{format}"] = file(format)
+    return files
+
+
+def _robustbench(cells: Cells) -> dict[str, str]:
+    found = boards(cells)
+    fitting = [board for board in found if board.threat.norm in NORMS and board.threat.epsilon is not None]
+    if not fitting:
+        got = ", ".join(board.threat.title for board in found) or "none"
+        raise ValueError(f"Expected a linf or l2 board with a radius for RobustBench, got {got}")
+    return {f"model_info/{path}": info for board in fitting for path, info in model_infos(board).items()}

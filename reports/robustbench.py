@@ -1,0 +1,66 @@
+"""Boards as RobustBench keeps them: one model_info JSON per model (Croce et al. 2021, arXiv:2010.09670)."""
+
+from __future__ import annotations
+
+import json
+
+from advbench.reports import wording
+from advbench.reports.boards import Board, Standing, Strategy
+
+NORMS = {"linf": "Linf", "l2": "L2"}
+"""RobustBench's names of the threats that it has."""
+
+
+def model_infos(board: Board) -> dict[str, str]:
+    """The model_info of every ranked model, by its path under ``model_info/``.
+
+    ``external`` is this board's worst case; ``autoattack_acc`` is there where `autoattack` itself was run in the white-box
+    matrix, and ``unreliable`` says that the evaluation is flagged. Of what the records cannot know (authors, venue, link)
+    the fields are empty, for you to fill in. Raises ValueError for a norm that RobustBench has not.
+    """
+    threat = board.threat
+    if threat.norm not in NORMS or threat.epsilon is None:
+        raise ValueError(f"Expected a linf or l2 board with a radius for RobustBench, got {threat.title}")
+    ranked = [standing for standing in board.standings if standing.rank is not None]
+    folder = f"{wording.anchor(threat.dataset)}/{NORMS[threat.norm]}"
+    names = wording.slugs(f"{standing.label} {wording.radius(threat.epsilon)} {threat.run}".strip() for standing in ranked)
+    infos = (_info(board, standing) for standing in ranked)
+    return {f"{folder}/{name}.json": info for name, info in zip(names, infos, strict=True)}
+
+
+def _info(board: Board, standing: Standing) -> str:
+    assert standing.robust is not None
+    assert standing.clean is not None
+    assert board.threat.epsilon is not None
+    info: dict[str, object] = {
+        "link": "",
+        "name": standing.defense,
+        "authors": "",
+        "additional_data": None,
+        "number_forward_passes": None if _stochastic(board, standing) else 1,
+        "dataset": board.threat.dataset,
+        "venue": "",
+        "architecture": standing.architecture,
+        "eps": wording.radius(board.threat.epsilon),
+        "clean_acc": _percent(standing.clean.estimate.value),
+        "reported": None,
+    }
+    autoattack = standing.by_strategy.get(Strategy("white-box", "autoattack", ""))
+    if autoattack is not None:
+        info["autoattack_acc"] = _percent(autoattack)
+    info["external"] = _percent(standing.robust.estimate.value)
+    info["footnote"] = (
+        f"advbench: worst case over {wording.plural(len(standing.by_strategy), 'attack')} on "
+        f"{wording.plural(board.threat.n, 'image')}, training seeds {', '.join(map(str, standing.seeds))}."
+    )
+    info["unreliable"] = bool(standing.flags)
+    return json.dumps(info, indent=2, ensure_ascii=False) + "\n"
+
+
+def _stochastic(board: Board, standing: Standing) -> bool:
+    targets = [cell.record.target for cell in board.cells]
+    return any(target["stochastic"] for target in targets if target["label"] == standing.label)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}"

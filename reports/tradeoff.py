@@ -1,0 +1,94 @@
+"""What an attack's effort buys: robust accuracy against the seconds per image, on each device by itself."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from advbench.reports import figures, wording
+from advbench.reports.boards import Board, Standing, Strategy, strategy_of
+from advbench.reports.section import Column, Entry, Section, Table
+from advbench.results.statistics import Values
+
+_COLUMNS = (
+    Column("Target", heading=True),
+    Column("Attack"),
+    Column("Time per image", numeric=True),
+    Column("Robust accuracy", numeric=True),
+)
+
+
+def tradeoff_section(board: Board) -> Section | None:
+    """The white-box attacks of a board by cost, a table and a panel for each device; None where no time was measured."""
+    times = _times(board)
+    devices = sorted({device for device, _, _ in times})
+    points = {device: _points(board, times, device) for device in devices}
+    points = {device: found for device, found in points.items() if found}
+    if not points:
+        return None
+    return Section(
+        title="Cost against robustness",
+        context=board.threat.title,
+        anchor=wording.anchor(f"cost against robustness {board.threat.title}"),
+        text="Each white-box attack by its time per image and the robust accuracy that it leaves. Devices are kept apart: "
+        "their times are not comparable.",
+        tables=tuple(_table(device, found) for device, found in points.items()),
+        figures=(
+            figures.line_plots(
+                [figures.Panel(device, tuple(_curve(*each) for each in found.items())) for device, found in points.items()],
+                x_label="time per image",
+                y_label="robust accuracy",
+                caption=f"White-box attacks by cost, {board.threat.title}",
+                alt="Robust accuracy against seconds per image on a logarithmic axis, the numbers of the tables beside it",
+                log_x=True,
+                x_text=wording.seconds,
+            ),
+        ),
+    )
+
+
+def _times(board: Board) -> dict[tuple[str, str, Strategy], float]:
+    """Seconds per image by device, target and white-box strategy, the mean over seeds."""
+    found: dict[tuple[str, str, Strategy], list[float]] = {}
+    for cell in board.cells:
+        seconds = cell.statistics.seconds if cell.statistics else None
+        if cell.record.matrix == "white-box" and seconds:
+            device = str(cell.record.measured.get("device", "unknown device"))
+            found.setdefault((device, cell.record.target["label"], strategy_of(cell.record)), []).append(seconds)
+    return {place: float(np.mean(values)) for place, values in found.items()}
+
+
+_Points = list[tuple[str, float, float]]
+
+
+def _points(board: Board, times: dict[tuple[str, str, Strategy], float], device: str) -> dict[str, _Points]:
+    """By target: attack, seconds and robust accuracy, from the cheapest."""
+
+    def of(standing: Standing) -> _Points:
+        found = [
+            (strategy.attack, times[device, standing.label, strategy], robust)
+            for strategy, robust in standing.by_strategy.items()
+            if (device, standing.label, strategy) in times
+        ]
+        return sorted(found, key=lambda point: point[1])
+
+    return {standing.label: points for standing in board.standings if (points := of(standing))}
+
+
+def _curve(target: str, points: _Points) -> figures.Curve:
+    attacks, seconds, robust = zip(*points, strict=True)
+    x: Values = np.array(seconds)
+    return figures.Curve(target, x, np.array(robust), marked=True, notes=attacks)
+
+
+def _table(device: str, found: dict[str, _Points]) -> Table:
+    rows = tuple(
+        (
+            wording.text_entry(target),
+            wording.text_entry(attack),
+            wording.number_entry(seconds, wording.seconds(seconds)),
+            Entry(wording.percent(robust), order=robust),
+        )
+        for target, points in found.items()
+        for attack, seconds, robust in points
+    )
+    return Table(f"White-box attacks by cost on {device}", _COLUMNS, rows)
