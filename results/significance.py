@@ -1,8 +1,8 @@
 """Tests of a difference on the same examples, and Holm's correction where there are many.
 
 Two fixed models, or two attacks on one model, answer the same examples, so that the comparison is paired. What is fixed
-matters: these tests speak of these very models. Of a method, which is trained anew from other seeds, `advbench.results.seeds`
-speaks.
+matters: these tests speak of these very models. Of a method, which is trained anew from other seeds,
+`advbench.results.seeds` speaks.
 """
 
 from __future__ import annotations

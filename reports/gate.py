@@ -1,0 +1,156 @@
+"""The gate's verdicts as text, Markdown, JSON and JUnit XML."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+from xml.etree import ElementTree
+
+from advbench.reports import wording
+from advbench.reports.markdown import escape
+from advbench.results.gate import TIME, CellChange, Row, Verdicts
+
+_COLUMNS = ("Target", "Number", "Baseline", "Candidate", "Change", "p (Holm)", "Verdict", "Test", "Note")
+_VERDICT = _COLUMNS.index("Verdict")
+_LINES = 12
+
+
+def to_text(found: Verdicts) -> str:
+    """A table for a terminal, failures first, and what they rest on."""
+    if found.incomparable:
+        return "\n".join(["not comparable:", *(f"  {line}" for line in found.incomparable)]) + "\n"
+    from tabulate import tabulate
+
+    parts = []
+    for title, rows in _by_threat(found).items():
+        table = [_cells(row)[:-1] for row in rows]
+        parts.append(f"{title}\n{tabulate(table, headers=_COLUMNS[:-1], tablefmt='simple', disable_numparse=True)}")
+        notes = [f"  {row.target}, {row.quantity}: {row.note}" for row in rows if row.note]
+        parts += ["\n".join(notes)] if notes else []
+    changes = [f"  {_place(change)}: {_move(change.baseline, change.candidate)}" for change in _telling(found)]
+    parts += ["\n".join(["cells of what fails, for information:", *changes])] if changes else []
+    return "\n\n".join([*parts, "\n".join([*found.caveats, conclusion(found)])]) + "\n"
+
+
+def to_markdown(found: Verdicts) -> str:
+    """The same for a job's summary."""
+    head = f"## Robustness gate: {'failed' if found.exit_code else 'passed'}"
+    if found.incomparable:
+        return "\n".join([head, "", "Not comparable:", "", *(f"- {escape(line)}" for line in found.incomparable)]) + "\n"
+    from tabulate import tabulate
+
+    parts = [head, escape(conclusion(found))]
+    for title, rows in _by_threat(found).items():
+        table = [_marked([escape(text) for text in _cells(row)], row.fails) for row in rows]
+        parts.append(f"**{escape(title)}**\n\n{tabulate(table, headers=_COLUMNS, tablefmt='pipe', disable_numparse=True)}")
+    changes = [f"- {escape(_place(change))}: {_move(change.baseline, change.candidate)}" for change in _telling(found)]
+    if changes:
+        listed = "\n".join(changes)
+        parts.append(f"<details><summary>Cells of what fails, for information</summary>\n\n{listed}\n\n</details>")
+    return "\n\n".join([*parts, *(escape(line) for line in found.caveats)]) + "\n"
+
+
+def to_json(found: Verdicts) -> str:
+    """Everything, for programs: terms, rows with their differences, single cells, and the exit code."""
+    content = {
+        "exit_code": found.exit_code,
+        "terms": asdict(found.terms),
+        "incomparable": list(found.incomparable),
+        "rows": [{**_plain(row), "difference": row.difference} for row in found.rows],
+        "cells": [_plain(change) for change in found.cells],
+        "caveats": list(found.caveats),
+    }
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def to_junit(found: Verdicts) -> str:
+    """One test case for each gated number, as continuous integration reads it."""
+    errors = len(found.incomparable)
+    suite = ElementTree.Element(
+        "testsuite",
+        name="advbench check",
+        tests=str(len(found.rows) + errors),
+        failures=str(len(found.failures)),
+        errors=str(errors),
+    )
+    for line in found.incomparable:
+        case = ElementTree.SubElement(suite, "testcase", classname="advbench.check", name="comparable")
+        ElementTree.SubElement(case, "error", message=line)
+    for row in found.rows:
+        case = ElementTree.SubElement(suite, "testcase", classname=f"{row.threat}.{row.target}", name=row.quantity)
+        said = ", ".join(f"{name.lower()} {text}" for name, text in zip(_COLUMNS[2:], _cells(row)[2:], strict=True) if text)
+        if row.fails:
+            ElementTree.SubElement(case, "failure", message=f"{row.verdict}: {row.note or row.test}").text = said
+        else:
+            ElementTree.SubElement(case, "system-out").text = said
+    ElementTree.indent(suite)
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+FORMATS: Mapping[str, Callable[[Verdicts], str]] = {
+    "text": to_text,
+    "markdown": to_markdown,
+    "json": to_json,
+    "junit": to_junit,
+}
+
+
+def conclusion(found: Verdicts) -> str:
+    """The gate's answer in a line."""
+    tested = sum(row.p_value is not None for row in found.rows)
+    level = f"{wording.plural(tested, 'number')} tested, chance of any false alarm at most {found.terms.alpha:g} (Holm)"
+    if not found.failures:
+        return f"passed: nothing is worse than the baseline; {level}"
+    names = ", ".join(f"{row.target} ({row.quantity} {row.verdict})" for row in found.failures[:_LINES])
+    return f"failed: {names}; {level}"
+
+
+def _by_threat(found: Verdicts) -> dict[str, list[Row]]:
+    """The rows of each threat, failures first."""
+    titles = {
+        row.threat: f"{wording.threat(row.threat.norm, row.threat.epsilon)} on {row.threat.dataset}" for row in found.rows
+    }
+    rows = sorted(found.rows, key=lambda row: (not row.fails, row.target))
+    return {title: [row for row in rows if row.threat == threat] for threat, title in titles.items()}
+
+
+def _cells(row: Row) -> list[str]:
+    """A row as its columns show it."""
+    time = row.quantity == TIME
+    shown = wording.seconds if time else wording.percent
+    change = wording.NONE
+    if row.difference is not None:
+        change = f"x {row.difference:.2f}" if time else f"{100 * row.difference:+.1f}"
+    p_value = wording.NONE if row.p_value is None else f"{row.p_value:.2g}"
+    verdict = f"{row.verdict}, FAILS" if row.fails else row.verdict
+    test = f"{row.test}, {row.question}" if row.test else ""
+    return [row.target, row.quantity, shown(row.baseline), shown(row.candidate), change, p_value, verdict, test, row.note]
+
+
+def _marked(texts: list[str], fails: bool) -> list[str]:
+    return [f"**{text}**" if fails and i == _VERDICT else text for i, text in enumerate(texts)]
+
+
+def _telling(found: Verdicts) -> Sequence[CellChange]:
+    """The cells of the targets that fail, the largest changes first."""
+    failing = {(row.threat, row.target) for row in found.failures}
+    changes = [change for change in found.cells if (change.threat, change.target) in failing]
+    return sorted(changes, key=lambda change: -abs(change.candidate - change.baseline))[:_LINES]
+
+
+def _place(change: CellChange) -> str:
+    return f"{change.target}, {change.attacker}"
+
+
+def _move(before: float, after: float) -> str:
+    return f"{wording.percent(before)} to {wording.percent(after)} ({100 * (after - before):+.1f})"
+
+
+def _plain(item: Row | CellChange) -> dict[str, Any]:
+    content = asdict(item)
+    content["threat"] = item.threat._asdict()
+    if isinstance(item, CellChange):
+        content["attacker"] = item.attacker._asdict()
+    return content
