@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from advbench.api import RunResult, run
     from advbench.fixed_sets import FixedSet, fixed_set
+    from advbench.gating import check, write_baseline
     from advbench.reporting import report
 
 __version__ = "0.1.0"
-__all__ = ["FixedSet", "RunResult", "__version__", "fixed_set", "report", "run"]
+__all__ = ["FixedSet", "RunResult", "__version__", "check", "fixed_set", "report", "run", "write_baseline"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,6 +22,10 @@ def __getattr__(name: str) -> Any:
         from advbench import reporting
 
         return reporting.report
+    if name in ("check", "write_baseline"):
+        from advbench import gating
+
+        return getattr(gating, name)
     if name in ("FixedSet", "fixed_set"):
         from advbench import fixed_sets
 

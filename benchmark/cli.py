@@ -51,6 +51,15 @@ class Scale(StrEnum):
     full = "full"
 
 
+class GateFormat(StrEnum):
+    """What the gate's verdicts can be printed as."""
+
+    text = "text"
+    markdown = "markdown"
+    json = "json"
+    junit = "junit"
+
+
 class BenchName(StrEnum):
     """What can be measured."""
 
@@ -226,6 +235,75 @@ def report(
         _refuse(error)
     for path in paths:
         print(path)
+
+
+@app.command()
+def check(
+    out: Annotated[Path, typer.Argument(help="The output folder of a run.")],
+    baseline: Annotated[Path, typer.Option(help="A file of `advbench baseline`, or the output folder of another run.")],
+    alpha: Annotated[float, typer.Option(help="The chance of any false alarm.")] = 0.01,
+    tolerance: Annotated[float, typer.Option(help="A change of at most so much, such as 0.01 for a point, is none.")] = 0.0,
+    format: Annotated[GateFormat, typer.Option(help="How the verdicts are printed.")] = GateFormat.text,
+    checkpoints_only: Annotated[
+        bool, typer.Option("--checkpoints-only", help="Compare the very models at hand, whatever seed they are of.")
+    ] = False,
+    time_bound: Annotated[
+        float | None, typer.Option(help="Fail where attacks take more than so many times as long on the same device.")
+    ] = None,
+    across_versions: Annotated[
+        bool, typer.Option("--across-versions", help="Compare runs of other versions of advbench or of an attack's source.")
+    ] = False,
+    fail_on_flags: Annotated[
+        bool, typer.Option("--fail-on-flags", help="Fail where a target has a flag that the baseline has not.")
+    ] = False,
+) -> None:
+    """Hold a run against a baseline: is any target less robust, or less accurate, by more than chance would have it?
+
+    Where $GITHUB_STEP_SUMMARY is set, the verdicts are added to that file as Markdown too.
+
+    Exit codes: 0 nothing worse, 1 a regression or a target that is missing, 2 not comparable or bad input.
+    """
+    try:
+        from advbench import gating
+
+        found = gating.check(
+            out,
+            baseline,
+            alpha=alpha,
+            tolerance=tolerance,
+            checkpoints_only=checkpoints_only,
+            time_bound=time_bound,
+            across_versions=across_versions,
+            fail_on_flags=fail_on_flags,
+        )
+        gating.add_to_summary(found)
+    except (ValueError, OSError) as error:
+        _refuse(error)
+    from advbench.reports.gate import FORMATS
+
+    if found.incomparable:
+        print(f"advbench: not comparable: {'; '.join(found.incomparable)}", file=sys.stderr)
+    if not found.incomparable or format is not GateFormat.text:
+        print(FORMATS[format.value](found), end="")
+    raise typer.Exit(found.exit_code)
+
+
+@app.command()
+def baseline(
+    out: Annotated[Path, typer.Argument(help="The output folder of a run.")],
+    to: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+) -> None:
+    """Write the baseline that later runs are checked against: small, and in a stable order.
+
+    A re-trained target is compared over training seeds, which takes five of them here: `advbench run --seed 0,1,2,3,4`.
+    """
+    try:
+        from advbench import gating
+
+        path = gating.write_baseline(out, to)
+    except (ValueError, OSError) as error:
+        _refuse(error)
+    print(path)
 
 
 @app.command()
