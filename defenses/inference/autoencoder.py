@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from advbench.attacks.access import frozen
 from advbench.attacks.attack import Attack
 from advbench.attacks.calibration import HeldOut, calibrate
-from advbench.attacks.ddn import DDN
+from advbench.attacks.deepfool import DeepFool
 from advbench.attacks.lbfgs import LBFGS
 from advbench.attacks.threat import ThreatModel
 from advbench.defenses.defended import Architecture, Defended, Input, Surrogate
@@ -24,10 +24,11 @@ from advbench.zoo.architectures.gu2014 import autoencoder
 from advbench.zoo.data import DataSet, Split
 from advbench.zoo.training import Budget, Objective, Progress, Step, train
 
-SOURCES: Mapping[str, Attack] = {"lbfgs": LBFGS(), "ddn": DDN()}
-"""The attacks whose images an autoencoder can be trained on: the paper's, and a cheaper one of its kind."""
+SOURCES: Mapping[str, Attack] = {"lbfgs": LBFGS(), "deepfool": DeepFool()}
+"""The attacks whose images an autoencoder can be trained on: the paper's, and one that has no constant to
+calibrate."""
 
-_CALIBRATION = 200
+_CALIBRATION = 100
 _DRAWS = 4
 _BATCH = 100
 
@@ -90,7 +91,7 @@ class AdversarialAutoencoder:
     has as many of them as clean images, drawn with replacement. The paper leaves open the loss and the mixture.
 
     source: the spec of the defense whose model, of the architecture that the part is made for, is attacked. attack: `lbfgs`
-    as in the paper, or `ddn`, a third of the cost. images: how many training images are attacked, all where None.
+    as in the paper, or `deepfool`, which needs no constant. images: how many training images are attacked, all where None.
     """
 
     source: str = "none"

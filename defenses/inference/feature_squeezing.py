@@ -112,8 +112,8 @@ class SqueezedDistance(nn.Module):
     """How far predictions move when an image is squeezed, less a threshold: images (n, c, h, w) -> scores (n,).
 
     base: images -> logits (n, classes). squeezers: images -> images. The score is the largest l1 distance, in [0, 2],
-    between the probabilities of the image and of a squeezed one, minus `threshold`. stochastic: whether `base` takes an rng; the
-    image as it is then gets the very one that the score is asked with.
+    between the probabilities of the image and of a squeezed one, minus `threshold`. stochastic: whether `base` takes an
+    rng; the image as it is then gets the very one that the score is asked with.
     """
 
     threshold: Tensor

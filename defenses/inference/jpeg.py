@@ -122,11 +122,11 @@ def soft_round(x: Tensor) -> Tensor:
 class SoftJPEG(nn.Module):
     """A differentiable JPEG, Shin and Song 2017, "JPEG-resistant adversarial images": images (n, c, h, w) -> the same shape.
 
-    What the codec does, in floating point: to luma and chroma, chroma halved and later interpolated (three channels only),
-    blocks of 8 x 8 (the last row and column repeated where the size is no multiple), cosine transform, division by the
-    quality's tables, rounding, and back. Rounding is exact forward and has `soft_round`'s slope backward; with a slope of
-    one the whole of a grayscale image would have the Jacobian of the identity. The result is not clipped to the pixel range
-    backward, where a clipped pixel would hide its gradient.
+    What the codec does, its transforms in floating point: to luma and chroma, chroma halved and later interpolated (three
+    channels only), blocks of 8 x 8 (the last row and column repeated where the size is no multiple), cosine transform,
+    division by the quality's tables, rounding, and back. Coefficients are rounded exactly forward and have `soft_round`'s
+    slope backward; with a slope of one the whole of a grayscale image would have the Jacobian of the identity. Bytes, which
+    are rounded and clipped on the way, have that Jacobian, for a clipped pixel would hide its gradient.
 
     quality: 1 to 100. round: of coefficients.
     """
@@ -149,29 +149,28 @@ class SoftJPEG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The images as the codec gives them, up to its integer arithmetic."""
-        pixels = x * 255
-        pixels = pixels + (pixels.detach().clamp(0, 255).round() - pixels.detach())
-        found = self._colour(pixels) if x.shape[1] == 3 else self._plane(pixels, self.luma)
-        return (found + (found.detach().clamp(0, 255).round() - found.detach())) / 255
+        pixels = _bytes(x * 255)
+        return (self._colour(pixels) if x.shape[1] == 3 else self._plane(pixels, self.luma)) / 255
 
     def _colour(self, pixels: Tensor) -> Tensor:
         height, width = pixels.shape[2:]
-        y, cb, cr = _mixed(pixels, _TO_YCC).unbind(dim=1)
-        chroma = _halved(torch.stack((cb, cr), dim=1))
-        chroma = _doubled(_doubled(self._plane(chroma, self.chroma, level=0.0), dim=2), dim=3)[:, :, :height, :width]
-        luma = self._plane(y.unsqueeze(1), self.luma)
-        return _mixed(torch.cat((luma, chroma), dim=1), _FROM_YCC)
+        centre = pixels.new_tensor((0.0, _CENTRE, _CENTRE)).view(1, 3, 1, 1)
+        planes = _bytes(_mixed(pixels, _TO_YCC) + centre)
+        luma = self._plane(planes[:, :1], self.luma)
+        chroma = self._plane(_bytes(_ties(_halved(planes[:, 1:]), 0.125)), self.chroma)[..., : -(-width // 2)]
+        chroma = _bytes(_ties(_doubled(_doubled(chroma, dim=2), dim=3), -1 / 32))[:, :, :height, :width]
+        return _bytes(_mixed(torch.cat((luma, chroma), dim=1) - centre, _FROM_YCC))
 
-    def _plane(self, values: Tensor, table: Tensor, level: float = 128.0) -> Tensor:
+    def _plane(self, values: Tensor, table: Tensor) -> Tensor:
         """Planes (n, c, h, w) through transform, rounding and back."""
         n, c, h, w = values.shape
-        padded = _extended(_extended(values - level, -h % 8, dim=2), -w % 8, dim=3)
+        padded = _extended(_extended(values - _CENTRE, -h % 8, dim=2), -w % 8, dim=3)
         rows, columns = padded.shape[2] // 8, padded.shape[3] // 8
         blocks = padded.view(n, c, rows, 8, columns, 8).transpose(3, 4)
         basis, steps = self.cosines.to(values.dtype), table.to(values.dtype)
         coefficients = self.round(basis @ blocks @ basis.T / steps) * steps
         back = (basis.T @ coefficients @ basis).transpose(3, 4).reshape(n, c, rows * 8, columns * 8)
-        return back[:, :, :h, :w] + level
+        return _bytes(back[:, :, :h, :w] + _CENTRE)
 
 
 _LUMA = (
@@ -201,6 +200,9 @@ _TO_YCC = (
 _FROM_YCC = ((1.0, 0.0, 1.402), (1.0, -0.344136286, -0.714136286), (1.0, 1.772, 0.0))
 """JFIF's colours, chroma around zero."""
 
+_CENTRE = 128.0
+"""What is taken off a byte before the transform, and where gray lies in chroma."""
+
 
 def tables(quality: int) -> Tables:
     """The steps by which luma and chroma coefficients are divided at a quality of 1 to 100, row by row, as in libjpeg."""
@@ -217,6 +219,16 @@ def cosine_basis() -> Tensor:
     return waves
 
 
+def _bytes(x: Tensor) -> Tensor:
+    """The nearest whole numbers in [0, 255], with the Jacobian of the identity."""
+    return x + (x.detach().clamp(0, 255).round() - x.detach())
+
+
+def _ties(x: Tensor, by: float) -> Tensor:
+    """`x` moved by -`by` in even columns and by `by` in odd ones, so that halves round as libjpeg has them."""
+    return x + by * (2 * (torch.arange(x.shape[3], device=x.device) % 2) - 1).to(x.dtype)
+
+
 def _mixed(x: Tensor, matrix: tuple[tuple[float, ...], ...]) -> Tensor:
     """Channels of images (n, 3, h, w), mixed by a matrix."""
     weights = torch.tensor(matrix, dtype=x.dtype, device=x.device)
@@ -230,9 +242,9 @@ def _extended(x: Tensor, more: int, *, dim: int) -> Tensor:
 
 
 def _halved(x: Tensor) -> Tensor:
-    """The means of 2 x 2 pixels, the last row and column repeated where their number is odd."""
-    even = _extended(_extended(x, x.shape[2] % 2, dim=2), x.shape[3] % 2, dim=3)
-    return nn.functional.avg_pool2d(even, 2)
+    """The means of 2 x 2 pixels; the last row is repeated where their number is odd, the last column to fill its blocks."""
+    whole = _extended(_extended(x, x.shape[2] % 2, dim=2), -x.shape[3] % 16, dim=3)
+    return nn.functional.avg_pool2d(whole, 2)
 
 
 def _doubled(x: Tensor, *, dim: int) -> Tensor:
