@@ -1,6 +1,6 @@
 """advbench: a benchmark and leaderboard harness for adversarial robustness.
 
-`advbench.run` does what ``advbench run`` does. Importing the package is cheap: public names are loaded when first used.
+`advbench.run` does what ``advbench run`` does, `advbench.evaluate` attacks a model of yours. Importing the package is cheap: public names are loaded when first used.
 """
 
 from __future__ import annotations
@@ -9,12 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from advbench.api import RunResult, run
+    from advbench.evaluated import EvaluationResult
+    from advbench.evaluating import evaluate
     from advbench.fixed_sets import FixedSet, fixed_set
     from advbench.gating import check, write_baseline
     from advbench.reporting import report
 
 __version__ = "0.1.0"
-__all__ = ["FixedSet", "RunResult", "__version__", "check", "fixed_set", "report", "run", "write_baseline"]
+__all__ = [
+    "EvaluationResult",
+    "FixedSet",
+    "RunResult",
+    "__version__",
+    "check",
+    "evaluate",
+    "fixed_set",
+    "report",
+    "run",
+    "write_baseline",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -30,6 +43,10 @@ def __getattr__(name: str) -> Any:
         from advbench import fixed_sets
 
         return getattr(fixed_sets, name)
+    if name in ("EvaluationResult", "evaluate"):
+        from advbench import evaluated, evaluating
+
+        return getattr(evaluating if name == "evaluate" else evaluated, name)
     if name in __all__:
         from advbench import api
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from advbench.api import RunResult
+    from advbench.conformance import Verdict
     from advbench.plan import Plan
     from advbench.scheduler import Status, Watcher
 
@@ -51,6 +52,16 @@ class Scale(StrEnum):
     full = "full"
 
 
+class ReportFormat(StrEnum):
+    """What a report can be in place of its usual files."""
+
+    svg = "svg"
+    png = "png"
+    pdf = "pdf"
+    csv = "csv"
+    robustbench = "robustbench"
+
+
 class GateFormat(StrEnum):
     """What the gate's verdicts can be printed as."""
 
@@ -60,11 +71,20 @@ class GateFormat(StrEnum):
     junit = "junit"
 
 
+class TableFormat(StrEnum):
+    """What the table of conformance can be printed as."""
+
+    text = "text"
+    markdown = "markdown"
+    json = "json"
+
+
 class BenchName(StrEnum):
     """What can be measured."""
 
     jacobian = "jacobian"
     covariance = "covariance"
+    purifiers = "purifiers"
 
 
 def main() -> None:
@@ -153,6 +173,105 @@ def run(
     raise typer.Exit(_run(plan))
 
 
+@app.command()
+def evaluate(
+    target: Annotated[
+        str, typer.Argument(help="file.py:factory, package.module:factory, file.onnx or torchvision/NAME.", metavar="TARGET")
+    ],
+    dataset: Annotated[str, typer.Option(help="A data set's name, npz:PATH or folder:PATH.")],
+    data_dir: Annotated[Path | None, typer.Option(help="Where the data sets lie. [default: $ADVBENCH_DATA]")] = None,
+    norm: Annotated[str | None, typer.Option(help="linf, l2 or l1, or none for corruptions. [default: linf]")] = None,
+    epsilon: Annotated[
+        str | None, typer.Option(help="The radius, such as 8/255. [default: the data set's usual one]")
+    ] = None,
+    attack: Annotated[
+        str | None, typer.Option(help="Attacks, such as auto,pgd(steps=100),foolbox/LinfPGD. [default: auto]")
+    ] = None,
+    n_examples: Annotated[int | None, typer.Option(help="Test images to score. [default: all]")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="safetensors, a state dict, or torchvision's own such as DEFAULT.", metavar="FILE")
+    ] = None,
+    mean: Annotated[str | None, typer.Option(help="Of the normalisation that the model expects, by channel.")] = None,
+    std: Annotated[str | None, typer.Option(help="Of the normalisation that the model expects, by channel.")] = None,
+    stochastic: Annotated[bool, typer.Option("--stochastic", help="The model draws random numbers.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Of the attacks' random numbers. [default: 0]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. [default: auto]")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Attacks side by side. [default: one per core, or per GPU]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the results go. [default: advbench-out]")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the numbers, of every example too, to this file.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do everything again, whatever is there.")] = False,
+) -> None:
+    """Attack a model of your own and publish what it withstands.
+
+    TARGET's factory returns an nn.Module: images in [0, 1] -> logits. It runs the attack `auto`, or those named, and one of
+    minimal norm for the curve. Weights are loaded without pickle. Finished work is kept, as by `advbench run`.
+
+    Exit codes: 0 all attacks scored, 1 some failed (the table says which), 2 bad input, 130 interrupted.
+    """
+    settings = {name: value for name, value in locals().items() if name not in ("target", "json", "fresh")}
+    try:
+        from advbench.evaluating import plan_target, run_target
+
+        plan = plan_target(target, fresh=fresh or None, **settings)
+    except (ValueError, OSError) as error:
+        _refuse(error)
+    from rich.console import Console
+
+    with _watcher(Console(), len(plan.pending())) as watch:
+        result = run_target(plan, watch)
+    print(f"\n{result}\n")
+    try:
+        if json is not None:
+            json.parent.mkdir(parents=True, exist_ok=True)
+            json.write_text(result.to_json() + "\n", encoding="utf-8")
+    except OSError as error:
+        _refuse(error)
+    if result.interrupted:
+        print("interrupted: what is finished is kept; the same command continues")
+    for path in (*result.reports, *([json] if json is not None else [])):
+        print(path)
+    raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def conformance(
+    attack: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[ATTACK]...", help="Such as pgd, torchattacks/CW(steps=50); all of the registry where absent."
+        ),
+    ] = None,
+    format: Annotated[TableFormat, typer.Option(help="What to print.")] = TableFormat.text,
+) -> None:
+    """Check that attacks do what an attack has to: budget, batches, seeds, few classes, pixels at 0 and 1 and more.
+
+    They run on a small random network, with their iterations cut down unless you set them. A check that fails names the norm
+    and what went wrong; one that says nothing about an attack is n/a.
+
+    Exit codes: 0 nothing fails, 1 something does, 2 bad input.
+    """
+    from rich.console import Console
+
+    try:
+        from advbench import clocks
+        from advbench import conformance as checks
+
+        console, verdicts = Console(stderr=True), []
+        specs = checks.specs_of(attack)
+        with clocks.single_thread(), console.status("") as status:
+            for number, spec in enumerate(specs, 1):
+                status.update(f"{spec} ({number} of {len(specs)})")
+                found = checks.examine(spec)
+                verdicts += found
+                if not console.is_terminal:
+                    holds = sum(verdict.status == "holds" for verdict in found)
+                    print(f"{spec}: {holds} of {len(found)} hold", file=sys.stderr, flush=True)
+    except (ValueError, OSError) as error:
+        _refuse(error)
+    _print_verdicts(verdicts, format)
+    raise typer.Exit(1 if checks.lines(verdicts) else 0)
+
+
 @app.command("list")
 def list_components(
     kind: Annotated[ListKind | None, typer.Argument(help="Which components; all where absent.")] = None,
@@ -223,14 +342,40 @@ def reproduce(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="The output folder of a run.")],
-    every: Annotated[bool, typer.Option("--all", help="All records in the folder, not only those of its last run.")] = False,
+    folders: Annotated[list[Path], typer.Argument(help="The output folders of runs; several make one report.")],
+    to: Annotated[Path | None, typer.Option(help="Where the files go. [default: the folder, where there is one]")] = None,
+    format: Annotated[
+        ReportFormat | None,
+        typer.Option(help="In place of the reports: all figures as svg, png or pdf, all cells as csv, or robustbench."),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All records in a folder, not only those of its last run.")] = False,
 ) -> None:
-    """Rebuild the reports of an output folder from its records. Nothing is run, and torch is not needed."""
+    """Rebuild the reports of output folders from their records. Nothing is run, and torch is not needed.
+
+    Several runs share a board where all that it ranks were attacked by the same attacks; else each has its own.
+    """
     try:
         from advbench import reporting
 
-        paths = reporting.report(folder, every=every)
+        paths = reporting.report(*folders, every=every, to=to, format=format.value if format else None)
+    except (ValueError, OSError) as error:
+        _refuse(error)
+    for path in paths:
+        print(path)
+
+
+@app.command()
+def publish(
+    folders: Annotated[list[Path], typer.Argument(help="The output folders of runs.")],
+    to: Annotated[Path, typer.Option(help="The site's folder; what an earlier publication left there is replaced.")],
+    title: Annotated[str | None, typer.Option(help="The site's title.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All records in a folder, not only those of its last run.")] = False,
+) -> None:
+    """Write a static site: the leaderboards, a page for each model, and the data. Open index.html, or serve the folder."""
+    try:
+        from advbench import reporting
+
+        paths = reporting.publish(*folders, to=to, title=title, every=every)
     except (ValueError, OSError) as error:
         _refuse(error)
     for path in paths:
@@ -344,6 +489,37 @@ def _run(plan: Plan) -> int:
         result = finish(plan, watch)
     _print_result(plan, result, console)
     return result.exit_code
+
+
+def _print_verdicts(verdicts: Sequence[Verdict], format: TableFormat) -> None:
+    """The table of what holds, and a line for every check that does not."""
+    from dataclasses import asdict
+    from json import dumps
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+    from tabulate import tabulate
+
+    from advbench.conformance import lines, table
+
+    columns, rows = table(verdicts)
+    if format is TableFormat.json:
+        print(dumps([asdict(verdict) for verdict in verdicts], indent=1))
+        return
+    console = Console()
+    if format is TableFormat.text and console.is_terminal:
+        grid, colours = Table(*columns), {"holds": "green", "fails": "bold red", "n/a": "dim"}
+        for row in rows:
+            grid.add_row(*(Text(cell, style=colours.get(cell, "")) for cell in row))
+        console.print(grid)
+    else:
+        print(tabulate(rows, columns, tablefmt="pipe" if format is TableFormat.markdown else "simple"))
+    bullet = "- " if format is TableFormat.markdown else ""
+    failures = lines(verdicts)
+    if failures:
+        print("\nfails:\n" if bullet else "\nfails:")
+        print("\n".join(f"{bullet}{line}" for line in failures))
 
 
 def _refuse(error: Exception) -> NoReturn:

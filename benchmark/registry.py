@@ -32,16 +32,33 @@ _OWN: Mapping[Kind, Mapping[str, str]] = {
     "architectures": ARCHITECTURES,
     "datasets": DATASETS,
 }
+_UNLISTED: Mapping[Kind, Mapping[str, str]] = {"defenses": {"own": "advbench.own_models:Own"}}
+"""Components that mean nothing without arguments, such as a file of weights."""
+
 OPEN_NAMES: Mapping[Kind, str] = {
-    "architectures": "torchvision/NAME for every classifier of torchvision, on 3-channel images",
+    "attacks": "foolbox/NAME, torchattacks/NAME and adv-lib/NAME for the attacks of these libraries, where installed",
+    "defenses": "own(weights='FILE') for a trained model of yours, of an architecture own:TARGET",
+    "architectures": "torchvision/NAME for every classifier of torchvision, on 3-channel images, and own:TARGET for yours "
+    "(file.py:factory, package.module:factory or file.onnx)",
     "datasets": "npz:PATH (Keras: x_train, y_train, x_test, y_test), folder:PATH (ImageFolder) and zca:NAME (whitened)",
 }
 """Kinds with names beyond the table, described in a line."""
 
 _OPEN_PREFIXES: Mapping[Kind, tuple[str, ...]] = {
-    "architectures": ("torchvision/",),
-    "datasets": ("npz:", "folder:", "zca:"),
+    "attacks": ("foolbox/", "torchattacks/", "adv-lib/"),
+    "architectures": ("torchvision/", "own:"),
+    "datasets": ("npz:", "folder:", "zca:", "own:"),
 }
+
+_RESOLVERS: Mapping[tuple[Kind, str], str] = {
+    ("attacks", "foolbox/"): "advbench.foreign_attacks:resolve",
+    ("attacks", "torchattacks/"): "advbench.foreign_attacks:resolve",
+    ("attacks", "adv-lib/"): "advbench.foreign_attacks:resolve",
+    ("architectures", "own:"): "advbench.own_models:resolve",
+    ("datasets", "own:"): "advbench.own_models:held",
+}
+"""Who gives the factory of an open name: the reference of a function of the name. A factory's `identity`, a text, says
+what its results depend on beside advbench's sources: a file of the user's, the version of a library."""
 
 
 class UnknownNameError(ValueError):
@@ -67,7 +84,7 @@ def names(kind: Kind) -> list[str]:
 
 def check_name(kind: Kind, name: str) -> None:
     """Raise UnknownNameError, with the closest names, unless a component of this kind has the name."""
-    if name in table(kind) or name.startswith(_OPEN_PREFIXES.get(kind, ())):
+    if name in _references(kind) or name.startswith(_OPEN_PREFIXES.get(kind, ())):
         return
     close = difflib.get_close_matches(name, table(kind), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else f"`advbench list {kind}` shows all"
@@ -77,11 +94,30 @@ def check_name(kind: Kind, name: str) -> None:
 def factory(kind: Kind, name: str) -> Callable[..., Any]:
     """The factory of a registered component. ValueError, in one line, where a plug-in cannot be imported."""
     check_name(kind, name)
-    module, _, attribute = table(kind)[name].partition(":")
+    resolver = _resolver(kind, name)
+    if resolver is not None:
+        return _loaded(resolver)(name)  # type: ignore[no-any-return]
     try:
-        return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+        return _loaded(_references(kind)[name])  # type: ignore[no-any-return]
     except Exception as error:
         raise ValueError(f"The {kind[:-1]} {name!r} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def _references(kind: Kind) -> Mapping[str, str]:
+    return {**table(kind), **_UNLISTED.get(kind, {})}
+
+
+def _resolver(kind: Kind, name: str) -> str | None:
+    """Who gives the factory of an open name; None for any other."""
+    if name in table(kind):
+        return None
+    found = (reference for (each, prefix), reference in _RESOLVERS.items() if each == kind and name.startswith(prefix))
+    return next(found, None)
+
+
+def _loaded(reference: str) -> Any:
+    module, _, attribute = reference.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def create(kind: Literal["attacks", "defenses", "parts"], spec: Spec) -> Any:
@@ -103,6 +139,9 @@ def load_dataset(name: str, data_dir: Path | None) -> DataSet:
     """A data set, advbench's own or a plug-in's. ValueError or FileNotFoundError, in one line, where it is not there."""
     from advbench.zoo import datasets
 
+    if _resolver("datasets", name):
+        mine: DataSet = factory("datasets", name)()
+        return mine
     if name in DATASETS or name not in table("datasets"):
         return datasets.load(name, data_dir)
     data: DataSet = factory("datasets", name)(data_dir)
@@ -129,13 +168,15 @@ def content(kind: Kind, spec: Spec, component: Any) -> dict[str, Any]:
         arguments = {key: _plain(value) for key, value in spec.arguments}
     found = {"name": spec.name, "arguments": arguments, "source_hash": source_hash(module_of(kind, spec.name))}
     parts = {name: source_hash(module_of(kind, name)) for name in getattr(component, "parts", ())}
-    return found | ({"parts": parts} if parts else {})
+    identity = getattr(factory(kind, spec.name) if _resolver(kind, spec.name) else component, "identity", "")
+    return found | ({"parts": parts} if parts else {}) | ({"identity": identity} if identity else {})
 
 
 def module_of(kind: Kind, name: str) -> str:
     """The module that defines a component."""
-    if name in table(kind):
-        return table(kind)[name].partition(":")[0]
+    reference = _references(kind).get(name) or _resolver(kind, name)
+    if reference is not None:
+        return reference.partition(":")[0]
     return "advbench.zoo.architectures" if kind == "architectures" else "advbench.zoo.datasets"
 
 

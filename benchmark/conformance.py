@@ -1,0 +1,444 @@
+"""What every attack has to do, as checks that anybody can run on any attack: ours, a plug-in's, another library's.
+
+Each check is a known way in which attacks go wrong: a budget overstepped, pixels at 0 or 1 that never move, an example that
+depends on its batch. They run on a small random network, with the attack's iterations cut down so that all takes seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from advbench import registry
+from advbench.attacks import balls
+from advbench.attacks.calibration import HeldOut, calibrate
+from advbench.attacks.rng import ExampleRNG
+from advbench.attacks.threat import Goal, ThreatModel, Untargeted
+from advbench.specs import Spec
+
+EPSILON = {"linf": 0.1, "l2": 0.7, "l1": 3.0, "l0": 5.0, "none": None}
+SHAPE = (3, 6, 6)
+SHORTER: dict[str, int] = {
+    **{"steps": 6, "queries": 40, "restarts": 2, "points": 3, "search_steps": 3, "draws": 2, "targets": 3},
+    **{"n_iter": 6, "num_steps": 6, "max_iterations": 12, "max_iter": 6, "iter": 6, "nb_iter": 2, "n_queries": 40},
+    **{"binary_search_steps": 3, "search_iter": 3, "df_steps": 6, "max_gradient_eval_steps": 20, "nb_sample": 8},
+    **{"initial_gradient_eval_steps": 8, "population": 4, "directions": 20, "repeats": 4, "n_samples": 3, "popsize": 5},
+}
+"""Numbers of iterations, by the name of their argument, cut down where the user gives none."""
+
+MEMBERS = ("pgd(steps=4)", "fab-t(steps=3,targets=2)", "square(queries=20)")
+"""The attacks of an ensemble that takes a list."""
+GIVEN: dict[str, dict[str, Any]] = {"lbfgs": {"c": 0.5}}
+"""Values that are else found on held-out images."""
+
+_MANY = 24
+_SLACK = 3
+"""How many of `_MANY` images an attack may lose by a change that should make no difference."""
+
+
+class Broken(Exception):
+    """A check does not hold, and why."""
+
+
+class Inapplicable(Exception):
+    """A check says nothing about this attack, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How one check of one attack ended. status: ``holds``, ``fails`` or ``n/a``; reason: of the latter two."""
+
+    attack: str
+    check: str
+    status: str
+    reason: str = ""
+
+
+# --- what attacks are tried on
+
+
+class Net(nn.Module):
+    """A small network with every kind of state: batch normalisation, dropout, buffers.
+
+    noise: the deviation of what is added to the images when it is called with an rng. scale, shift: of the logits.
+    `asked` counts the images that it has seen; it breaks after `fails_after` of them.
+    """
+
+    def __init__(self, classes: int = 4, scale: float = 1.0, shift: float = 0.0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(5)
+        self.features = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Tanh(), nn.Dropout(0.5), nn.Flatten())
+        self.head = nn.Linear(96, classes)
+        for parameter in self.parameters():
+            parameter.data = 0.4 * torch.randn(parameter.shape, generator=generator)
+        self.scale, self.shift = scale, shift
+        self.asked, self.fails_after = 0, 10**9
+
+    def forward(self, x: Tensor, rng: ExampleRNG | None = None) -> Tensor:
+        """Logits (n, classes)."""
+        self.asked += len(x)
+        if self.asked > self.fails_after:
+            raise OverflowError("the model broke")
+        if rng is not None:
+            x = x + 0.05 * rng.normal(tuple(x.shape[1:]), x.dtype)
+        return self.scale * self.head(self.features(x)) + self.shift
+
+
+class Flat(nn.Module):
+    """A model without a slope: its gradient is zero everywhere."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same logits for every image, (n, 3)."""
+        return 0 * x.flatten(1)[:, :3] + torch.tensor([1.0, 0.0, 0.0], dtype=x.dtype)
+
+
+def images(n: int = 9, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Images with many pixels at exactly 0 and 1."""
+    x = torch.rand(n, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    return (1.6 * x - 0.3).clamp(0, 1).to(dtype)
+
+
+def labels(model: nn.Module, x: Tensor, wrong: tuple[int, ...] = (1, 4)) -> Tensor:
+    """The model's own labels, but for some examples that it gets wrong."""
+    model.eval()
+    with torch.no_grad():
+        logits = model(x)
+    y = logits.argmax(dim=1)
+    for row in wrong:
+        y[row : row + 1] = (y[row : row + 1] + 1) % logits.shape[1]
+    model.train()
+    if isinstance(model, Net):
+        model.asked = 0
+    return y
+
+
+def threat_of(attack: Any, norm: str, box: tuple[float, float] | None = (0.0, 1.0)) -> ThreatModel:
+    """The threat at which an attack is tried in a norm."""
+    return ThreatModel(norm, None if attack.minimal_norm else EPSILON[norm], box)  # type: ignore[arg-type]
+
+
+def run(
+    attack: Any,
+    model: nn.Module,
+    x: Tensor,
+    goal: Goal,
+    threat: ThreatModel,
+    *,
+    seed: int = 0,
+    index: Tensor | None = None,
+    **arguments: Any,
+) -> Tensor:
+    """What an attack makes of images x, as the harness would call it; `arguments` are those of its access."""
+    rng = ExampleRNG.make(seed, "attack", torch.arange(len(x)) if index is None else index)
+    with attack.knowledge(model, rng.fork("model"), **arguments) as access:
+        found: Tensor = attack(access, x, goal, threat, rng.fork("attack"))
+    return found
+
+
+def shortened(spec: Spec) -> Any:
+    """The attack of a spec with its iterations cut down, but for those that the spec gives, and its open values found."""
+    attack = registry.create("attacks", spec)
+    if dataclasses.is_dataclass(attack) and not isinstance(attack, type):
+        given = spec.keywords
+        names = {field.name for field in dataclasses.fields(attack)} - given.keys()
+        cut: dict[str, Any] = {name: _cut(getattr(attack, name), limit) for name, limit in SHORTER.items() if name in names}
+        cut |= {name: value for name, value in GIVEN.get(spec.name, {}).items() if name in names}
+        attack = dataclasses.replace(attack, **cut, **({"attacks": MEMBERS} if "attacks" in names else {}))
+    return calibrate(attack, _held_out())
+
+
+def _cut(value: Any, limit: int) -> Any:
+    return min(value, limit) if isinstance(value, int) and not isinstance(value, bool) else limit if value is None else value
+
+
+def _held_out() -> HeldOut:
+    """Images that are not those of the checks, for attacks with values to find."""
+    model, x = Net().double(), images(_MANY, torch.float64).flip(2, 3)
+    return HeldOut(x=x, y=labels(model, x), index=torch.arange(_MANY), threat=ThreatModel("linf", 0.1), model=model)
+
+
+def _setting(attack: Any, norm: str, dtype: torch.dtype = torch.float32) -> tuple[Net, Tensor, Untargeted, ThreatModel]:
+    model, x = Net().to(dtype), images(dtype=dtype)
+    return model, x, Untargeted(labels(model, x)), threat_of(attack, norm)
+
+
+# --- the checks, each of (attack, norm)
+
+
+def check_budget(attack: Any, norm: str) -> None:
+    """No image lies outside the ball."""
+    model, x, goal, threat = _setting(attack, norm)
+    _within(run(attack, model, x, goal, threat), x, dataclasses.replace(threat, box=None))
+
+
+def check_box(attack: Any, norm: str) -> None:
+    """No pixel lies outside [0, 1]."""
+    model, x, goal, threat = _setting(attack, norm)
+    x_adv = run(attack, model, x, goal, threat)
+    outside = ((x_adv < 0) | (x_adv > 1)).flatten(1).any(dim=1)
+    if outside.any():
+        raise Broken(f"{int(outside.sum())} of {len(x)} images have pixels in [{x_adv.min():.6g}, {x_adv.max():.6g}]")
+
+
+def check_dtype(attack: Any, norm: str) -> None:
+    """Shape and type of the images are kept, in single and in double precision."""
+    for dtype in (torch.float32, torch.float64):
+        model, x, goal, threat = _setting(attack, norm, dtype)
+        x_adv = run(attack, model, x, goal, threat)
+        if (x_adv.shape, x_adv.dtype) != (x.shape, dtype):
+            raise Broken(f"{tuple(x.shape)} {dtype} became {tuple(x_adv.shape)} {x_adv.dtype}")
+        if x_adv.requires_grad:
+            raise Broken("the images come with a graph")
+        _within(x_adv, x, threat)
+
+
+def check_batches(attack: Any, norm: str) -> None:
+    """What becomes of an example depends neither on the others in its batch nor on their order."""
+    dtype = _precision(attack, norm)
+    model, x, goal, threat = _setting(attack, norm, dtype)
+    expected = run(attack, model, x, goal, threat)
+    order = torch.tensor([3, 8, 0, 5, 1, 7, 2, 6, 4])
+    for size in (9, 1, 7):
+        for rows in order.split(size):
+            found = run(attack, model, x[rows], goal.select(rows), threat, index=rows)
+            model.eval()
+            with torch.no_grad():
+                same = goal.select(rows).achieved(model(found)) == goal.select(rows).achieved(model(expected[rows]))
+            model.train()
+            moved = (found - expected[rows]).flatten(1).abs().amax(dim=1)
+            if dtype == torch.float64 and bool((moved > 1e-7).any()):
+                raise Broken(f"{int((moved > 1e-7).sum())} of {len(rows)} images differ by up to {moved.max():.2g}")
+            if not same.all():
+                raise Broken(f"{int((~same).sum())} of {len(rows)} outcomes differ")
+
+
+def check_seeds(attack: Any, norm: str) -> None:
+    """A seed repeats, the global random state makes no difference, and is left as it was."""
+    model, x, goal, threat = _setting(attack, norm)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = run(attack, model, x, goal, threat)
+    if not torch.equal(torch.get_rng_state(), before):
+        raise Broken("torch's global random state changes")
+    torch.manual_seed(1)
+    if not torch.equal(run(attack, model, x, goal, threat), first):
+        raise Broken("the same seed gives other images")
+
+
+def check_classes(attack: Any, norm: str) -> None:
+    """Any number of classes will do: 2, 3, 5, 100."""
+    x, threat = images(4), threat_of(attack, norm)
+    for classes in (2, 3, 5, 100):
+        model = Net(classes)
+        try:
+            x_adv = run(attack, model, x, Untargeted(labels(model, x, wrong=(1,))), threat)
+        except Exception as error:
+            raise Broken(f"with {classes} classes: {_told(error)}") from error
+        _within(x_adv, x, threat)
+
+
+def check_shifted_logits(attack: Any, norm: str) -> None:
+    """Logits that are all lower by 1000, so the same answers, are no harder to attack."""
+    plain, shifted = (_fooled(attack, norm, Net(shift=shift), images(_MANY)) for shift in (0.0, -1000.0))
+    _enough(plain)
+    if shifted < plain - _SLACK:
+        raise Broken(f"fools {shifted} of {_MANY} with logits lower by 1000, {plain} else")
+
+
+def check_extreme_pixels(attack: Any, norm: str) -> None:
+    """Images of pixels at exactly 0 and 1 are no harder to attack than those a thousandth away from it."""
+    x = images(_MANY).round()
+    exact, nudged = (_fooled(attack, norm, Net(), each) for each in (x, x.clamp(1e-3, 1 - 1e-3)))
+    _enough(nudged)
+    if exact < nudged - _SLACK:
+        raise Broken(f"fools {exact} of {_MANY} with pixels at 0 and 1, {nudged} with pixels at 0.001 and 0.999")
+
+
+def check_stochastic_model(attack: Any, norm: str) -> None:
+    """A stochastic model is attacked within the budget, and a seed repeats."""
+    model, x, goal, threat = _setting(attack, norm)
+    first, second = (run(attack, model, x, goal, threat, stochastic=True, draws=2) for _ in range(2))
+    _within(first, x, threat)
+    if not torch.equal(first, second):
+        raise Broken("the same seed gives other images")
+
+
+def check_zero_gradient(attack: Any, norm: str) -> None:
+    """A model without a slope and a saturated one do no harm: no NaN, no error."""
+    x, threat = images(4), threat_of(attack, norm)
+    for name, model in (("flat", Flat()), ("saturated", Net(scale=1e6, shift=-1e7))):
+        try:
+            x_adv = run(attack, model, x, Untargeted(torch.zeros(4, dtype=torch.int64)), threat)
+        except Exception as error:
+            raise Broken(f"with a {name} model: {_told(error)}") from error
+        _within(x_adv, x, threat)
+
+
+def check_model_untouched(attack: Any, norm: str) -> None:
+    """The model and the images are left as they came, after an exception of the model's too."""
+    model, x, goal, threat = _setting(attack, norm)
+    model.features[1].eval()
+    before, clean = _fingerprint(model), x.clone()
+    x_adv = run(attack, model, x, goal, threat)
+    _untouched(model, before)
+    if not torch.equal(x, clean):
+        raise Broken("the clean images change")
+    if x_adv.data_ptr() == x.data_ptr():
+        raise Broken("the clean images themselves come back")
+    for asked in (1, 2 * len(x)):
+        model.asked, model.fails_after = 0, asked
+        try:
+            run(attack, model, x, goal, threat)
+        except OverflowError:
+            pass
+        else:
+            if model.asked > asked:
+                raise Broken("it swallows the model's exception")
+        _untouched(model, before)
+
+
+def check_success_flag(attack: Any, norm: str) -> None:
+    """Where the attack says itself which images fool the model, a fresh look says the same."""
+    if not hasattr(attack, "attacked"):
+        raise Inapplicable("it makes no claims")
+    model, x, goal, threat = _setting(attack, norm)
+    rng = ExampleRNG.make(0, "attack", torch.arange(len(x)))
+    with attack.knowledge(model, rng.fork("model")) as access:
+        x_adv, claims = attack.attacked(access, x, goal, threat, rng.fork("attack"))
+    if claims is None:
+        raise Inapplicable("it makes no claims")
+    model.eval()
+    with torch.no_grad():
+        wrong = claims != goal.achieved(model(x_adv))
+    if wrong.any():
+        raise Broken(f"it is wrong about {int(wrong.sum())} of {len(x)} images")
+
+
+CHECKS: Mapping[str, Callable[[Any, str], None]] = {
+    "budget": check_budget,
+    "box": check_box,
+    "dtype": check_dtype,
+    "batches": check_batches,
+    "seeds": check_seeds,
+    "classes": check_classes,
+    "shifted logits": check_shifted_logits,
+    "pixels at 0 and 1": check_extreme_pixels,
+    "stochastic model": check_stochastic_model,
+    "zero gradient": check_zero_gradient,
+    "model untouched": check_model_untouched,
+    "success flag": check_success_flag,
+}
+"""The checks by name: (attack, norm), raising `Broken` where they do not hold."""
+
+
+def examine(spec: Spec) -> list[Verdict]:
+    """The verdicts of all checks on one attack, in every norm that it knows; a check fails where one norm does.
+
+    Raises ValueError where there is no such attack.
+    """
+    attack = shortened(spec)
+    return [_verdict(str(spec), attack, name, check) for name, check in CHECKS.items()]
+
+
+def _verdict(label: str, attack: Any, name: str, check: Callable[[Any, str], None]) -> Verdict:
+    failures, inapplicable = [], ""
+    for norm in sorted(attack.norms):
+        try:
+            check(attack, norm)
+        except Inapplicable as reason:
+            inapplicable = f"{norm}: {reason}"
+        except Broken as reason:
+            failures.append(f"{norm}: {reason}")
+        except Exception as error:
+            failures.append(f"{norm}: {_told(error)}")
+    if failures:
+        return Verdict(label, name, "fails", "; ".join(failures))
+    return Verdict(label, name, "n/a" if inapplicable else "holds", inapplicable)
+
+
+def table(verdicts: Iterable[Verdict]) -> tuple[list[str], list[list[str]]]:
+    """The verdicts as a table: its columns, and a row per attack."""
+    rows: dict[str, list[str]] = {}
+    for verdict in verdicts:
+        rows.setdefault(verdict.attack, [verdict.attack]).append(verdict.status)
+    return ["attack", *CHECKS], list(rows.values())
+
+
+def lines(verdicts: Iterable[Verdict], status: str = "fails") -> list[str]:
+    """A line for every check that ended with `status`, and why."""
+    return [f"{each.attack}, {each.check}: {each.reason}" for each in verdicts if each.status == status]
+
+
+def specs_of(texts: Sequence[str] | None) -> list[Spec]:
+    """The attacks of a list of specs, all registered ones where there is none."""
+    if texts:
+        return [Spec.parse(text) for text in texts]
+    return [Spec(name) for name in registry.names("attacks")]
+
+
+# --- how they look
+
+
+def _within(x_adv: Tensor, x: Tensor, threat: ThreatModel) -> None:
+    if x_adv.shape != x.shape:
+        raise Broken(f"images {tuple(x.shape)} became {tuple(x_adv.shape)}")
+    if torch.isnan(x_adv).any():
+        raise Broken(f"NaN in {int(torch.isnan(x_adv).flatten(1).any(dim=1).sum())} of {len(x)} images")
+    bad = balls.violations(x_adv, x, threat, tolerance=1e-6)
+    if bad.any():
+        far = f", by up to {_excess(x_adv, x, threat):.3g}" if math.isfinite(threat.radius) else ""
+        raise Broken(f"{int(bad.sum())} of {len(x)} images outside{far}")
+
+
+def _excess(x_adv: Tensor, x: Tensor, threat: ThreatModel) -> float:
+    return max(0.0, float(balls.distance(x_adv - x, threat.norm).max()) - threat.radius)
+
+
+def _fooled(attack: Any, norm: str, model: Net, x: Tensor) -> int:
+    """How many images an attack fools a model with."""
+    goal = Untargeted(labels(model, x, wrong=()))
+    x_adv = run(attack, model, x, goal, threat_of(attack, norm))
+    model.eval()
+    with torch.no_grad():
+        return int(goal.achieved(model(x_adv)).sum())
+
+
+def _enough(fooled: int) -> None:
+    if fooled <= _SLACK:
+        raise Inapplicable(f"it fools {fooled} of {_MANY} in so short a run: set its steps")
+
+
+def _precision(attack: Any, norm: str) -> torch.dtype:
+    """Double precision, where the attack takes it."""
+    model, x, goal, threat = _setting(attack, norm, torch.float64)
+    try:
+        run(attack, model, x, goal, threat)
+    except Exception:
+        return torch.float32
+    return torch.float64
+
+
+def _fingerprint(model: nn.Module) -> tuple[Any, ...]:
+    modes = [module.training for module in model.modules()]
+    gradients = [(parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    return modes, gradients, [value.clone() for value in model.state_dict().values()]
+
+
+def _untouched(model: nn.Module, before: tuple[Any, ...]) -> None:
+    after = _fingerprint(model)
+    if after[0] != before[0]:
+        raise Broken("the model's modes (train, eval) change")
+    if after[1] != before[1]:
+        raise Broken("the parameters' gradients or flags change")
+    if not all(torch.equal(one, other) for one, other in zip(after[2], before[2], strict=True)):
+        raise Broken("the model's weights or buffers change")
+
+
+def _told(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:160]

@@ -1,0 +1,239 @@
+"""What an evaluation of one model says: clean and robust accuracy, every attack, every example. Never imports torch."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from advbench.results.record import Examples, Record
+from advbench.results.statistics import Estimate, Outcome, cell_statistics, distance, rate, robust, worst_case
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EvaluationResult:
+    """One model, attacked.
+
+    label: of the model. cells: the record of every attack, with its examples where it was scored. missing: labels of cells
+    that have no record, after an interruption. seconds: of the whole evaluation. reports: files that were written.
+    """
+
+    label: str
+    cells: tuple[tuple[Record, Examples | None], ...]
+    missing: tuple[str, ...] = ()
+    seconds: float = 0.0
+    reports: tuple[Path, ...] = ()
+    interrupted: bool = False
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """The cells that were scored."""
+        return [(record, examples) for record, examples in self.cells if examples is not None]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every attack was scored; where not, `robust` is an upper bound."""
+        return not self.missing and len(self.outcomes) == len(self.cells)
+
+    @property
+    def exit_code(self) -> int:
+        """0 all attacks scored, 1 some failed, 130 interrupted."""
+        return 130 if self.interrupted else 0 if self.complete else 1
+
+    @property
+    def clean(self) -> Estimate | None:
+        """Accuracy on the clean images, with its 95% interval; None where no attack was scored."""
+        return rate(self._clean()) if self.outcomes else None
+
+    @property
+    def robust(self) -> Estimate | None:
+        """Accuracy under the worst of all attacks, per example, with its 95% interval; None where none was scored."""
+        return rate(self._robust()) if self.outcomes else None
+
+    @property
+    def flags(self) -> list[dict[str, Any]]:
+        """Signs that the evaluation is incomplete, as `advbench.results.flags` finds them."""
+        try:
+            from advbench.results import flags
+        except ImportError:
+            return []
+        return [asdict(flag) for flag in flags.flags(self.outcomes, self._epsilon())] if self.outcomes else []
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """A pandas DataFrame with a row per attack, failed ones among them, and the worst case over all."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What `frame` holds: shares in [0, 1] with the ends of their intervals; None where there is no number."""
+        found = [self._row(record, examples) for record, examples in self.cells]
+        found += [{**dict.fromkeys(_ROW), "attack": label, "status": "missing"} for label in self.missing]
+        worst, label = self.robust, "worst case" if self.complete else "worst case, incomplete"
+        if worst is not None:
+            found.append({**dict.fromkeys(_ROW), "attack": label, "status": "ok", **_estimate("robust", worst)})
+        return found
+
+    def summary(self) -> dict[str, Any]:
+        """All of it as plain JSON values; per-example outcomes in data-set order."""
+        first = self.cells[0][0] if self.cells else None
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "target": {"label": self.label, "weights_sha256": self._weights(), "stochastic": self._stochastic()},
+            "dataset": first.dataset if first else None,
+            "threat": first.threat if first else None,
+            "seed": first.seed if first else None,
+            "clean": _as_json(self.clean),
+            "robust": {**_as_json(self.robust), "complete": self.complete} if self.robust else None,
+            "attacks": [self._attack(record, examples) for record, examples in self.cells],
+            "missing": list(self.missing),
+            "examples": self._examples() if self.outcomes else None,
+            "flags": self.flags,
+            "seconds": round(self.seconds, 3),
+            "versions": first.measured.get("environment", {}) if first else {},
+            "device": first.measured.get("device") if first else None,
+        }
+
+    def to_json(self) -> str:
+        """The summary as JSON text."""
+        return json.dumps(self.summary(), indent=1, allow_nan=False)
+
+    def __str__(self) -> str:
+        from tabulate import tabulate
+
+        lines = [self._title(), ""]
+        if self.clean is not None:
+            lines[1:1] = [f"clean accuracy {_share(self.clean)}"]
+        columns = ("attack", "robust accuracy", "median distance", "forwards", "backwards", "time per image")
+        lines += [tabulate([_texts(row) for row in self.rows()], columns, tablefmt="simple", disable_numparse=True)]
+        lines += [f"failed: {record.attack['label']}: {record.reason}" for record, found in self.cells if found is None]
+        for flag in self.flags:
+            lines.append(f"flag: {flag['finding']} ({flag['measured']}); next: {flag['remedy']}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        head = f"<p><b>{html.escape(self._title())}</b>"
+        if self.clean is not None:
+            head += f"<br>clean accuracy {_share(self.clean)}"
+        flagged = "".join(f"<li>{html.escape(flag['finding'])}: {html.escape(flag['measured'])}</li>" for flag in self.flags)
+        return head + "</p>" + str(self.frame.to_html(index=False, na_rep="")) + (f"<ul>{flagged}</ul>" if flagged else "")
+
+    def _title(self) -> str:
+        if not self.cells:
+            return self.label
+        record = self.cells[0][0]
+        threat, n = record.threat, record.dataset["n"]
+        radius = "" if threat["epsilon"] is None else f" {threat['epsilon']:.4g}"
+        bound = f"{threat['norm']}{radius}" if threat["norm"] != "none" else "corruptions"
+        return f"{self.label} on {n} {'image' if n == 1 else 'images'} of {record.dataset['name']}, {bound}"
+
+    def _row(self, record: Record, examples: Examples | None) -> dict[str, Any]:
+        row = {**dict.fromkeys(_ROW), "attack": record.attack["label"], "status": record.status}
+        if examples is None:
+            return row
+        found = cell_statistics(record, examples)
+        row |= {name: getattr(found, name) for name in ("seconds", "forwards", "backwards", "queries")}
+        if found.distortion is not None:
+            row |= _estimate("median_distance", found.distortion.median)
+        return row | (_estimate("robust", found.robust_accuracy) if found.robust_accuracy else {})
+
+    def _attack(self, record: Record, examples: Examples | None) -> dict[str, Any]:
+        attack = record.attack
+        found: dict[str, Any] = {name: attack[name] for name in ("label", "name", "arguments", "minimal_norm")}
+        found |= {"status": record.status, "reason": record.reason}
+        row = {
+            name: _plain(value) for name, value in self._row(record, examples).items() if name not in ("attack", "status")
+        }
+        success = cell_statistics(record, examples).success_clean_correct if examples is not None else None
+        return found | row | {"success_clean_correct": _as_json(success)}
+
+    def _examples(self) -> dict[str, Any]:
+        """Per-example outcomes, in the order of the data set."""
+        _, first = self.outcomes[0]
+        order = np.argsort(first.index)
+        columns: dict[str, NDArray[Any]] = {
+            "index": first.index,
+            "label": first.label,
+            "clean_prediction": first.clean_prediction,
+            "clean": self._clean(),
+            "robust": self._robust(),
+        }
+        found = {name: [_plain(value) for value in values[order].tolist()] for name, values in columns.items()}
+        found["by_attack"] = {
+            record.attack["label"]: [_plain(value) for value in robust(record, examples)[order].tolist()]
+            for record, examples in self.outcomes
+        }
+        nearest = [distance(record, examples)[order] for record, examples in self.outcomes if record.attack["minimal_norm"]]
+        if nearest:
+            found["distance"] = [_plain(value) for value in np.fmin.reduce(nearest).tolist()]
+        return found
+
+    def _clean(self) -> NDArray[np.float64]:
+        _, examples = self.outcomes[0]
+        return np.asarray(examples.clean_correct / examples.draws, dtype=np.float64)
+
+    def _robust(self) -> NDArray[np.float64]:
+        return worst_case(self.outcomes, self._epsilon()).values
+
+    def _epsilon(self) -> float | None:
+        epsilon: float | None = self.outcomes[0][0].threat["epsilon"]
+        return epsilon
+
+    def _weights(self) -> str:
+        return next((record.weights_sha256 for record, _ in self.outcomes), "")
+
+    def _stochastic(self) -> bool:
+        return any(bool(record.target["stochastic"]) for record, _ in self.cells)
+
+
+_ROW = (
+    *("attack", "status", "robust", "robust_low", "robust_high"),
+    *("median_distance", "median_distance_low", "median_distance_high", "seconds", "forwards", "backwards", "queries"),
+)
+
+
+def _estimate(name: str, found: Estimate) -> dict[str, float]:
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
+def _as_json(found: Estimate | None) -> dict[str, Any]:
+    if found is None:
+        return {}
+    return {name: _plain(getattr(found, name)) for name in ("value", "low", "high")}
+
+
+def _plain(value: Any) -> Any:
+    """A value for JSON, which knows neither NaN nor infinity: None."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _share(found: Estimate) -> str:
+    return f"{100 * found.value:.1f}% [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+
+
+def _texts(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """A row as a terminal shows it."""
+    if row["status"] != "ok":
+        return (row["attack"], row["status"], "", "", "", "")
+    robust_accuracy = Estimate(row["robust"], row["robust_low"], row["robust_high"]) if row["robust"] is not None else None
+    distances = [row[f"median_distance{end}"] for end in ("", "_low", "_high")]
+    return (
+        row["attack"],
+        _share(robust_accuracy) if robust_accuracy else "",
+        "" if distances[0] is None else f"{distances[0]:.4g} [{distances[1]:.4g}, {distances[2]:.4g}]",
+        *("" if row[name] is None else f"{row[name]:.4g}" for name in ("forwards", "backwards")),
+        "" if row["seconds"] is None else f"{row['seconds']:.3g} s",
+    )
