@@ -18,6 +18,16 @@ Step: TypeAlias = Callable[[State, int], State]
 """(state, t from 0) -> the next state."""
 
 
+MAX_STEPS = 256
+"""The most steps that have noise of their own."""
+
+_DRAWS = 2**24
+"""A step's stream starts so many draws after that of the step before it."""
+
+_AT_ONCE = 2**18
+"""The most numbers drawn at once, unless one step has more."""
+
+
 class Langevin(nn.Module):
     """Annealed Langevin steps, x + a_t (r(x) - x) + d_t n with n normal, from each image on (Srinivasan et al. 2018).
 
@@ -61,19 +71,20 @@ class Langevin(nn.Module):
         """What the structure is, beside its parts."""
         return f"steps={self.steps}, metropolis={self.metropolis}, stochastic={self.stochastic}"
 
-    def annealed(self, t: int) -> tuple[Tensor, Tensor]:
-        """a_t and d_t, two scalars."""
-        step, noise = self.strength * self.decay**t
-        return step + self.step_offset, noise + self.noise_offset
+    def annealed(self) -> tuple[list[float], list[float]]:
+        """a_t and d_t of every step."""
+        step, noise = self.strength.tolist()
+        decays = [self.decay**t for t in range(self.steps)]
+        return [step * decay + self.step_offset for decay in decays], [noise * decay + self.noise_offset for decay in decays]
 
     def forward(self, x: Tensor, rng: ExampleRNG | None = None) -> Tensor:
         """The images after the last step."""
-        last = checkpointed(self._stepping(rng), self._start(x), self.steps)[0]
+        last = checkpointed(self._stepping(x, rng), self._start(x), self.steps)[0]
         return last.clamp(0, 1) if self.clip else last
 
     def trajectory(self, x: Tensor, rng: ExampleRNG | None = None) -> Tensor:
         """The images before and after every step, never clipped, shape (steps + 1, n, c, h, w)."""
-        step, states = self._stepping(rng), [self._start(x)]
+        step, states = self._stepping(x, rng), [self._start(x)]
         for t in range(self.steps):
             states.append(step(states[-1], t))
         return torch.stack([state[0] for state in states])
@@ -84,33 +95,63 @@ class Langevin(nn.Module):
     def _residual(self, x: Tensor) -> Tensor:
         return self.denoiser(x) - x  # type: ignore[no-any-return]
 
-    def _stepping(self, rng: ExampleRNG | None) -> Step:
+    def _stepping(self, x: Tensor, rng: ExampleRNG | None) -> Step:
+        """The steps of the images `x`, whose noise is theirs alone."""
         if self.stochastic and rng is None:
             raise ValueError("Expected `rng`, an ExampleRNG of the images, got None: the steps are noisy")
+        a, d = self.annealed()
+        noise = Noise(rng.fork("noise"), x, self.steps) if self.stochastic and rng is not None else None
+        odds = (
+            rng.fork("accept").uniform((self.steps,), torch.float64).log() if self.metropolis and rng is not None else None
+        )
 
         def step(state: State, t: int) -> State:
-            own = None if rng is None else rng.fork("step", t)
-            proposed = self._proposed(state, t, own)
-            return self._accepted(state, proposed, t, own) if self.metropolis and own is not None else (proposed,)
+            x = state[0]
+            moved = x.add(state[1], alpha=a[t]) if self.metropolis else x.lerp(self.denoiser(x), a[t])
+            proposed = moved if noise is None else moved.add(noise(t), alpha=d[t])
+            if odds is None:
+                return (proposed,)
+            residual = self._residual(proposed)
+            accepted = odds[:, t].view(-1, 1, 1, 1) < log_acceptance(state[1], residual, a[t], d[t])
+            return torch.where(accepted, proposed, x), torch.where(accepted, residual, state[1])
 
         return step
 
-    def _proposed(self, state: State, t: int, rng: ExampleRNG | None) -> Tensor:
-        x = state[0]
-        a, d = self.annealed(t)
-        moved = x + a * (state[1] if self.metropolis else self._residual(x))
-        if not self.stochastic or rng is None:
-            return moved
-        return moved + d * rng.fork("noise").normal(tuple(x.shape[1:]), x.dtype)
 
-    def _accepted(self, state: State, proposed: Tensor, t: int, rng: ExampleRNG) -> State:
-        residual = self._residual(proposed)
-        u = rng.fork("accept").uniform((1, 1, 1), torch.float64)
-        accepted = u.log() < log_acceptance(state[1], residual, *self.annealed(t))
-        return torch.where(accepted, proposed, state[0]), torch.where(accepted, residual, state[1])
+class Noise:
+    """Standard normal images of every step, each a pure function of (example, draw, step), several steps drawn at once.
+
+    A draw costs about a hundred small operations whatever its size, more than a forward of one image.
+
+    rng: of the images. x: images (n, c, h, w), for shape and precision. steps: at most `MAX_STEPS`.
+    """
+
+    def __init__(self, rng: ExampleRNG, x: Tensor, steps: int) -> None:
+        self.rng = rng
+        self.shape = tuple(x.shape[1:])
+        self.dtype = x.dtype
+        self.steps = steps
+        self.at_once = max(1, _AT_ONCE // max(1, x.numel()))
+        self.first = -1
+        self.drawn = x
+
+    def __call__(self, t: int) -> Tensor:
+        """The noise of step t, (n, c, h, w)."""
+        first = t - t % self.at_once
+        if first != self.first:
+            self.first, self.drawn = first, self._draw(first, min(self.at_once, self.steps - first))
+        return self.drawn[t - first]
+
+    def _draw(self, first: int, count: int) -> Tensor:
+        """The noise of `count` steps, (count, n, c, h, w): of step t at the draws beyond t * 2**24."""
+        n = len(self.rng.index)
+        step = torch.arange(first, first + count, device=self.rng.index.device).repeat_interleave(n)
+        rows = torch.arange(n, device=step.device).repeat(count)
+        rng = self.rng.select(rows)
+        return rng.at(rng.draw + step * _DRAWS).normal(self.shape, self.dtype).view(count, n, *self.shape)
 
 
-def log_acceptance(before: Tensor, after: Tensor, a: Tensor | float, d: Tensor | float) -> Tensor:
+def log_acceptance(before: Tensor, after: Tensor, a: float, d: float) -> Tensor:
     """Logarithm of the Metropolis-Hastings ratio of one Langevin step, from the residuals at its two ends.
 
     The target. With g(x) = r(x) - x = sigma^2 grad log p_sigma(x), the step x' ~ N(x + a g(x), d^2) is the Langevin proposal
@@ -126,6 +167,5 @@ def log_acceptance(before: Tensor, after: Tensor, a: Tensor | float, d: Tensor |
 
     before, after: g(x) and g(x'), (n, c, h, w). a, d: step size and noise, d > 0. Returns (n, 1, 1, 1), float64.
     """
-    ratio = torch.as_tensor(a, dtype=torch.float64) / torch.as_tensor(d, dtype=torch.float64)
     shrunk = before.double().square() - after.double().square()
-    return 0.5 * ratio.square() * shrunk.sum(dim=(1, 2, 3), keepdim=True)
+    return 0.5 * (a / d) ** 2 * shrunk.sum(dim=(1, 2, 3), keepdim=True)

@@ -19,7 +19,7 @@ from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import ThreatModel, Untargeted
 from advbench.defenses.defended import Architecture, Defended, Input
 from advbench.defenses.inference.composition import call, purified
-from advbench.defenses.inference.langevin import Langevin
+from advbench.defenses.inference.langevin import MAX_STEPS, Langevin
 from advbench.zoo.data import DataSet, Split
 from advbench.zoo.training import Budget, Progress
 
@@ -64,8 +64,8 @@ class Relaxed(ABC):
     base: str = "none"
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"Expected `steps` >= 1, got {self.steps}")
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise ValueError(f"Expected `steps` in 1 to {MAX_STEPS}, got {self.steps}")
         for name in ("step_size", "noise", "step_offset", "noise_offset"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):

@@ -11,7 +11,7 @@ from torch.distributions import Normal
 
 from advbench.attacks.rng import ExampleRNG
 from advbench.defenses.inference.denoiser import Denoiser
-from advbench.defenses.inference.langevin import Langevin, log_acceptance
+from advbench.defenses.inference.langevin import Langevin, Noise, log_acceptance
 
 SIGMA, SPREAD, MEAN = 0.5, 1.2, 0.4
 PULL = SIGMA**2 / (SIGMA**2 + SPREAD**2)
@@ -92,12 +92,10 @@ def test_the_acceptance_is_the_ratio_of_densities_and_proposals():
 
 
 def test_step_and_noise_are_annealed_towards_their_offsets():
-    sampler = langevin(OptimalDenoiser(), 0.4, 0.1, decay=0.5, step_offset=0.05, noise_offset=0.01)
-    assert [tuple(round(float(one), 6) for one in sampler.annealed(t)) for t in (0, 1, 3)] == [
-        (0.45, 0.11),
-        (0.25, 0.06),
-        (0.1, 0.0225),
-    ]
+    sampler = langevin(OptimalDenoiser(), 0.4, 0.1, steps=4, decay=0.5, step_offset=0.05, noise_offset=0.01)
+    step_sizes, noises = sampler.annealed()
+    assert step_sizes == pytest.approx([0.45, 0.25, 0.15, 0.1])
+    assert noises == pytest.approx([0.11, 0.06, 0.035, 0.0225])
     x = torch.full((1, 1, 1, 1), 2.0, dtype=torch.float64)
     still = langevin(OptimalDenoiser(), 0.4, 0.0, decay=0.5, step_offset=0.05, steps=3)
     kept = math.prod(1 - PULL * (0.4 * 0.5**t + 0.05) for t in range(3))
@@ -153,6 +151,18 @@ def test_every_step_has_noise_of_its_own_and_an_image_its_own():
     first, second = states[1] - states[0], states[2] - states[1]
     assert not torch.isclose(first, second).any()
     assert not torch.isclose(first[0], first[1]).any()
+
+
+@pytest.mark.parametrize("at_once", [1, 3 * 16 * 2, 10**6])
+def test_the_noise_is_the_same_however_many_steps_are_drawn_at_once(monkeypatch, at_once):
+    x, steps = torch.zeros(3, 1, 4, 4, dtype=torch.float64), 5
+    usual = Noise(rng(3).at(2), x, steps)
+    wanted = [usual(t) for t in range(steps)]
+    monkeypatch.setattr("advbench.defenses.inference.langevin._AT_ONCE", at_once)
+    drawn = Noise(rng(3).at(2), x, steps)
+    assert all(torch.equal(drawn(t), wanted[t]) for t in (3, 4, 0, 1, 2))
+    alone = Noise(rng(3).at(2).select(torch.tensor([1])), x[:1], steps)
+    assert torch.equal(alone(4), wanted[4][1:2])
 
 
 def test_clips_the_last_image_alone_where_asked():

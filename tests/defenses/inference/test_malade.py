@@ -131,7 +131,8 @@ def test_the_shared_substitute_is_the_denoiser_itself(lab):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"steps": 0}, "Expected `steps` >= 1, got 0"),
+        ({"steps": 0}, "Expected `steps` in 1 to 256, got 0"),
+        ({"steps": 257}, "Expected `steps` in 1 to 256, got 257"),
         ({"step_size": -0.1}, "Expected `step_size` >= 0"),
         ({"noise_offset": float("nan")}, "Expected `noise_offset` >= 0"),
         ({"decay": 0.0}, "Expected `decay` in"),
