@@ -24,6 +24,9 @@ from advbench.attacks.threat import Goal
 Loss: TypeAlias = Callable[[Tensor, Goal], Tensor]
 """(logits (n, classes), goal) -> loss (n,) that the attacker ascends."""
 
+AT_ONCE = 8
+"""The most draws of a stochastic model in one forward, but for `WhiteBox.pullback`."""
+
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
@@ -212,8 +215,8 @@ class Access:
 
     def _portions(self) -> Iterator[int]:
         """The draws of one question, so many at a time that memory stays bounded."""
-        for start in range(0, self.draws, _AT_ONCE):
-            yield min(_AT_ONCE, self.draws - start)
+        for start in range(0, self.draws, AT_ONCE):
+            yield min(AT_ONCE, self.draws - start)
 
     def _means(self, x: Tensor) -> Tensor:
         """Logits without a gradient, averaged over the draws, shape (n, classes)."""
@@ -227,10 +230,6 @@ class Access:
             return values
         mean = values.reshape(draws, -1, *values.shape[1:]).mean(dim=0)
         return mean if draws == self.draws else mean * (draws / self.draws)
-
-
-_AT_ONCE = 8
-"""The most draws of a stochastic model in one forward."""
 
 
 def _differentiable(logits: Tensor) -> Tensor:

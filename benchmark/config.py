@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tomllib
 from collections.abc import Mapping
@@ -65,13 +66,14 @@ class Config(BaseModel):
     pixel units of [0, 1]; the data set's usual one where absent. clip: whether adversarial images keep to the range of
     pixels; where not, as in some papers, the cells stand on no leaderboard. n_examples: scored test images, all where
     absent. train_examples, epochs, batch_size, learning_rate, optimizer, schedule, augmentation: of every training, as
-    `advbench.zoo.training.Budget` has them; the data set's usual ones where absent. draws: passes averaged per gradient
-    for a stochastic defense (EOT). score_draws: K, the passes that choose the worst candidate of a stochastic defense,
-    and again as many that score it. substitute, substitute_rounds, substitute_step, substitute_seeds: the black-box
-    attacker's architectures, rounds of Jacobian-based augmentation, its step lambda, and how many held-out images it
-    starts from. calibration_examples: held-out images that a model is attacked on to calibrate an attack. batch: images
-    per compute batch, measured where absent. compile: whether deterministic models are compiled to be attacked; scores
-    always take the model as it is.
+    `advbench.zoo.training.Budget` has them; the data set's usual ones where absent. draws: passes averaged per
+    question to a stochastic defense (EOT); where absent as many as a gradient's direction needs to converge on held-out
+    images, and four for attacks without gradients. score_draws: K, the passes that choose the worst candidate of a
+    stochastic defense, and again as many that score it. substitute, substitute_rounds, substitute_step, substitute_seeds:
+    the black-box attacker's architectures, rounds of Jacobian-based augmentation, its step lambda, and how many held-out
+    images it starts from. calibration_examples: held-out images that a model is attacked on to calibrate an attack. batch:
+    images per compute batch, measured where absent. compile: whether deterministic models are compiled to be attacked;
+    scores always take the model as it is.
     """
 
     model_config = ConfigDict(
@@ -103,7 +105,7 @@ class Config(BaseModel):
     backend: Literal["loky", "threading"] = "loky"
     out: Path = Path("advbench-out")
     fresh: bool = False
-    draws: int = Field(default=4, ge=1)
+    draws: int | None = Field(default=None, ge=1)
     score_draws: int = Field(default=10, ge=1)
     substitute_rounds: int = Field(default=3, ge=0)
     substitute_step: float = Field(default=0.1, gt=0)
@@ -163,6 +165,23 @@ def make_config(file: Path | None = None, **settings: Any) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         raise ValueError(_one_line(error, file)) from None
+
+
+_OF_THE_PLACE = frozenset({"data_dir", "device", "jobs", "backend", "out", "fresh"})
+
+
+def to_toml(config: Config) -> str:
+    """The settings that a result depends on, as a TOML file that `make_config` reads; those left open are left out."""
+    values = {name: getattr(config, name) for name in Config.model_fields if name not in _OF_THE_PLACE}
+    return "".join(f"{name.replace('_', '-')} = {_toml(value)}\n" for name, value in values.items() if value is not None)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, str | Spec):
+        return json.dumps(str(value))
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _one_line(error: ValidationError, file: Path | None) -> str:

@@ -16,16 +16,17 @@ from typing import Any, Literal
 import torch
 
 from advbench import registry
-from advbench.attacks.access import WhiteBox
+from advbench.attacks.access import AT_ONCE, DecisionBased, WhiteBox
 from advbench.attacks.calibration import need_of
 from advbench.attacks.ensemble import with_stop
+from advbench.attacks.preparation import CAP, LEVEL
 from advbench.attacks.progress import expected_forwards
 from advbench.batch import compute_batch
 from advbench.calibration import threat_of
 from advbench.clocks import device_name, resolve_devices
 from advbench.compiling import check_compiler
 from advbench.config import Config
-from advbench.defenses.defended import Defended, Input
+from advbench.defenses.defended import Defended, Input, Surrogate
 from advbench.models import architecture_of, build_defended
 from advbench.results.store import Store
 from advbench.sources import source_hash
@@ -37,6 +38,10 @@ from advbench.zoo.training import Budget
 Kind = Literal["train", "substitute", "clean", "diagnose", "calibrate", "craft", "score"]
 DEFAULT_ARCHITECTURE = Spec("gu2014/n200-200-10")
 DEFAULT_SUBSTITUTE = Spec("gu2014/n100-100-10")
+USUAL_DRAWS = 4
+"""Passes averaged per question for a stochastic model where nothing says how many it takes."""
+_PREPARED_ON = 32
+"""Held-out images on which the draws of EOT are found."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,6 +61,24 @@ class Task:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class View:
+    """What an attack asks: a surrogate by name, or where that is None the model itself.
+
+    stochastic: whether its answers are random. guarded: whether a detector is to be evaded too.
+    """
+
+    name: str | None = None
+    stochastic: bool = False
+    guarded: bool = False
+
+    @staticmethod
+    def of(name: str | None, surrogate: Surrogate) -> View:
+        """The view of a surrogate."""
+        detector = surrogate.detector
+        return View(name, surrogate.stochastic or (detector is not None and detector.stochastic), detector is not None)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Target:
     """A defended model of the plan: its training task, its untrained structure's properties, and its names."""
@@ -66,7 +89,8 @@ class Target:
     defense: Mapping[str, Any]
     architecture: Mapping[str, Any]
     stochastic: bool
-    surrogates: tuple[str, ...]
+    itself: View
+    surrogates: tuple[View, ...]
     batch: int
     draws: int
 
@@ -169,7 +193,10 @@ class _Planner:
             if "white-box" in self.config.matrix:
                 for target in targets:
                     self._white_box(target)
-            if "black-box" in self.config.matrix:
+            if {"white-box", "black-box"} & set(self.config.matrix):
+                for target in targets:
+                    self._queries(target)
+            if "black-box" in self.config.matrix and any(map(_by_gradients, self.attacks)):
                 for target in targets:
                     for substitute in suite.substitutes:
                         self._black_box(target, substitute)
@@ -259,7 +286,7 @@ class _Planner:
         batch = self.config.batch or compute_batch(
             structure,
             self.data.shape,
-            draws=self.config.draws,
+            draws=min(self.config.draws or AT_ONCE, AT_ONCE),
             device=self.device,
             memory=checkpoints.cache_dir() / "compute-batch.json",
             measure=self.measure,
@@ -271,9 +298,10 @@ class _Planner:
             contents[key]["defense"],
             contents[key]["architecture"],
             structure.stochastic,
-            tuple(structure.surrogates),
+            View.of(None, Surrogate(structure.model, structure.stochastic, structure.detector)),
+            tuple(View.of(*named) for named in structure.surrogates.items()),
             batch,
-            self.config.draws if structure.stochastic else 1,
+            (self.config.draws or USUAL_DRAWS) if structure.stochastic else 1,
         )
 
     def _clean(self, target: Target) -> str:
@@ -316,13 +344,16 @@ class _Planner:
         *,
         batch: int,
         seed: int,
-        surrogate: str | None,
+        view: View,
         transfer: bool,
-        draws: int,
     ) -> str:
         spec, component, content = attack
-        place = {"source": source, "surrogate": surrogate, "draws": draws, **self._where(batch, seed)}
+        usual = None if _by_gradients(attack) else USUAL_DRAWS
+        draws = (self.config.draws or usual) if view.stochastic else 1
+        place = {"source": source, "surrogate": view.name, "draws": draws, **self._where(batch, seed)}
         place["compile"] = self.config.compile
+        wants = [*(["draws"] if draws is None else []), *(["scale"] if view.guarded else [])]
+        place["preparation"] = self._prepare(wants, label, place, epsilon) if wants else None
         radius = None if component.minimal_norm else epsilon
         runs = with_stop(component, "never") if transfer else component
         calibration = self._calibrate("attacks", spec, runs, radius, label, place)
@@ -335,10 +366,29 @@ class _Planner:
                 "transfer": transfer,
                 "calibration": calibration,
             },
-            [source, *([calibration] if calibration else [])],
+            [source, *filter(None, (place["preparation"], calibration))],
             f"{spec} on {label}",
-            draws * expected_forwards(component, threat_of(self._threat(epsilon))),
+            (draws or AT_ONCE) * expected_forwards(component, threat_of(self._threat(epsilon))),
         )
+
+    def _prepare(self, wants: list[str], label: str, place: Mapping[str, Any], epsilon: float | None) -> str:
+        """The task that finds on held-out images what every attack on a surrogate must know.
+
+        wants: ``draws``, how many a gradient averages, ``scale``, what a detector's score is worth. epsilon: the attack's;
+        where that is None, the usual radius of the data set.
+        """
+        n = min(_PREPARED_ON if wants == ["draws"] else self.config.calibration_examples, len(self.data.validation))
+        content = {
+            **place,
+            "kind": "surrogate",
+            "wants": wants,
+            "converged": {"level": LEVEL, "cap": CAP, "n": min(_PREPARED_ON, n)},
+            "threat": self._threat(epsilon or self.data.radii.get(self.config.norm)),
+            "split": "validation",
+            "n": n,
+            "harness": source_hash("advbench.calibration"),
+        }
+        return self._add("calibrate", content, [place["source"]], f"calibrate {' and '.join(wants)} on {label}", CAP / 2)
 
     def _calibrate(
         self,
@@ -370,9 +420,9 @@ class _Planner:
         return self._add(
             "calibrate",
             content,
-            [place["source"]] if need.model else [],
+            [place["source"], *filter(None, [place["preparation"]])] if need.model else [],
             f"calibrate {spec}" + (f" on {label}" if need.model else ""),
-            place["draws"] * expected_forwards(component, threat_of(self._threat(epsilon))),
+            (place["draws"] or AT_ONCE) * expected_forwards(component, threat_of(self._threat(epsilon))),
         )
 
     def _score(
@@ -381,29 +431,31 @@ class _Planner:
         target: Target,
         attack: tuple[Spec, Any, dict[str, Any]],
         epsilon: float | None,
-        crafts: list[str],
+        crafts: Mapping[str, str],
         source: dict[str, Any] | None,
         *,
+        handed: bool = False,
         substitute: str | None = None,
         diagnosis: str | None = None,
     ) -> None:
+        """A cell. crafts: candidates by name. handed: whether they were crafted on another model than that of the target."""
         spec, component, content = attack
         clean = self._clean(target)
-        minimal = bool(component.minimal_norm) and matrix == "white-box"
+        minimal = bool(component.minimal_norm) and not handed
         key = self._add(
             "score",
             {
                 "matrix": matrix,
                 "target": target.key,
                 "clean": clean,
-                "crafts": crafts,
+                "crafts": list(crafts.values()),
                 "substitute": substitute,
                 "threat": self._threat(epsilon),
                 "minimal_norm": minimal,
                 "dataset": self.data.name,
                 **self._where(target.batch, target.seed),
             },
-            [target.key, clean, *crafts, *filter(None, (substitute, diagnosis))],
+            [target.key, clean, *crafts.values(), *filter(None, (substitute, diagnosis))],
             f"score {spec} from {source['label'] if source else 'itself'} on {target.label}",
             float(target.draws),
             target=target.facts(),
@@ -415,9 +467,16 @@ class _Planner:
                 **content,
             },
             diagnosis=diagnosis,
-            calibrations=list(dict.fromkeys(filter(None, (self.tasks[craft].content["calibration"] for craft in crafts)))),
+            candidates=list(crafts),
+            calibrations=list(dict.fromkeys(self._found_for(crafts, "calibration").values())),
+            preparations=self._found_for(crafts, "preparation"),
         )
         self.cells.append(key)
+
+    def _found_for(self, crafts: Mapping[str, str], what: str) -> dict[str, str]:
+        """The tasks that found something for crafts, by the crafts' names."""
+        found = {name: self.tasks[craft].content[what] for name, craft in crafts.items()}
+        return {name: key for name, key in found.items() if key}
 
     def _threat(self, epsilon: float | None) -> dict[str, Any]:
         box = self.data.box if self.config.clip else None
@@ -438,32 +497,46 @@ class _Planner:
     # --- matrices
 
     def _white_box(self, target: Target) -> None:
-        for attack in self.attacks:
-            crafts: dict[float | None, list[str]] = {}
+        for attack in filter(_by_gradients, self.attacks):
             for epsilon in self.radii:
-                radius = None if attack[1].minimal_norm else epsilon
-                if radius not in crafts:
-                    crafts[radius] = [
-                        self._craft(
-                            target.key,
-                            target.label if len(target.surrogates) == 1 else f"{target.label} ({surrogate})",
-                            attack,
-                            radius,
-                            batch=target.batch,
-                            seed=target.seed,
-                            surrogate=surrogate,
-                            transfer=False,
-                            draws=target.draws,
-                        )
-                        for surrogate in target.surrogates
-                    ]
-                found = list(crafts[radius])
-                if attack[1].minimal_norm and target.stochastic:
-                    # The smallest perturbation fools a random model about every other time: one that spends the whole
-                    # budget stands beside it, so that the model does not look robust at epsilon for that reason.
-                    found.append(self._craft_for_transfer(target, attack, epsilon))
-                diagnosis = self._diagnose(target, epsilon)
-                self._score("white-box", target, attack, epsilon, found, None, diagnosis=diagnosis)
+                found = self._crafts(target, attack, epsilon, target.surrogates)
+                self._score("white-box", target, attack, epsilon, found, None, diagnosis=self._diagnose(target, epsilon))
+                if _IGNORING in found:
+                    alone = {_IGNORING: found[_IGNORING]}
+                    self._score("oblivious", target, attack, epsilon, alone, {"label": _IGNORING, "kind": "surrogate"})
+
+    def _queries(self, target: Target) -> None:
+        """Attacks that ask for scores or labels alone need no surrogate: they ask the model itself, its detector with it."""
+        for attack in self.attacks:
+            if not _by_gradients(attack):
+                labels = issubclass(attack[1].knowledge, DecisionBased)
+                source = {"label": "label queries" if labels else "score queries", "kind": "queries"}
+                for epsilon in self.radii:
+                    found = self._crafts(target, attack, epsilon, (target.itself,))
+                    self._score("black-box", target, attack, epsilon, found, source)
+
+    def _crafts(
+        self, target: Target, attack: tuple[Spec, Any, dict[str, Any]], epsilon: float | None, views: Iterable[View]
+    ) -> dict[str, str]:
+        """Images crafted to fool the target itself, by what was asked."""
+        found = {}
+        for view in views:
+            name = view.name or "itself"
+            found[name] = self._craft(
+                target.key,
+                target.label if len(target.surrogates) == 1 else f"{target.label} ({name})",
+                attack,
+                None if attack[1].minimal_norm else epsilon,
+                batch=target.batch,
+                seed=target.seed,
+                view=view,
+                transfer=False,
+            )
+        if attack[1].minimal_norm and target.stochastic:
+            # The smallest perturbation fools a random model about every other time: one that spends the whole budget stands
+            # beside it, so that the model does not look robust at epsilon for that reason.
+            found["whole budget"] = self._craft_for_transfer(target, attack, epsilon)
+        return found
 
     def _black_box(self, target: Target, architecture: Spec) -> None:
         content = registry.content("architectures", architecture, None)
@@ -485,7 +558,7 @@ class _Planner:
         )
         label = f"substitute {architecture}"
         batch = self._substitute_batch(architecture)
-        for attack in self.attacks:
+        for attack in filter(_by_gradients, self.attacks):
             for epsilon in self.radii:
                 craft = self._craft(
                     substitute,
@@ -494,12 +567,12 @@ class _Planner:
                     epsilon,
                     batch=batch,
                     seed=target.seed,
-                    surrogate=None,
+                    view=View(),
                     transfer=True,
-                    draws=1,
                 )
                 source = {"label": label, "kind": "substitute", "architecture": {"name": content["name"]}}
-                self._score("black-box", target, attack, epsilon, [craft], source, substitute=substitute)
+                found = {"substitute": craft}
+                self._score("black-box", target, attack, epsilon, found, source, handed=True, substitute=substitute)
 
     def _substitute_batch(self, architecture: Spec) -> int:
         with training.seeded(0):
@@ -514,7 +587,10 @@ class _Planner:
         )
 
     def _craft_for_transfer(self, source: Target, attack: tuple[Spec, Any, dict[str, Any]], epsilon: float | None) -> str:
-        """Images crafted on a model to be shown to any: every example, the whole budget, the faithful surrogate."""
+        """Images crafted on a model to be shown to any: every example, the whole budget, the faithful surrogate.
+
+        Those of an attack that asks for scores or labels alone come from the model itself.
+        """
         return self._craft(
             source.key,
             source.label,
@@ -522,9 +598,8 @@ class _Planner:
             epsilon,
             batch=source.batch,
             seed=source.seed,
-            surrogate=source.surrogates[0],
+            view=source.surrogates[0] if _by_gradients(attack) else source.itself,
             transfer=True,
-            draws=source.draws,
         )
 
     def _transfer(self, targets: list[Target]) -> None:
@@ -534,7 +609,17 @@ class _Planner:
                     craft = self._craft_for_transfer(source, attack, epsilon)
                     facts = source.facts()
                     for target in targets:
-                        self._score("transfer", target, attack, epsilon, [craft], {**facts, "kind": "model"})
+                        found = {source.label: craft}
+                        self._score("transfer", target, attack, epsilon, found, {**facts, "kind": "model"}, handed=True)
+
+
+_IGNORING = "base"
+"""The surrogate of an attacker who ignores a defense's test-time parts."""
+
+
+def _by_gradients(attack: tuple[Spec, Any, dict[str, Any]]) -> bool:
+    """Whether an attack differentiates what it attacks."""
+    return issubclass(attack[1].knowledge, WhiteBox)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from advbench import progress, registry
-from advbench.attacks.access import Access, Ledger
+from advbench.attacks.access import Access, Ledger, NoGradientError
 from advbench.attacks.ensemble import with_stop
 from advbench.attacks.progress import expected_forwards
 from advbench.attacks.transfer import for_transfer
-from advbench.calibration import calibrate, threat_of
+from advbench.calibration import calibrate, prepare, threat_of
 from advbench.clocks import Measured, device_name, environment, single_thread, stopwatch
 from advbench.compiling import compiled
 from advbench.defenses.defended import Defended, Surrogate
@@ -113,9 +113,7 @@ def _clean(task: Task, context: Context, device: torch.device) -> None:
     found = count(defended, split, seed=content["seed"], draws=content["draws"], batch=content["batch"], device=device)
     _save(
         artefact("clean", task.key, context.out),
-        prediction=found.prediction.numpy(),
-        select=found.select.numpy(),
-        report=found.report.numpy(),
+        **{name: getattr(found, name).numpy() for name in _COUNTED},
         draws=np.array(found.draws),
         weights_sha256=np.array(checkpoints.fingerprint(defended.model)),
     )
@@ -136,14 +134,27 @@ def _diagnose(task: Task, context: Context, device: torch.device) -> None:
 
 def _calibrate(task: Task, context: Context, device: torch.device) -> None:
     content = task.content
-    source = _source(content, context, device) if content["source"] else None
     with stopwatch(device) as measured:
-        values = calibrate(content, source, getattr(_data(context), content["split"]), device)
+        try:
+            values = _values(content, context, device)
+        except NoGradientError:
+            values = {_BLIND: torch.tensor(True)}
     _save(
         artefact("calibrate", task.key, context.out),
         seconds=np.array(measured.seconds),
         **{f"value_{name}": value.cpu().numpy() for name, value in values.items()},
     )
+
+
+def _values(content: Mapping[str, Any], context: Context, device: torch.device) -> dict[str, Tensor]:
+    """What a calibration's content asks for."""
+    split = getattr(_data(context), content["split"])
+    if content["source"] is None:
+        return calibrate(content, None, split, device)
+    source = _source(content, context, device)
+    if content["kind"] == "surrogate":
+        return prepare(content, source, split, device)
+    return calibrate(content, source, split, device, **_prepared(content, context))
 
 
 def _craft(task: Task, context: Context, device: torch.device) -> None:
@@ -152,29 +163,43 @@ def _craft(task: Task, context: Context, device: torch.device) -> None:
     threat = threat_of(content["threat"])
     if content["transfer"]:
         attack = with_stop(attack, "never")
-    if content["calibration"]:
-        attack = attack.calibrated(_read_values(content["calibration"], context))
+    values = _read_values(content["calibration"], context) if content["calibration"] else {}
+    place = artefact("craft", task.key, context.out)
+    if _BLIND in values:
+        return _save(place, blind=np.array(True))
+    attack = attack.calibrated(values) if values else attack
     attack = for_transfer(attack) if content["transfer"] else attack
     source = _source(content, context, device)
-    with _followed(task, context, content["draws"] * expected_forwards(attack, threat)) as around:
-        found = craft(
-            attack,
-            source,
-            scored_split(_data(context), content["n"]),
-            threat,
-            seed=content["seed"],
-            draws=content["draws"],
-            batch=content["batch"],
-            device=device,
-            around=around,
-        )
-    _save(
-        artefact("craft", task.key, context.out),
+    prepared = _prepared(content, context)
+    with _followed(task, context, prepared["draws"] * expected_forwards(attack, threat)) as around:
+        try:
+            found = craft(
+                attack,
+                source,
+                scored_split(_data(context), content["n"]),
+                threat,
+                seed=content["seed"],
+                batch=content["batch"],
+                device=device,
+                around=around,
+                **prepared,
+            )
+        except NoGradientError:
+            return _save(place, blind=np.array(True))
+    return _save(
+        place,
         x_adv=found.x_adv.numpy(),
         **{field: getattr(found.ledger, field).numpy() for field in ("forwards", "backwards", "queries")},
         seconds=np.array(found.measured.seconds),
         peak_memory_bytes=np.array(found.measured.peak_memory_bytes),
     )
+
+
+def _prepared(content: Mapping[str, Any], context: Context) -> dict[str, Any]:
+    """The draws that a question averages and what a detector's score is worth, as given or as found on held-out images."""
+    values = _read_values(content["preparation"], context) if content["preparation"] else {}
+    draws = content["draws"] or int(values.get("draws", torch.tensor(1)))
+    return {"draws": draws, "scale": float(values.get("scale", torch.tensor(1.0)))}
 
 
 @contextmanager
@@ -196,7 +221,11 @@ def _score(task: Task, context: Context, device: torch.device) -> None:
     content = task.content
     split = scored_split(_data(context), content["n"])
     clean, weights = _read_clean(artefact("clean", content["clean"], context.out))
-    crafts = [_read_craft(artefact("craft", key, context.out)) for key in content["crafts"]]
+    read = [_read_craft(artefact("craft", key, context.out)) for key in content["crafts"]]
+    named = {name: one for name, one in zip(task.facts["candidates"], read, strict=True) if one is not None}
+    crafts = list(named.values())
+    if not crafts:
+        raise NoGradientError("Expected a surrogate whose logits depend on the images differentiably, got none")
     found = score(
         _defended(content["target"], context, device),
         split,
@@ -204,10 +233,12 @@ def _score(task: Task, context: Context, device: torch.device) -> None:
         [one.x_adv for one in crafts],
         norm=content["threat"]["norm"],
         minimal_norm=content["minimal_norm"],
+        epsilon=content["threat"]["epsilon"],
         seed=content["seed"],
         batch=content["batch"],
         device=device,
     )
+    accuracies = dict.fromkeys(task.facts["candidates"]) | dict(zip(named, found.accuracies, strict=True))
     record = _record(
         task,
         weights_sha256=weights,
@@ -218,7 +249,7 @@ def _score(task: Task, context: Context, device: torch.device) -> None:
                 for field in ("forwards", "backwards", "queries")
             },
         },
-        details=_details(task, context),
+        details={**_details(task, context), "candidates": accuracies},
         measured={
             "seconds": sum(one.measured.seconds for one in crafts),
             "peak_memory_bytes": max(one.measured.peak_memory_bytes for one in crafts),
@@ -230,6 +261,12 @@ def _score(task: Task, context: Context, device: torch.device) -> None:
     )
     Store(context.out).write(record, found.examples, _gallery(found.examples, split, found.x_adv, found.prediction))
 
+
+_BLIND = "no_gradient"
+"""What a calibration holds where the source gave no gradient."""
+
+_COUNTED = ("prediction", "select", "report", "select_rejected", "report_rejected", "wrong", "score")
+"""The arrays of `Counts`, in order."""
 
 _SHOWN = 32
 """The most numbers of a calibrated value that a record shows."""
@@ -285,6 +322,11 @@ def _details(task: Task, context: Context) -> dict[str, Any]:
             {name: value.tolist() for name, value in values.items() if value.numel() <= _SHOWN}
             for values in calibrations.values()
         ]
+    if task.facts["preparations"]:
+        details["preparation"] = {
+            name: {what: _finite(value.tolist()) for what, value in _read_values(key, context).items()}
+            for name, key in task.facts["preparations"].items()
+        }
     if task.facts["diagnosis"]:
         with np.load(artefact("diagnose", task.facts["diagnosis"], context.out), allow_pickle=False) as file:
             details["diagnosis"] = {name: int(file[name]) for name in file.files}
@@ -302,6 +344,13 @@ def _details(task: Task, context: Context) -> dict[str, Any]:
             "seconds": float(found["seconds"]),
         }
     return details
+
+
+def _finite(value: Any) -> Any:
+    """A number or a list of numbers for JSON, None where one is not finite."""
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return value if math.isfinite(value) else None
 
 
 def _gallery(examples: Examples, split: Split, x_adv: Tensor, prediction: Tensor) -> Gallery:
@@ -326,7 +375,10 @@ def _source(content: Mapping[str, Any], context: Context, device: torch.device) 
 def _plain_source(content: Mapping[str, Any], context: Context, device: torch.device) -> Surrogate:
     source = context.contents[content["source"]]
     if source["task"] == "train":
-        return _defended(content["source"], context, device).surrogates[content["surrogate"]]
+        defended = _defended(content["source"], context, device)
+        if content["surrogate"] is None:
+            return Surrogate(defended.model, defended.stochastic, defended.detector)
+        return defended.surrogates[content["surrogate"]]
     with _RANDOM, training.seeded(0):
         model = architecture_of(source["architecture"]["name"], source["architecture"]["arguments"], _data(context))
     checkpoints.load(artefact("substitute", content["source"], context.out), model)
@@ -353,12 +405,15 @@ def _load(name: str, data_dir: Path | None) -> DataSet:
 
 def _read_clean(path: Path) -> tuple[Counts, str]:
     with np.load(path, allow_pickle=False) as file:
-        prediction, select, report = (torch.from_numpy(file[name]) for name in ("prediction", "select", "report"))
-        return Counts(prediction, select, report, int(file["draws"])), str(file["weights_sha256"])
+        counts = Counts(*(torch.from_numpy(file[name]) for name in _COUNTED), int(file["draws"]))
+        return counts, str(file["weights_sha256"])
 
 
-def _read_craft(path: Path) -> Craft:
+def _read_craft(path: Path) -> Craft | None:
+    """A finished craft; None where there was no gradient to craft with."""
     with np.load(path, allow_pickle=False) as file:
+        if "blind" in file.files:
+            return None
         ledger = Ledger(*(torch.from_numpy(file[name]) for name in ("forwards", "backwards", "queries")))
         measured = Measured(float(file["seconds"]), int(file["peak_memory_bytes"]))
         return Craft(torch.from_numpy(file["x_adv"]), ledger, measured)

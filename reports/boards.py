@@ -12,7 +12,7 @@ import numpy as np
 from advbench.reports import wording
 from advbench.reports.cells import Cell, Cells
 from advbench.results.flags import Flag, flags
-from advbench.results.record import MATRICES, Record
+from advbench.results.record import OBLIVIOUS, RANKED, Record
 from advbench.results.statistics import Outcome, OverSeeds, Values, over_seeds, robust, worst_case
 
 
@@ -153,14 +153,21 @@ def _board(threat: Threat, boxed: Sequence[Cell]) -> Board:
     }
     seen = _seen(cells)
     standings = [
-        _standing(threat, group, seen, [cell for cell in kin if _label(cell) == label]) for label, group in by_target.items()
+        _standing(threat, _ranking(group), seen, [cell for cell in _ranking(kin) if _label(cell) == label])
+        for label, group in by_target.items()
+        if _ranking(group)
     ]
     return Board(threat, _ranked(standings), tuple(cells), tuple(_caveats(by_target)))
 
 
 def _seen(cells: Iterable[Cell]) -> set[tuple[Strategy, int]]:
     """What some target of a board has, or would have had without a failure, by seed."""
-    return {(strategy, cell.record.seed) for cell in cells for strategy in _proven(cell.record)}
+    return {(strategy, cell.record.seed) for cell in _ranking(cells) for strategy in _proven(cell.record)}
+
+
+def _ranking(cells: Iterable[Cell]) -> list[Cell]:
+    """The cells that rank: not those of an attacker who ignores a defense, which only some targets have."""
+    return [cell for cell in cells if cell.record.matrix != OBLIVIOUS]
 
 
 def _proven(record: Record) -> Iterable[Strategy]:
@@ -229,7 +236,7 @@ def _accuracies(
     _check_same_images(outcomes.values())
     clean = [found[0][1].clean_correct / found[0][1].draws for found in outcomes.values()]
     by_matrix = {}
-    for matrix in MATRICES:
+    for matrix in RANKED:
         parts = [[outcome for outcome in found if outcome[0].matrix == matrix] for found in outcomes.values()]
         if all(parts):
             by_matrix[matrix] = over_seeds(_worst(parts, threat)).estimate.value

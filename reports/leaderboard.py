@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from advbench.reports import wording
 from advbench.reports.boards import Board, Standing
 from advbench.reports.section import Column, Entry, Section, Table
-from advbench.results.record import MATRICES
+from advbench.results.record import RANKED
 
 
 def leaderboard_section(board: Board, *, missing: int = 0) -> Section:
@@ -48,7 +48,7 @@ class _Column:
 
 def _columns(board: Board) -> list[_Column]:
     """The columns of a board: only the matrices that it has, and seeds and distances where there are some."""
-    matrices = [matrix for matrix in MATRICES if any(cell.record.matrix == matrix for cell in board.cells)]
+    matrices = [matrix for matrix in RANKED if any(cell.record.matrix == matrix for cell in board.cells)]
     distances = any(standing.distortion for standing in board.standings)
     several_seeds = any(len(standing.seeds) > 1 for standing in board.standings)
     found = [*_FIRST, *(_matrix_column(matrix) for matrix in matrices), _WEAKEST]
@@ -78,7 +78,8 @@ def _clean(standing: Standing) -> Entry:
     return wording.share_entry(standing.clean.estimate if standing.clean else None)
 
 
-def _robust(standing: Standing) -> Entry:
+def robust_entry(standing: Standing) -> Entry:
+    """Robust accuracy as a board shows it: an upper bound where the target lacks cells or is flagged."""
     if standing.robust is None:
         return Entry("incomplete", "no scored cell", tone="warning")
     estimate = standing.robust.estimate
@@ -126,7 +127,7 @@ _FIRST = (
     _Column(Column("Defense", heading=True), _defense),
     _Column(
         Column("Robust accuracy", "Worst case over every attack of every matrix, with its 95% interval", numeric=True),
-        _robust,
+        robust_entry,
     ),
     _Column(Column("Clean", "Accuracy on the clean images, with its 95% interval", numeric=True), _clean),
 )

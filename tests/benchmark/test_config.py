@@ -8,7 +8,7 @@ from advbench.specs import Spec
 
 def test_the_defaults_are_the_main_job():
     config = make_config()
-    assert (config.matrix, config.dataset, config.norm, config.draws) == (MATRICES, "digits", "linf", 4)
+    assert (config.matrix, config.dataset, config.norm, config.draws) == (MATRICES, "digits", "linf", None)
     assert config.defense is None
     assert str(config.out) == "advbench-out"
 
