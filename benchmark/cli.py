@@ -408,9 +408,11 @@ def check(
 
     Exit codes: 0 nothing worse, 1 a regression or a target that is missing, 2 not comparable or bad input.
     """
-    try:
-        from advbench import gating
+    from advbench import gating
+    from advbench.reports.gate import FORMATS
 
+    refused = None
+    try:
         found = gating.check(
             out,
             baseline,
@@ -421,15 +423,15 @@ def check(
             across_versions=across_versions,
             fail_on_flags=fail_on_flags,
         )
-        gating.add_to_summary(found)
     except (ValueError, OSError) as error:
-        _refuse(error)
-    from advbench.reports.gate import FORMATS
-
-    if found.incomparable:
-        print(f"advbench: not comparable: {'; '.join(found.incomparable)}", file=sys.stderr)
+        found, refused = gating.refusal(error), error
+    gating.add_to_summary(found)
     if not found.incomparable or format is not GateFormat.text:
         print(FORMATS[format.value](found), end="")
+    if refused is not None:
+        _refuse(refused)
+    if found.incomparable:
+        print(f"advbench: not comparable: {'; '.join(found.incomparable)}", file=sys.stderr)
     raise typer.Exit(found.exit_code)
 
 
