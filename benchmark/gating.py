@@ -50,6 +50,11 @@ def write_baseline(out: str | Path, path: str | Path) -> Path:
     return temporary.replace(path)
 
 
+def refusal(error: Exception) -> Verdicts:
+    """Verdicts that say why there are none, for programs that read them."""
+    return Verdicts(terms=Terms(), incomparable=(" ".join(str(error).split()),))
+
+
 def add_to_summary(found: Verdicts) -> None:
     """Append the verdicts as Markdown to the file that $GITHUB_STEP_SUMMARY names, where it is set."""
     from advbench.reports.gate import to_markdown
