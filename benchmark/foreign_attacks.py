@@ -299,7 +299,7 @@ def _torchattacks(module: Any, name: str) -> Traits:
     accepted = inspect.signature(make).parameters
     radius = next((each for each in ("eps", "max_epsilon") if each in accepted), None)
     if "norm" in accepted:
-        return Traits(make, frozenset({"linf", "l2", "l1"} if name == "FAB" else {"linf", "l2"}), radius, "norm")
+        return Traits(make, frozenset({"linf", "l2"}), radius, "norm")
     by_norm = {"l2": _L2, "l1": _L1, "l0": _L0, "none": ("GN", "VANILA")}
     norm = next((norm for norm, those in by_norm.items() if name in those), "linf")
     return Traits(make, frozenset({norm}), radius, minimal=radius is None and norm != "none")
