@@ -12,6 +12,7 @@ from advbench.reports import figures, wording
 from advbench.reports.boards import Board, Strategy, strategy_of
 from advbench.reports.cells import Cell
 from advbench.reports.section import Column, Drawing, Entry, Section, Table
+from advbench.results.record import Record
 from advbench.results.statistics import OverSeeds, over_seeds, robust
 
 
@@ -94,16 +95,33 @@ def _white_box(board: Board, grid: _Grid) -> Section:
 def _black_box(board: Board, grid: _Grid) -> Section:
     strategies = _strategies(board, "black-box")
     origins = {strategy.source for strategy in strategies}
+    asked = {wording.source(cell.record) for cell in board.cells if _queried(cell.record)}
+    handed = sorted(origins - asked)
     labels = [name.attack if len(origins) == 1 else f"{name.attack} from {name.source}" for name in strategies]
     return Section(
         title="Black-box",
         context=board.threat.title,
         anchor=wording.anchor(f"black box {board.threat.title}"),
-        text="The attacker trains a substitute on the target's answers, attacks the substitute, and hands the images to the "
-        f"target. Substitutes: {', '.join(sorted(origins))}.",
+        text=" ".join(
+            [
+                *([f"{_HANDED} Substitutes: {', '.join(handed)}."] if handed else []),
+                *([f"{_ASKED} These are the attacks from {' and '.join(sorted(asked))}."] if asked else []),
+            ]
+        ),
         tables=(_table(board, grid, strategies, labels, "Black-box robust accuracy"), *_substitutes(board)),
         figures=(_heat_map(board, grid, strategies, labels, "Black-box robust accuracy"),),
     )
+
+
+_HANDED = (
+    "The attacker trains a substitute on the target's answers, attacks the substitute, and hands the images to the target."
+)
+_ASKED = "An attack that needs no gradients asks the target itself, without a substitute."
+
+
+def _queried(record: Record) -> bool:
+    """Whether the attacker asked the target itself for labels or scores."""
+    return record.matrix == "black-box" and record.source is not None and record.source["kind"] == "queries"
 
 
 def _table(board: Board, grid: _Grid, strategies: Sequence[Strategy], labels: Sequence[str], caption: str) -> Table:

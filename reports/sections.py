@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from advbench.reports import wording
+from advbench.reports.attackers import attackers_section, detectors_section
 from advbench.reports.boards import boards
 from advbench.reports.cells import Cells
 from advbench.reports.curves import curve_sections
@@ -24,9 +25,11 @@ def sections(cells: Cells) -> list[Section]:
     failures, images = failure_section(cells), image_section(cells.scored)
     return _distinct(
         *(leaderboard_section(board, missing=len(cells.missing)) for board in found),
+        *(section for section in map(attackers_section, found) if section is not None),
         *(section for section in map(masking_section, found) if section is not None),
         *([failures] if failures else []),
         *(section for board in found for section in matrix_sections(board)),
+        *(section for section in map(detectors_section, found) if section is not None),
         *curve_sections(found, cells.scored),
         *distortion_sections(cells.scored),
         *(section for section in map(tradeoff_section, found) if section is not None),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from advbench.reports.attackers import attackers_section
 from advbench.reports.boards import boards
 from advbench.reports.cells import load
 from advbench.reports.leaderboard import leaderboard_section
@@ -15,8 +16,9 @@ from advbench.results.store import Store
 if TYPE_CHECKING:
     from rich.console import Console
 
-_NARROW = ("Rank", "Defense", "Robust accuracy")
-_MEDIUM = (*_NARROW, "Clean", "White-box", "Black-box", "Transfer")
+_ATTACKERS = ("Ignores the defense", "Adaptive white-box", "Substitute black-box")
+_NARROW = ("Rank", "Defense", "Robust accuracy", *_ATTACKERS)
+_MEDIUM = (*_NARROW, "Clean", "White-box", "Black-box", "Transfer", "Queries", "Minimum of white-box and substitute")
 _WIDE = (*_MEDIUM, "Weakest cell", "Time per image", "Architecture")
 _NOTED = "Robust accuracy"
 _MEDIUM_FROM, _WIDE_FROM = 80, 120
@@ -33,6 +35,9 @@ def print_leaderboard(out: Path, keys: Sequence[str] | None = None, console: Con
     cells = load(Store(out), keys)
     for board in boards(cells):
         _print_section(leaderboard_section(board, missing=len(cells.missing)), console)
+        attackers = attackers_section(board)
+        if attackers is not None:
+            _print_section(attackers, console)
 
 
 def _print_section(section: Section, console: Console) -> None:

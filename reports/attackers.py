@@ -1,0 +1,243 @@
+"""Test-time defenses against three attackers, and what their detectors catch at other thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from advbench.reports import figures, wording
+from advbench.reports.boards import Board, Standing
+from advbench.reports.cells import Cell
+from advbench.reports.section import Column, Entry, Section, Table
+from advbench.results.record import OBLIVIOUS, Examples, Record
+from advbench.results.statistics import OverSeeds, Values, clean_correct, over_seeds, worst_case
+
+_FALSE_ALARMS = (0.001, 0.01, 0.05, 0.1)
+_THRESHOLDS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class _Attacker:
+    """Some of the cells of a target, under a name."""
+
+    name: str
+    help: str
+    takes: Callable[[Record], bool]
+
+
+def _black_box(kind: str) -> Callable[[Record], bool]:
+    return lambda record: record.matrix == "black-box" and record.source is not None and record.source["kind"] == kind
+
+
+_IGNORES = _Attacker(
+    "Ignores the defense",
+    "The images of an attack on the model without its test-time parts, shown to the defended model",
+    lambda record: record.matrix == OBLIVIOUS,
+)
+_WHITE_BOX = _Attacker(
+    "Adaptive white-box",
+    "Worst over the surrogates and attacks of the white-box matrix",
+    lambda record: record.matrix == "white-box",
+)
+_SUBSTITUTE = _Attacker(
+    "Substitute black-box", "Worst over the substitutes and attacks of the black-box matrix", _black_box("substitute")
+)
+_QUERIES = _Attacker(
+    "Queries", "Worst over the attacks that ask for labels or scores, without a substitute", _black_box("queries")
+)
+_HEADLINE = Column(
+    "Minimum of white-box and substitute", "The headline of Srinivasan et al. 2018 (arXiv:1805.08006)", numeric=True
+)
+
+
+def attackers_section(board: Board) -> Section | None:
+    """A row for each defense with test-time parts: three attackers side by side; None where the board has none."""
+    labels = {cell.record.target["label"] for cell in board.cells if _IGNORES.takes(cell.record)}
+    standings = [standing for standing in board.standings if standing.label in labels]
+    if not standings:
+        return None
+    queries = any(_QUERIES.takes(cell.record) for cell in board.cells if cell.record.target["label"] in labels)
+    shown = (_IGNORES, _WHITE_BOX, _SUBSTITUTE, *([_QUERIES] if queries else []))
+    columns = (
+        Column("Defense", heading=True),
+        Column("Clean", "Accuracy on the clean images; a rejected one is lost", numeric=True),
+        *(Column(attacker.name, attacker.help, numeric=True) for attacker in shown),
+        _HEADLINE,
+        Column("Architecture"),
+    )
+    rows = tuple(_row(board, standing, shown) for standing in standings)
+    return Section(
+        title="Test-time defenses",
+        context=board.threat.title,
+        anchor=wording.anchor(f"test time defenses {board.threat.title}"),
+        text="What three attackers leave of each defense with parts that work when it answers: one who ignores these parts, "
+        "one who differentiates through them or around them by every surrogate, and one who trains a substitute on the "
+        "labels. Each is the worst case over the attacks that were run. Only the last two say how robust a defense is.",
+        tables=(Table(f"Three attackers, {board.threat.title}", columns, rows),),
+        caveats=tuple(_caveats(board, labels, shown)),
+    )
+
+
+def _row(board: Board, standing: Standing, shown: Sequence[_Attacker]) -> tuple[Entry, ...]:
+    found = {attacker.name: _accuracy(board, standing.label, attacker) for attacker in shown}
+    both = [found[attacker.name] for attacker in (_WHITE_BOX, _SUBSTITUTE)]
+    lowest = min((rate.estimate.value for rate in both if rate is not None), default=None)
+    bounded = wording.percent(lowest) if None not in both else f"≤ {wording.percent(lowest)}"
+    return (
+        wording.text_entry(standing.defense),
+        wording.share_entry(standing.clean.estimate if standing.clean else None),
+        *(wording.share_entry(rate.estimate if rate else None) for rate in found.values()),
+        wording.number_entry(lowest, bounded),
+        wording.text_entry(standing.architecture),
+    )
+
+
+def _accuracy(board: Board, label: str, attacker: _Attacker) -> OverSeeds | None:
+    """What an attacker leaves of a target, over its seeds; None where he was not run with every one of them."""
+    cells = [cell for cell in board.cells if cell.record.target["label"] == label]
+    seeds = sorted({cell.record.seed for cell in cells})
+    found: list[Values] = []
+    for seed in seeds:
+        own = [cell.outcome for cell in cells if cell.record.seed == seed and attacker.takes(cell.record)]
+        outcomes = [outcome for outcome in own if outcome is not None]
+        if not outcomes:
+            return None
+        found.append(worst_case(outcomes, board.threat.epsilon).values)
+    return over_seeds(found) if len({len(values) for values in found}) == 1 else None
+
+
+def _caveats(board: Board, labels: set[str], shown: Sequence[_Attacker]) -> list[str]:
+    """Numbers that rest on fewer attacks than they should, and draws that were not enough."""
+    found = []
+    for label in sorted(labels):
+        cells = [cell for cell in board.cells if cell.record.target["label"] == label]
+        for attacker in shown:
+            lost = sum(cell.examples is None for cell in cells if attacker.takes(cell.record))
+            if lost:
+                found.append(f"{label}: {wording.plural(lost, 'cell')} of the attacker {attacker.name!r} have no numbers.")
+        for name, draws, cosine in sorted({each for cell in cells for each in _capped(cell.record)}):
+            found.append(
+                f"{label}: {draws} draws were not enough for the mean gradient of {name} to settle (cosine {cosine:.2f}); "
+                "its white-box number is an upper bound."
+            )
+    return found
+
+
+def _capped(record: Record) -> list[tuple[str, int, float]]:
+    """The surrogates whose EOT was cut short: name, draws and the lower of the cosines."""
+    if record.matrix != "white-box":
+        return []
+    prepared = record.details.get("preparation", {})
+    return [
+        (name, int(values["draws"]), min(cosine for cosine in values["cosines"] if cosine is not None))
+        for name, values in prepared.items()
+        if values.get("capped")
+    ]
+
+
+def detectors_section(board: Board) -> Section | None:
+    """What the detectors of a board reject as their thresholds move; None where it has none.
+
+    Rates are those of the white-box attack that leaves the least robust accuracy, for each target.
+    """
+    cells = [cell for cell in (_strongest(board, standing) for standing in board.standings) if cell is not None]
+    if not cells:
+        return None
+    panels = [figures.Panel(cell.record.target["label"], _curves(cell)) for cell in cells]
+    columns = (
+        Column("Target", heading=True),
+        Column("Attack"),
+        Column("Threshold"),
+        Column("Clean rejected", "Share of the clean images that the detector rejects", numeric=True),
+        Column("Adversarials caught", "Share of the misclassified adversarial images that it rejects", numeric=True),
+        Column("Undetected successes", "Share of all images whose adversarial is misclassified and accepted", numeric=True),
+    )
+    return Section(
+        title="Detectors",
+        context=board.threat.title,
+        anchor=wording.anchor(f"detectors {board.threat.title}"),
+        text="What a detector rejects as its threshold moves, under the white-box attack that leaves the least robust "
+        "accuracy. That attack evades the detector at the threshold that was set; at another one an attacker would craft "
+        "other images. Images of which the model gets the clean one wrong are left out of the last two columns.",
+        tables=(Table(f"Rates of the detectors, {board.threat.title}", columns, _detector_rows(cells)),),
+        figures=(
+            figures.line_plots(
+                panels,
+                x_label="clean images rejected",
+                y_label="share",
+                caption=f"Detectors as their thresholds move, {board.threat.title}",
+                alt="Adversarials caught and undetected successes against the clean images rejected; see the table",
+            ),
+        ),
+    )
+
+
+def _strongest(board: Board, standing: Standing) -> Cell | None:
+    """The white-box cell of a target with a detector that leaves the least robust accuracy."""
+    cells = [
+        cell
+        for cell in board.cells
+        if cell.record.target["label"] == standing.label and _WHITE_BOX.takes(cell.record) and cell.examples is not None
+    ]
+    watched = [cell for cell in cells if cell.examples is not None and cell.examples.detected]
+    return min(watched, key=lambda cell: worst_case([_outcome(cell)], board.threat.epsilon).values.mean(), default=None)
+
+
+def _outcome(cell: Cell) -> tuple[Record, Examples]:
+    if cell.outcome is None:
+        raise ValueError(f"Expected a scored cell, got {cell.record.key}")
+    return cell.outcome
+
+
+def _detector_rows(cells: Sequence[Cell]) -> tuple[tuple[Entry, ...], ...]:
+    rows = []
+    for cell in cells:
+        _, examples = _outcome(cell)
+        thresholds = [("as set", 0.0)]
+        thresholds += [(f"{wording.percent(rate)} false alarms", _threshold(examples, rate)) for rate in _FALSE_ALARMS]
+        for name, threshold in thresholds:
+            rates = [float(rate[0]) for rate in detector_rates(examples, np.array([threshold]))]
+            rows.append(
+                (
+                    wording.text_entry(cell.record.target["label"]),
+                    wording.text_entry(cell.record.attack["label"]),
+                    Entry(name),
+                    *(wording.number_entry(rate, wording.percent(rate)) for rate in rates),
+                )
+            )
+    return tuple(rows)
+
+
+def _threshold(examples: Examples, rate: float) -> float:
+    """The score above which at most a share `rate` of the clean images lies."""
+    return float(np.quantile(examples.clean_score, 1 - rate, method="higher"))
+
+
+def _curves(cell: Cell) -> tuple[figures.Curve, ...]:
+    _, examples = _outcome(cell)
+    scores = np.concatenate((examples.clean_score, examples.report_score))
+    thresholds = np.unique(np.quantile(scores, np.linspace(0, 1, _THRESHOLDS), method="nearest"))
+    thresholds = np.concatenate(([-np.inf], thresholds))
+    rejected, caught, undetected = detector_rates(examples, thresholds)
+    return (
+        figures.Curve("adversarials caught", rejected[::-1], caught[::-1]),
+        figures.Curve("undetected successes", rejected[::-1], undetected[::-1]),
+    )
+
+
+def detector_rates(examples: Examples, thresholds: Values) -> tuple[Values, Values, Values]:
+    """Three shares at every threshold of the score, (m,) each: what a detector rejects where its score is above it.
+
+    Clean images rejected, of all. Adversarials caught, of those that the model gets wrong (NaN without any), and undetected
+    successes, of all; both for images whose clean one the model gets right, whether or not the detector accepts it. Scores
+    are means over draws, and so is what the model gets wrong.
+    """
+    accepted_or_not = clean_correct(examples) | (examples.clean_prediction == examples.label)
+    wrong = np.where(accepted_or_not, examples.report_wrong / examples.draws, 0.0)
+    above = examples.report_score[:, None] > thresholds
+    rejected = (examples.clean_score[:, None] > thresholds).mean(axis=0)
+    total = wrong.sum()
+    caught = (wrong[:, None] * above).sum(axis=0) / total if total else np.full(len(thresholds), np.nan)
+    return rejected, caught, (wrong[:, None] * ~above).sum(axis=0) / len(examples)
