@@ -23,7 +23,7 @@ _CONTROL, _SGM = "none", "smooth-gradient"
 _VARIANTS = {"control": _CONTROL, "sgm": _SGM}
 _MNIST: Mapping[Scale, Settings] = {
     "smoke": {"dataset": "digits", "epochs": 10},
-    "small": {"dataset": "mnist", "epochs": 4, "n_examples": 1_000, "optimizer": "wame", "learning_rate": 1e-3},
+    "small": {"dataset": "mnist", "epochs": 4, "n_examples": 500, "optimizer": "wame", "learning_rate": 1e-3},
     "full": {"dataset": "mnist", "epochs": 50, "optimizer": "wame", "learning_rate": 1e-3, "schedule": "tenths"},
 }
 _IMAGES = {"MNIST-DNN": 2_000, "MNIST-CNN": 3_000}
@@ -342,7 +342,7 @@ def _variant(defense: Mapping[str, object]) -> str:
 def _differs(scale: Scale) -> Sequence[str]:
     sizes = {
         "smoke": "digits and N200-200-10 in place of MNIST and the paper's nets, 10 epochs of Adam",
-        "small": "4 epochs of WAME, whose rate rises and falls, on 3,000 images for the CNN and 2,000 for the DNN; 1,000 "
+        "small": "4 epochs of WAME, whose rate rises and falls, on 3,000 images for the CNN and 2,000 for the DNN; 500 "
         "test images; MNIST only",
         "full": "no weight decay in the training; the weights are those of the last epoch",
     }
