@@ -99,15 +99,17 @@ def shared_spreads(groups: Sequence[Sequence[Values]], step: float) -> list[Spre
     return [Spread(math.sqrt(variance), float(df)) for variance, df in zip(moderated, total, strict=True)]
 
 
-def compare_seeds(first: Values, second: Values, spreads: tuple[Spread, Spread]) -> SeedComparison:
-    """Student's t over training seeds, on fixed examples: accuracies (seeds,) of two methods, or before and after a change.
+def compare_seeds(first: Values, second: Values, spreads: tuple[Spread, Spread], *, sampling: float = 0.0) -> SeedComparison:
+    """Student's t over training seeds: accuracies (seeds,) of two methods, or before and after a change.
 
-    spreads: of each, from `shared_spreads`; the fewer of their degrees of freedom count.
+    spreads: of each, from `shared_spreads`; the fewer of their degrees of freedom count. sampling: the variance that the
+    choice of examples adds to the difference, 0 where the claim is about these very examples; degrees of freedom are then
+    Satterthwaite's, with the examples' taken as many.
     """
     variance = spreads[0].sd ** 2 / len(first) + spreads[1].sd ** 2 / len(second)
     difference = float(second.mean() - first.mean())
-    t = difference / math.sqrt(variance)
-    df = min(spread.degrees for spread in spreads)
+    t = difference / math.sqrt(variance + sampling)
+    df = min(spread.degrees for spread in spreads) * (1 + sampling / variance) ** 2
     return SeedComparison(difference, float(special.stdtr(df, t)), float(special.stdtr(df, -t)))
 
 

@@ -99,6 +99,17 @@ def test_no_spread_is_below_the_rounding_of_an_accuracy():
     assert spread.sd == pytest.approx(0.01 / math.sqrt(12))
 
 
+def test_the_sampling_of_examples_widens_the_comparison():
+    first, second, spread = np.array([0.5, 0.51, 0.52]), np.array([0.55, 0.56, 0.57]), Spread(0.01, 4)
+    alone = seeds.compare_seeds(first, second, (spread, spread))
+    wider = seeds.compare_seeds(first, second, (spread, spread), sampling=0.03**2)
+    variance = 2 * 0.01**2 / 3
+    df = (variance + 0.03**2) ** 2 / (variance**2 / 4)
+    assert alone.higher == pytest.approx(stats.t.sf(0.05 / math.sqrt(variance), 4))
+    assert wider.higher == pytest.approx(stats.t.sf(0.05 / math.sqrt(variance + 0.03**2), df))
+    assert wider.higher > alone.higher
+
+
 def test_one_seed_cannot_be_compared():
     with pytest.raises(ValueError, match="at least two training seeds"):
         seeds.shared_spreads([[np.array([0.5]), np.array([0.6])]], step=0.01)
