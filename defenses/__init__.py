@@ -48,6 +48,7 @@ DEFENSES: dict[str, str] = {
     "mala": f"{_INFERENCE}.malade:MALA",
     "malade": f"{_INFERENCE}.malade:MALADE",
     "magnet": f"{_INFERENCE}.magnet:MagNet",
+    "defense-gan": f"{_INFERENCE}.defense_gan:DefenseGAN",
 }
 
 PARTS: dict[str, str] = {
@@ -55,4 +56,5 @@ PARTS: dict[str, str] = {
     "adversarial-autoencoder": f"{_INFERENCE}.autoencoder:AdversarialAutoencoder",
     "dae": f"{_INFERENCE}.denoiser:DAE",
     "sdae": f"{_INFERENCE}.denoiser:SDAE",
+    "generator": f"{_INFERENCE}.generator:ImageGenerator",
 }
