@@ -104,15 +104,20 @@ def guarded(logits: Tensor, y: Tensor, score: Tensor) -> Tensor:
     The true logit z_y becomes max(z_y, max over k != y of z_k, plus the score). The margin of the result,
     max over k != y of z_k minus that, is min(max over k != y of z_k - z_y, -score): the smaller of the classifier's and of
     the detector's margin, above zero exactly where the model errs and the detector accepts. So the argmax, and every loss,
-    ratio and linearisation made of logits, speaks of undetected errors without knowing of the detector. Its gradient is that
-    of whichever margin still stands in the way: their sum, which Carlini & Wagner 2017 (arXiv:1705.07263) weigh by a
-    constant, can rise by going deeper into one while the other holds (Bryniarski et al. 2021, arXiv:2106.15023).
+    ratio and linearisation made of logits, speaks of undetected errors without knowing of the detector.
+
+    The gradient is that of whichever margin still stands in the way. Their sum, which Carlini & Wagner 2017
+    (arXiv:1705.07263) weigh by a constant, can rise by going deeper into one while the other holds (Bryniarski et al. 2021,
+    arXiv:2106.15023). Where it is the detector's, the other logits are constants for the same reason: a softmax follows
+    them a little less than their maximum does, which would leave a trace of the classifier's gradient, pointing back to the
+    true label, and a step along signs would follow the trace wherever the score does not depend on a pixel.
 
     logits: (n, classes). y: (n,). score: (n,), above zero where an image is rejected. Returns (n, classes).
     """
     column = y.unsqueeze(1)
-    others = logits.scatter(1, column, -torch.inf).amax(dim=1, keepdim=True)
-    return logits.scatter(1, column, torch.maximum(logits.gather(1, column), others + score.unsqueeze(1)))
+    fixed = logits.detach()
+    watched = fixed.scatter(1, column, -torch.inf).amax(dim=1, keepdim=True) + score.unsqueeze(1)
+    return torch.where(watched > fixed.gather(1, column), fixed.scatter(1, column, watched), logits)
 
 
 class Access:
