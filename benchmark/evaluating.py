@@ -37,6 +37,7 @@ from advbench.zoo.data import DataSet, Split
 DEFAULT_ATTACK = "auto"
 CURVE = "fmn"
 """The minimal-norm attack whose distances draw the curve of accuracy against epsilon, where none is named."""
+_DRAWS = 16
 
 
 def evaluate(
@@ -50,6 +51,7 @@ def evaluate(
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
     stochastic: bool = False,
+    draws: int | None = None,
     held_out: tuple[Tensor | ArrayLike, Tensor | ArrayLike] | None = None,
     name: str = "model",
     seed: int = 0,
@@ -65,7 +67,8 @@ def evaluate(
     ``8 / 255`` or ``"8/255"``. attack: specs such as ``"auto"`` (the default) or ``["pgd(steps=100)", "square"]``; a
     minimal-norm attack, `fmn`, runs beside them where none is named. mean, std: of a normalisation that the model expects
     and does not do itself, by channel. stochastic: whether it draws random numbers (by torch's global generators); a model
-    that does and is not declared is refused. held_out: images and labels that nothing is scored on, for attacks that are
+    that does and is not declared is refused. draws: passes that a gradient of a stochastic model averages; where None they
+    are found on `held_out`, or are sixteen without it. held_out: images and labels that nothing is scored on, for attacks that are
     calibrated on such. name: what the model is called in the result. batch: images at a time, measured where None. out: a
     folder for the records and reports; where None nothing is left behind. watch: called with the scheduler's `Status`.
 
@@ -87,6 +90,7 @@ def evaluate(
             "epsilon": epsilon,
             "attack": _attacks(attack, norm, differentiable=differentiable),
             "seed": seed,
+            "draws": draws or (None if validation is not None else _DRAWS),
             "batch": batch if batch or differentiable else DEFAULT_BATCH,
             "device": str(device),
             "jobs": 1,
@@ -118,6 +122,7 @@ def plan_target(
     std: str | None = None,
     stochastic: bool = False,
     device: str | None = None,
+    batch: int | None = None,
     **settings: Any,
 ) -> Plan:
     """The plan of ``advbench evaluate``: TARGET (see `advbench.own_models`) on a registered data set.
@@ -150,7 +155,7 @@ def plan_target(
             attack=_attacks(attack, norm or "linf", differentiable=differentiable),
             n_examples=n_examples,
             device=device,
-            batch=None if differentiable else DEFAULT_BATCH,
+            batch=batch if batch or differentiable else DEFAULT_BATCH,
             **settings,
         )
     )
