@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advbench.config import Config, make_config
+from advbench.config import Config, make_config, to_toml
 from advbench.plan import Plan, artefact, make_plan
 from advbench.reporting import write_manifest
 from advbench.results.store import Store
@@ -76,7 +76,7 @@ def finish(plan: Plan, watch: Watcher | None = None) -> RunResult:
     if config.fresh:
         forget(plan)
     config.out.mkdir(parents=True, exist_ok=True)
-    write_manifest(config.out, plan.cells)
+    write_manifest(config.out, plan.cells, to_toml(config))
     result = run_plan(plan, watch)
     reports = write_reports(config.out, plan.cells)
     return RunResult(config.out, plan.cells, result.failures, tuple(reports), result.ran, result.interrupted)

@@ -11,18 +11,57 @@ from advbench.results.store import Store
 _MANIFEST = "run.json"
 
 
-def report(out: str | Path, *, every: bool = False) -> list[Path]:
-    """Rebuild the reports of an output folder from its records; no model is loaded and nothing is run.
+FORMATS = ("svg", "png", "pdf", "csv", "robustbench")
 
-    every: all records in the folder, not only the cells of its last run. Returns the files.
-    Raises ValueError where there are no records.
+
+def report(*outs: str | Path, every: bool = False, to: str | Path | None = None, format: str | None = None) -> list[Path]:
+    """Rebuild the reports of output folders from their records; no model is loaded and nothing is run.
+
+    every: all records in the folders, not only the cells of their last runs. to: where the files go, by default the folder
+    itself where there is one; several make one report there. format: in place of the reports, every figure as ``svg``,
+    ``png`` or ``pdf``, all cells as ``csv``, or the model_info of ``robustbench``; these need `to`. Returns the files.
+    Raises ValueError where there are no records, or no `to` where it is needed.
     """
-    from advbench.reports.write import write_reports
+    folders = _folders(outs, every)
+    if format is not None and format not in FORMATS:
+        raise ValueError(f"Expected `format` to be one of {', '.join(FORMATS)}, got {format!r}")
+    if to is None:
+        if format is not None or len(folders) > 1:
+            what = f"the format {format}" if format else "a report of several folders"
+            raise ValueError(f"Expected a folder for {what}, got none: give --to DIR")
+        to = next(iter(folders))
+    if format is None:
+        from advbench.reports.write import write_merged
 
-    folder = Path(out)
-    if not Store(folder).keys():
-        raise ValueError(f"Expected a folder with records, as `advbench run --out {folder}` leaves it, got none at {folder}")
-    return write_reports(folder, None if every else read_manifest(folder))
+        return write_merged(folders, Path(to))
+    from advbench.reports.export import export
+
+    return export(folders, Path(to), format)
+
+
+def publish(*outs: str | Path, to: str | Path, every: bool = False, title: str | None = None) -> list[Path]:
+    """Write a static site of the leaderboards of output folders, fit for any web server and for the file system.
+
+    to: its folder; files that an earlier publication left there and this one does not write are removed. every: as in
+    `report`. title: of the site. Returns the files. Raises ValueError where there are no records.
+    """
+    from advbench.reports.site import write_site
+
+    folders = _folders(outs, every)
+    return write_site(folders, Path(to), title=title, settings={folder: read_settings(folder) for folder in folders})
+
+
+def _folders(outs: Sequence[str | Path], every: bool) -> dict[Path, list[str] | None]:
+    """The cells to report by folder, each folder once."""
+    if not outs:
+        raise ValueError("Expected at least one folder of records, got none")
+    folders = list(dict.fromkeys(Path(out) for out in outs))
+    for folder in folders:
+        if not Store(folder).keys():
+            raise ValueError(
+                f"Expected a folder with records, as `advbench run --out {folder}` leaves it, got none at {folder}"
+            )
+    return {folder: None if every else read_manifest(folder) for folder in folders}
 
 
 def read_manifest(out: Path) -> list[str] | None:
@@ -34,8 +73,20 @@ def read_manifest(out: Path) -> list[str] | None:
     return [str(key) for key in cells]
 
 
-def write_manifest(out: Path, cells: Sequence[str]) -> None:
-    """Name the cells of the run that is about to start, so that a report can show those that are missing."""
+def read_settings(out: Path) -> str:
+    """The settings of the last run in a folder as TOML, which `advbench run` reads; empty where they are not known."""
+    try:
+        settings = json.loads((out / _MANIFEST).read_text())["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return str(settings)
+
+
+def write_manifest(out: Path, cells: Sequence[str], settings: str = "") -> None:
+    """Name the cells of the run that is about to start, so that a report can show those that are missing.
+
+    settings: of the run, as TOML, for whoever wants to repeat it.
+    """
     temporary = out / f".{_MANIFEST}.tmp"
-    temporary.write_text(json.dumps({"cells": list(cells)}, indent=1) + "\n")
+    temporary.write_text(json.dumps({"cells": list(cells), "settings": settings}, indent=1) + "\n")
     temporary.replace(out / _MANIFEST)

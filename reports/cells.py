@@ -15,7 +15,8 @@ from advbench.results.store import Store
 class Cell:
     """A record with its outcomes and figures; both None where the cell failed or was skipped.
 
-    run: the runs that its board is made of, where a report of several has more than one board for a threat.
+    run: the runs that its board is made of, where a report of several has more than one board for a threat. origin: the run
+    that it comes from, in a report of several.
     """
 
     record: Record
@@ -23,6 +24,7 @@ class Cell:
     statistics: CellStatistics | None = None
     gallery: Gallery | None = None
     run: str = ""
+    origin: str = ""
 
     @property
     def outcome(self) -> Outcome | None:

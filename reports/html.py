@@ -1,9 +1,10 @@
-"""Sections as one HTML file that needs no network and runs nothing but its own script."""
+"""Sections as HTML pages that need no network and run nothing but their own script."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from importlib import resources
 from itertools import groupby, zip_longest
@@ -11,6 +12,7 @@ from itertools import groupby, zip_longest
 from advbench.reports.section import Drawing, Entry, ImageGrid, Section, Table
 
 _BAR = 100.0
+_JOINTS = re.compile(r"(\(|,(?! )|/(?=\w))")
 
 
 def to_html(sections: Sequence[Section], *, title: str, summary: Sequence[tuple[str, str]] = ()) -> str:
@@ -19,25 +21,22 @@ def to_html(sections: Sequence[Section], *, title: str, summary: Sequence[tuple[
     summary: facts (name, value) under the title. Every text is escaped; the Content-Security-Policy allows this file's own
     style and script, by their hashes, and images from within.
     """
+    several = {section.title for section in sections if _count(sections, section.title) > 1}
+    return render("report.html", title=title, summary=summary, sections=sections, several=several)
+
+
+def render(template: str, scripts: Sequence[str] = ("tables.js",), **content: object) -> str:
+    """A page of `template`, with `content` and the texts of the `scripts`. Every text is escaped but drawings."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-    style, script = _template("style.css"), _template("tables.js")
+    style, script = _template("style.css"), "\n".join(map(_template, scripts))
     environment = Environment(
         loader=FunctionLoader(_template), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
-    environment.filters |= {"base64": _base64, "bar": _bar, "order": _order}
-    return environment.get_template("report.html").render(
-        title=title,
-        summary=summary,
-        sections=sections,
-        pairs=_pairs,
-        grids=_grids,
-        several={section.title for section in sections if _count(sections, section.title) > 1},
-        zip=zip,
-        style=style,
-        script=script,
-        policy=_policy(style, script),
-    )
+    environment.filters |= {"base64": _base64, "bar": _bar, "order": _order, "breakable": _breakable}
+    environment.globals |= {"pairs": _pairs, "grids": _grids, "zip": zip}
+    own = {"style": style, "script": script, "policy": _policy(style, script)}
+    return environment.get_template(template).render(**own, **content)
 
 
 def _template(name: str) -> str:
@@ -71,6 +70,13 @@ def _grids(section: Section) -> list[tuple[str, list[ImageGrid]]]:
     order = list(dict.fromkeys(grid.group for grid in grids))
     ordered = sorted(grids, key=lambda grid: order.index(grid.group))
     return [(name, list(group)) for name, group in groupby(ordered, key=lambda grid: grid.group)]
+
+
+def _breakable(text: str) -> str:
+    """`text`, escaped, that may be broken after brackets, commas and slashes where there is no room for it."""
+    from markupsafe import Markup, escape
+
+    return Markup(_JOINTS.sub("\\1<wbr>", str(escape(text))))
 
 
 def _bar(entry: Entry) -> dict[str, str]:

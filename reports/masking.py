@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from advbench.reports import wording
-from advbench.reports.boards import Board
+from advbench.reports.boards import Board, Standing
 from advbench.reports.section import Column, Section, Table
 
 _COLUMNS = (
@@ -18,6 +20,21 @@ _COLUMNS = (
 
 def masking_section(board: Board) -> Section | None:
     """A row for each flag of a board; None where nothing is flagged."""
+    table = flag_table(f"Flags, {board.threat.title}", board.standings)
+    if not table.rows:
+        return None
+    return Section(
+        title="Incomplete evaluations",
+        context=board.threat.title,
+        anchor=wording.anchor(f"flags {board.threat.title}"),
+        text="Symptoms of gradients that mislead an attack. A flag does not say that a model is weak: it says that its "
+        "robust accuracy here is an upper bound, until attacks that fit the model have been run.",
+        tables=(table,),
+    )
+
+
+def flag_table(caption: str, standings: Sequence[Standing]) -> Table:
+    """A row for each flag of the standings."""
     rows = tuple(
         (
             wording.text_entry(standing.label),
@@ -27,16 +44,7 @@ def masking_section(board: Board) -> Section | None:
             wording.text_entry(f"{flag.why} ({flag.paper})"),
             wording.text_entry(flag.remedy),
         )
-        for standing in board.standings
+        for standing in standings
         for flag in standing.flags
     )
-    if not rows:
-        return None
-    return Section(
-        title="Incomplete evaluations",
-        context=board.threat.title,
-        anchor=wording.anchor(f"flags {board.threat.title}"),
-        text="Symptoms of gradients that mislead an attack. A flag does not say that a model is weak: it says that its "
-        "robust accuracy here is an upper bound, until attacks that fit the model have been run.",
-        tables=(Table(f"Flags, {board.threat.title}", _COLUMNS, rows),),
-    )
+    return Table(caption, _COLUMNS, rows)

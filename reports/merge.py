@@ -107,10 +107,8 @@ def _joined(by_run: Mapping[str, Sequence[Cell]]) -> list[Cell]:
         if pair is None:
             break
         groups = [pair[0] + pair[1], *(group for group in groups if group not in pair)]
-    named = len(groups) > 1
-    return [
-        replace(cell, run=" + ".join(group) if named else "") for group in groups for run in group for cell in by_run[run]
-    ]
+    board = {run: " + ".join(group) if len(groups) > 1 else "" for group in groups for run in group}
+    return [replace(cell, run=board[run], origin=run) for run, cells in by_run.items() for cell in cells]
 
 
 def _may_join(parts: Sequence[Sequence[Cell]]) -> bool:

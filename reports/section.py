@@ -31,7 +31,8 @@ class Entry:
     """A cell of a table.
 
     text: what it says. note: more of it, in smaller type. order: what it is sorted by, None for what has no value (last,
-    whichever way the table is sorted). interval: drawn as a bar where the renderer can, a share in [0, 1].
+    whichever way the table is sorted). interval: drawn as a bar where the renderer can, a share in [0, 1]. link: where its
+    text leads, on a page that has such a place.
     """
 
     text: str
@@ -39,16 +40,21 @@ class Entry:
     order: float | str | None = None
     interval: Estimate | None = None
     tone: Tone = ""
+    link: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of entries, one entry per column. filterable: whether a reader may search its rows."""
+    """Rows of entries, one entry per column.
+
+    filterable: whether a reader may search its rows. selectable: whether a reader may choose its columns.
+    """
 
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Entry, ...], ...]
     filterable: bool = False
+    selectable: bool = False
 
     def __post_init__(self) -> None:
         for row in self.rows:

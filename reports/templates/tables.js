@@ -90,8 +90,40 @@
     apply();
   };
 
+  /* Choosing columns: on a narrow screen the first four are shown until a reader asks for more. */
+  const FIRST = 4;
+  const show = (table, column, shown) => {
+    for (const row of table.rows) if (row.cells[column]) row.cells[column].hidden = !shown;
+  };
+
+  const makeSelectable = (holder, table) => {
+    const narrow = window.matchMedia("(max-width: 40rem)").matches;
+    const choice = document.createElement("details");
+    choice.className = "columns";
+    const name = document.createElement("summary");
+    name.textContent = "Columns";
+    const boxes = document.createElement("fieldset");
+    const legend = document.createElement("legend");
+    legend.textContent = `Columns of: ${table.caption.textContent}`;
+    boxes.append(legend);
+    [...table.tHead.rows[0].cells].forEach((heading, column) => {
+      if (heading.classList.contains("heading")) return;
+      const box = document.createElement("input");
+      box.type = "checkbox";
+      box.checked = !narrow || column < FIRST;
+      box.addEventListener("change", () => show(table, column, box.checked));
+      const label = document.createElement("label");
+      label.append(box, ` ${heading.textContent.trim().replace(/\s+/g, " ")}`);
+      boxes.append(label);
+      if (!box.checked) show(table, column, false);
+    });
+    choice.append(name, boxes);
+    holder.prepend(choice);
+  };
+
   for (const holder of document.querySelectorAll("[data-table]")) {
     const table = holder.querySelector("table");
+    if ("selectable" in holder.dataset) makeSelectable(holder, table);
     if ("filterable" in holder.dataset) makeFilterable(holder, table);
     if (table.tBodies[0].rows.length > 1) makeSortable(table);
   }

@@ -1,0 +1,239 @@
+"""What a site says about one model: how it stands, why to doubt it, its curve, every attack on it, and its images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from advbench.reports import distortion, figures, wording
+from advbench.reports.boards import Board, Standing, Threat, strategy_of, threat_of
+from advbench.reports.cells import Cell
+from advbench.reports.curves import with_interval
+from advbench.reports.images import image_section
+from advbench.reports.leaderboard import robust_entry
+from advbench.reports.masking import flag_table
+from advbench.reports.section import Column, Drawing, Entry, Section, Table, drop_constant
+from advbench.results.statistics import Estimate, distance, robust_curve
+
+_POINTS = 120
+_TABULATED = (0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Model:
+    """One model of a report. cells: all in which it is the target. places: the boards that it stands on, and how."""
+
+    label: str
+    cells: tuple[Cell, ...]
+    places: tuple[tuple[Board, Standing], ...]
+
+    @property
+    def scored(self) -> tuple[Cell, ...]:
+        """The cells with numbers."""
+        return tuple(cell for cell in self.cells if cell.examples is not None)
+
+
+def models(boards: Sequence[Board], cells: Sequence[Cell]) -> list[Model]:
+    """The models of a report, those on boards first, from the top."""
+    places: dict[str, list[tuple[Board, Standing]]] = {}
+    for board in boards:
+        for standing in board.standings:
+            places.setdefault(standing.label, []).append((board, standing))
+    labels = dict.fromkeys((*places, *(cell.record.target["label"] for cell in cells)))
+    return [
+        Model(label, tuple(cell for cell in cells if cell.record.target["label"] == label), tuple(places.get(label, ())))
+        for label in labels
+    ]
+
+
+def model_sections(model: Model) -> list[Section]:
+    """All that the records say about one model."""
+    families = dict.fromkeys(threat_of(cell).family for cell in model.scored)
+    curves = (_curve_section(model, family) for family in families if family.norm != "none")
+    found = [_standing_section(model), _flag_section(model), *curves, _attack_section(model), _distance_section(model)]
+    return [section for section in (*found, image_section(model.scored)) if section is not None]
+
+
+def _standing_section(model: Model) -> Section | None:
+    if not model.places:
+        return None
+    columns = (
+        Column("Threat", heading=True),
+        Column("Rank", numeric=True),
+        Column("Robust accuracy", "Worst case over every attack of every matrix, with its 95% interval", numeric=True),
+        Column("Clean", numeric=True),
+        Column("Weakest cell", "The single attack that leaves the least robust accuracy"),
+    )
+    rows = tuple(
+        (
+            wording.text_entry(board.threat.title),
+            Entry(f"{standing.rank_text or wording.NONE} of {len(board.standings)}", order=standing.rank),
+            robust_entry(standing),
+            wording.share_entry(standing.clean.estimate if standing.clean else None),
+            wording.text_entry(str(standing.weakest or "")),
+        )
+        for board, standing in model.places
+    )
+    lacks = [
+        f"{board.threat.title}: unranked, without {', '.join(standing.lacks[:4])}"
+        + (f" and {len(standing.lacks) - 4} more." if len(standing.lacks) > 4 else ".")
+        for board, standing in model.places
+        if standing.lacks
+    ]
+    return Section(
+        title="Standing",
+        anchor="standing",
+        text="Images that the model gets wrong without an attack count as not robust.",
+        tables=(Table("Worst-case robust accuracy", columns, rows),),
+        caveats=tuple(lacks),
+    )
+
+
+def _flag_section(model: Model) -> Section:
+    tables = [flag_table(f"Flags, {board.threat.title}", [standing]) for board, standing in model.places if standing.flags]
+    text = (
+        "Symptoms of gradients that mislead an attack were found: the robust accuracy above is an upper bound, until "
+        "attacks that fit the model have been run."
+        if tables
+        else "No symptom of masked gradients was found. A check needs the cells that it compares, and is silent without."
+    )
+    return Section(title="Masking checks", anchor="flags", text=text, tables=tuple(tables))
+
+
+def _curve_section(model: Model, family: Threat) -> Section | None:
+    """Robust accuracy against the radius: minimal-norm attacks as curves, worst cases as points."""
+    cells = [cell for cell in model.scored if threat_of(cell).family == family]
+    minimal: dict[str, list[Cell]] = {}
+    for cell in cells:
+        if cell.record.attack["minimal_norm"]:
+            minimal.setdefault(str(strategy_of(cell.record)), []).append(cell)
+    worst = [
+        (board.threat.epsilon, standing.robust.estimate)
+        for board, standing in model.places
+        if board.threat.family == family and board.threat.epsilon is not None and standing.robust is not None
+    ]
+    if not minimal and len(worst) < 2:
+        return None
+    reach = _reach([radius for radius, _ in worst], [cell for found in minimal.values() for cell in found])
+    curves = [_curve(name, found, np.linspace(0, reach, _POINTS)) for name, found in minimal.items()]
+    if worst:
+        x, y, low, high = (
+            np.array(column)
+            for column in zip(*((radius, one.value, one.low, one.high) for radius, one in sorted(worst)), strict=True)
+        )
+        curves.append(figures.Curve("worst case over all attacks", x, y, marked=True, low=low, high=high))
+    context = f"{family.norm} on {family.dataset}" + (f" ({family.run})" if family.run else "")
+    points = np.unique(np.concatenate((reach * np.array(_TABULATED), [radius for radius, _ in worst])))
+    rows = [_curve(name, found, points) for name, found in minimal.items()]
+    return Section(
+        title="Security curve",
+        anchor=wording.anchor(f"curve {context}"),
+        context=context,
+        text="Robust accuracy at every radius. Bands and whiskers are 95% intervals over the images.",
+        tables=(_radii_table(points, rows),) if rows else (),
+        figures=(
+            figures.line_plots(
+                [figures.Panel(model.label, tuple(curves), tuple(radius for radius, _ in worst))],
+                x_label=f"{family.norm} distance",
+                y_label="robust accuracy",
+                caption=f"Robust accuracy of {model.label} against the {family.norm} radius",
+                alt=f"Falling curves of the robust accuracy of {model.label} over the {family.norm} radius",
+            ),
+        ),
+    )
+
+
+def _radii_table(radii: figures.Values, curves: Sequence[figures.Curve]) -> Table:
+    """Curves at a few radii, a row for each radius."""
+    columns = (Column("Radius", numeric=True), *(Column(curve.name, numeric=True) for curve in curves))
+    rows = []
+    for i, radius in enumerate(radii):
+        rates = [Estimate(*(float(values[i]) for values in (curve.y, curve.low, curve.high))) for curve in curves]
+        rows.append((Entry(wording.number(float(radius)), order=float(radius)), *map(wording.share_entry, rates)))
+    return Table("Robust accuracy by radius", columns, tuple(rows))
+
+
+def _curve(name: str, cells: Sequence[Cell], x: figures.Values) -> figures.Curve:
+    once = {cell.record.seed: cell for cell in cells}.values()
+    found = [robust_curve(cell.record, cell.examples, x) for cell in once if cell.examples is not None]
+    n = min(len(cell.examples) for cell in once if cell.examples is not None)
+    return with_interval(figures.Curve(name, x, np.mean(found, axis=0)), n)
+
+
+def _reach(radii: Sequence[float], cells: Sequence[Cell]) -> float:
+    """As far as nearly all images are broken, and half as far again as the largest radius."""
+    distances = [distance(cell.record, cell.examples) for cell in cells if cell.examples is not None]
+    finite = np.concatenate([values[np.isfinite(values)] for values in distances] or [np.empty(0)])
+    far = float(np.quantile(finite, 0.95)) if len(finite) else 0.0
+    return max(far, 1.5 * max(radii, default=0.0)) or 1.0
+
+
+def _attack_section(model: Model) -> Section:
+    columns = (
+        Column("Attack", heading=True),
+        Column("Robust accuracy", "At the threat's radius, with its 95% interval", numeric=True),
+        Column("Matrix", choice=True),
+        Column("Source", "Where the adversarials were crafted, if not on the model itself", choice=True),
+        Column("Data and threat", choice=True),
+        Column("Seed", numeric=True),
+        Column("Success", "Share of the clean-correct images that the attack made wrong", numeric=True),
+        Column("Median distance", "Of minimal-norm attacks, failures at infinity", numeric=True),
+        Column("Device"),
+        Column("Time per image", numeric=True),
+        Column("Forwards", "Per image", numeric=True),
+        Column("Queries", "Per image", numeric=True),
+    )
+    cells = sorted(model.cells, key=_left)
+    table = Table("Every attack on this model", columns, tuple(map(_attack_row, cells)), True, True)
+    return Section(
+        title="Attacks",
+        anchor="attacks",
+        text="This model's rows of the matrices, from the strongest attack. Times of different devices are not comparable.",
+        tables=(drop_constant(table, ("Data and threat", "Seed", "Device")),),
+    )
+
+
+def _left(cell: Cell) -> float:
+    """The robust accuracy that an attack leaves; last where there is none."""
+    rate = cell.statistics.robust_accuracy if cell.statistics else None
+    return rate.value if rate else 2.0
+
+
+def _attack_row(cell: Cell) -> tuple[Entry, ...]:
+    record, found = cell.record, cell.statistics
+    threat = f"{record.dataset['name']}, {wording.threat(record.threat['norm'], record.threat['epsilon'])}"
+    attack = wording.text_entry(record.attack["label"])
+    place = (
+        wording.text_entry(record.matrix),
+        wording.text_entry(wording.source(record)),
+        wording.text_entry(threat),
+        Entry(str(record.seed), order=record.seed),
+    )
+    device = wording.text_entry(str(record.measured.get("device", "")))
+    nothing = Entry(wording.NONE, tone="muted")
+    if found is None:
+        failed = Entry("failed" if record.status == "error" else record.status, record.reason[:80], tone="warning")
+        return (attack, failed, *place, *[nothing] * 2, device, *[nothing] * 3)
+    median = found.distortion.median if found.distortion else None
+    return (
+        attack,
+        wording.share_entry(found.robust_accuracy, bar=found.robust_accuracy is not None),
+        *place,
+        wording.share_entry(found.success_clean_correct),
+        nothing if median is None else Entry(wording.number(median.value), order=median.value),
+        device,
+        wording.number_entry(found.seconds, wording.seconds(found.seconds)),
+        wording.number_entry(found.forwards, wording.number(found.forwards)),
+        wording.number_entry(found.queries, wording.number(found.queries)),
+    )
+
+
+def _distance_section(model: Model) -> Section | None:
+    found = distortion.distortion_sections(model.scored)
+    drawings: list[Drawing] = [figure for section in found for figure in section.figures if isinstance(figure, Drawing)]
+    tables = tuple(table for section in found for table in section.tables)
+    if not found:
+        return None
+    return Section(title="Distances", anchor="distances", text=found[0].text, tables=tables, figures=tuple(drawings))

@@ -1,0 +1,216 @@
+"""A static site of the leaderboards: an index, a page for each model, the full report and the data, all from records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from advbench.reports import wording
+from advbench.reports.boards import Board, boards
+from advbench.reports.cells import Cells
+from advbench.reports.export import csv
+from advbench.reports.html import render, to_html
+from advbench.reports.leaderboard import leaderboard_section
+from advbench.reports.merge import run_names
+from advbench.reports.model_page import Model, model_sections, models
+from advbench.reports.reproduce import Reproduction, reproduction
+from advbench.reports.robustbench import NORMS, model_infos
+from advbench.reports.section import Section, Table, drop_constant
+from advbench.reports.sections import sections, summary
+from advbench.reports.write import read, replace_file
+from advbench.results.statistics import OverSeeds
+
+TITLE = "Adversarial robustness leaderboard"
+_MANIFEST = ".advbench-site.json"
+_COMPARED = 3
+"""How many rows a table must have before it is worth a search field and a choice of columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A file of the site's data, and what it holds. one_of_many: whether it is one of a folder full of them."""
+
+    path: str
+    content: str
+    what: str
+    one_of_many: bool = False
+
+
+def write_site(
+    folders: Mapping[Path, Sequence[str] | None], to: Path, *, title: str | None, settings: Mapping[Path, str]
+) -> list[Path]:
+    """Write the site of output folders into `to`; returns its files.
+
+    folders: as in `advbench.reports.write.read`. title: of the site. settings: of the runs as TOML, by folder. Files of an
+    earlier publication that this one has not are removed, and no others.
+    """
+    names = run_names(map(str, folders)) if len(folders) > 1 else [""]
+    files = site(read(folders), title=title or TITLE, settings=dict(zip(names, settings.values(), strict=True)))
+    manifest = to / _MANIFEST
+    for name in set(_listed(manifest)) - set(files):
+        (to / name).unlink(missing_ok=True)
+    for name, content in files.items():
+        replace_file(to / name, content)
+    replace_file(manifest, json.dumps(sorted(files), indent=1) + "\n")
+    return [to / name for name in files]
+
+
+def site(cells: Cells, *, title: str, settings: Mapping[str, str]) -> dict[str, str]:
+    """The site's files by path. settings: of the runs as TOML, by the cells' origin."""
+    found = boards(cells)
+    everyone = models(found, cells.cells)
+    slugs = dict(zip((one.label for one in everyone), wording.slugs(one.label for one in everyone), strict=True))
+    pages = {label: f"models/{slug}.html" for label, slug in slugs.items()}
+    data = _data(cells, found)
+    files = {
+        "index.html": _index(cells, found, title, pages, data),
+        "report.html": to_html(sections(cells), title=title, summary=summary(cells)),
+        ".nojekyll": "",
+        **{file.path: file.content for file in data},
+    }
+    for model in everyone:
+        again = _reproductions(model, settings, slugs[model.label])
+        files |= {f"data/{name}": one.settings for name, one in again if one.settings}
+        files[pages[model.label]] = _model(model, title, again)
+    return files
+
+
+def _index(cells: Cells, found: Sequence[Board], title: str, pages: Mapping[str, str], data: Sequence[DataFile]) -> str:
+    listed = [
+        (board.threat.title, _linked(leaderboard_section(board, missing=len(cells.missing)), board, pages))
+        for board in found
+    ]
+    ranked = {standing.label for board in found for standing in board.standings}
+    others = {label: page for label, page in pages.items() if label not in ranked}
+    return render(
+        "index.html",
+        ("tables.js", "site.js"),
+        title=title,
+        summary=summary(cells),
+        boards=listed,
+        others=others,
+        data=data,
+    )
+
+
+def _linked(section: Section, board: Board, pages: Mapping[str, str]) -> Section:
+    """A board's section whose rows lead to the models' pages, and whose columns can be chosen."""
+    table, *rest = section.tables
+    table = drop_constant(table, ("Architecture",))
+    heading = next(i for i, column in enumerate(table.columns) if column.heading)
+    rows = tuple(
+        tuple(replace(entry, link=pages[standing.label]) if i == heading else entry for i, entry in enumerate(row))
+        for row, standing in zip(table.rows, board.standings, strict=True)
+    )
+    text = f"Ranked on the same {wording.plural(board.threat.n, 'image')} of the {board.threat.split} split."
+    return replace(section, text=text, tables=(replace(table, rows=rows, selectable=True, filterable=False), *rest))
+
+
+def _model(model: Model, title: str, again: Sequence[tuple[str, Reproduction]]) -> str:
+    record = model.cells[0].record
+    target = record.target
+    weights = {f"{cell.record.seed}": cell.record.weights_sha256[:16] for cell in model.cells if cell.record.weights_sha256}
+    facts = [
+        ("Defense", _component(target["defense"])),
+        ("Architecture", _component(target["architecture"])),
+        ("Kind", "stochastic" if target["stochastic"] else "deterministic"),
+        ("Weights (SHA-256)", ", ".join(f"seed {seed}: {digest}" for seed, digest in sorted(weights.items()))),
+        ("Device", ", ".join(dict.fromkeys(str(cell.record.measured.get("device", "")) for cell in model.cells))),
+    ]
+    return render(
+        "model.html",
+        ("tables.js",),
+        title=model.label,
+        site=title,
+        summary=[(name, value) for name, value in facts if value],
+        sections=[_searchable(section) for section in model_sections(model)],
+        again=again,
+    )
+
+
+def _searchable(section: Section) -> Section:
+    """The section with fields to search and choose only at tables that are long enough for them."""
+
+    def short(table: Table) -> Table:
+        return replace(table, filterable=False, selectable=False) if len(table.rows) < _COMPARED else table
+
+    return replace(section, tables=tuple(map(short, section.tables)))
+
+
+def _component(spec: Mapping[str, Any]) -> str:
+    given = wording.arguments(spec["arguments"])
+    return f"{spec['name']}({given})" if given else str(spec["name"])
+
+
+def _reproductions(model: Model, settings: Mapping[str, str], slug: str) -> list[tuple[str, Reproduction]]:
+    """How to run a model's cells again, a command for each run that it was part of, with its settings' file name."""
+    origins = list(dict.fromkeys(cell.origin for cell in model.cells))
+    return [
+        (
+            f"run-{slug}{f'-{place}' if len(origins) > 1 else ''}.toml",
+            reproduction([cell.record for cell in model.cells if cell.origin == origin], settings.get(origin, "")),
+        )
+        for place, origin in enumerate(origins, start=1)
+    ]
+
+
+def _data(cells: Cells, found: Sequence[Board]) -> list[DataFile]:
+    standings = json.dumps([_board(board) for board in found], indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    files = [
+        DataFile("data/cells.csv", csv(cells), "every cell of the matrices, failed ones among them: a row each"),
+        DataFile("data/leaderboard.json", standings, "the boards: ranks, intervals, flags, the value of every strategy"),
+    ]
+    for board in found:
+        if board.threat.norm in NORMS and board.threat.epsilon is not None:
+            files += [
+                DataFile(f"data/model_info/{path}", info, "RobustBench's model_info", one_of_many=True)
+                for path, info in model_infos(board).items()
+            ]
+    return files
+
+
+def _board(board: Board) -> dict[str, object]:
+    threat = board.threat
+    return {
+        "title": threat.title,
+        "threat": {"norm": threat.norm, "epsilon": threat.epsilon},
+        "dataset": {"name": threat.dataset, "split": threat.split, "n": threat.n, "fingerprint": threat.fingerprint},
+        "standings": [
+            {
+                "model": standing.label,
+                "defense": standing.defense,
+                "architecture": standing.architecture,
+                "ranks": list(standing.ranks) if standing.ranks else None,
+                "robust_accuracy": _estimate(standing.robust),
+                "clean_accuracy": _estimate(standing.clean),
+                "upper_bound_only": standing.rank is None or bool(standing.flags),
+                "by_strategy": {str(strategy): value for strategy, value in sorted(standing.by_strategy.items())},
+                "seconds_per_image": dict(standing.seconds),
+                "seeds": list(standing.seeds),
+                "lacks": list(standing.lacks),
+                "flags": [{"name": flag.name, "measured": flag.measured, "n": flag.n} for flag in standing.flags],
+            }
+            for standing in board.standings
+        ],
+        "caveats": list(board.caveats),
+    }
+
+
+def _estimate(rate: OverSeeds | None) -> dict[str, object] | None:
+    if rate is None:
+        return None
+    found = rate.estimate
+    return {"value": found.value, "low": found.low, "high": found.high, "by_seed": list(rate.by_seed)}
+
+
+def _listed(manifest: Path) -> list[str]:
+    """The files of an earlier publication, by their path in the site; a path that leads out of it is none of them."""
+    try:
+        names = json.loads(manifest.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    safe = [str(name) for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    return [name for name in safe if not Path(name).is_absolute() and ".." not in Path(name).parts]
