@@ -31,8 +31,8 @@ def checkpointed(step: Callable[[State, int], State], state: State, steps: int) 
 
     Where a gradient is wanted, only about sqrt(steps) states are kept on the way, and each stretch between two of them runs
     a second time when the gradient comes back (Chen et al. 2016, arXiv:1604.06174): memory for sqrt(steps) steps instead of
-    `steps`, for one more forward each. `step` gives the same twice: its random numbers come from an `ExampleRNG` at t. It may
-    take gradients itself (with ``create_graph``), but each of those runs its stretch again: better to write them out.
+    `steps`, for one more forward each. `step` gives the same twice: its random numbers come from an `ExampleRNG` at t. It
+    may take gradients itself (with ``create_graph``), but each of those runs its stretch again: better to write them out.
 
     step: (a tensor or a tuple of tensors, t) -> the same. Returns the state after the last step.
     """
