@@ -5,39 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+from advbench.reproduction import gu2014_defenses
 from advbench.reproduction.findings import Findings
+from advbench.reproduction.gu2014_nets import NETS, PLAIN, TRAINED, attacked, found, plain, plain_runs, training_of
 from advbench.reproduction.study import Claim, Comparison, Inequality, Ours, Pair, Scale, Settings, Study, above
 from advbench.results.papers import load
 
-NETS = {
-    "N100-100-10": "gu2014/n100-100-10",
-    "N200-200-10": "gu2014/n200-200-10",
-    "AE400-10": "gu2014/ae400-10",
-    "ConvNet": "gu2014/convnet",
-}
-"""The paper's names and ours."""
-
-_BUDGETS: Mapping[Scale, Settings] = {
-    "smoke": {"dataset": "digits", "epochs": 6, "n_examples": 60},
-    "small": {"dataset": "mnist", "epochs": 8, "train_examples": 12_000, "n_examples": 300},
-    "full": {"dataset": "mnist", "epochs": 50},
-}
-_CONVNET: Mapping[Scale, Settings] = {
-    "smoke": {},
-    "small": {"epochs": 5, "train_examples": 6_000, "n_examples": 100, "calibration_examples": 64},
-    "full": {},
-}
-"""What is other for the ConvNet, a pass of which costs a hundred of a dense net's."""
-_TRAINED: Mapping[Scale, tuple[str, ...]] = {
-    "smoke": ("N100-100-10", "N200-200-10", "AE400-10"),
-    "small": ("N100-100-10", "N200-200-10", "AE400-10"),
-    "full": tuple(NETS),
-}
-"""The nets that are trained contractively: the search for lambda takes five trainings of each."""
-
-_PLAIN = "weight-decay"
 _CONDITIONS = {
-    "plain": _PLAIN,
+    "plain": PLAIN,
     "GN,L1,sigma=0.1": "gaussian-noise(layers='input')",
     "GN,L*,sigma=0.1": "gaussian-noise(layers='all')",
     "DCN": "deep-contractive",
@@ -46,30 +21,8 @@ _CONDITIONS = {
 """The rows of table 6, and the plain net of table 1."""
 
 
-def _attacked(scale: Scale, nets: Sequence[str], defenses: Sequence[str], minimum: Sequence[str] = ()) -> Settings:
-    """A white-box run of the paper's L-BFGS, its constant searched on held-out images, and of `minimum` beside it."""
-    return {
-        **_BUDGETS[scale],
-        "matrix": ["white-box"],
-        "norm": "l2",
-        "defense": list(defenses),
-        "architecture": [NETS[net] for net in nets],
-        "attack": ["lbfgs", *minimum],
-    }
-
-
-def _plain_runs(scale: Scale, nets: Sequence[str], minimum: Sequence[str] = ()) -> dict[str, Settings]:
-    """AE400-10 is pre-trained as an autoencoder, the other nets are not."""
-    runs: dict[str, Settings] = {}
-    for net in nets:
-        training = "sparse-pretraining" if net == "AE400-10" else _PLAIN
-        own = _CONVNET[scale] if net == "ConvNet" else {}
-        runs[net] = {**_attacked(scale, [net], [training], minimum), **own}
-    return runs
-
-
 def _table1_runs(scale: Scale) -> Mapping[str, Settings]:
-    return _plain_runs(scale, list(NETS) if scale != "smoke" else _TRAINED[scale], ("ddn(steps=200)", "fmn(steps=200)"))
+    return plain_runs(scale, list(NETS) if scale != "smoke" else TRAINED[scale], ("ddn(steps=200)", "fmn(steps=200)"))
 
 
 def _table1(findings: Findings) -> Sequence[Comparison]:
@@ -84,20 +37,20 @@ def _table1(findings: Findings) -> Sequence[Comparison]:
         ("passes per image, L-BFGS", "forwards + backwards"),
     )
     rows, reached = [], []
-    for net in _found(findings):
-        broken = _plain(findings, net, "adversarial_error")
+    for net in found(findings):
+        broken = plain(findings, net, "adversarial_error")
         reached.append(Inequality(f"adversarial error, {net}", broken, above=98.99))
         rows.append(
             (
                 net,
                 (
                     Pair(table.cell("train_error", net), Ours(_train_error(findings, net))),
-                    Pair(table.cell("test_error", net), Ours(_plain(findings, net, "clean_error"))),
+                    Pair(table.cell("test_error", net), Ours(plain(findings, net, "clean_error"))),
                     Pair(table.cell("adv_error", net), Ours(broken)),
-                    Pair(table.cell("avg_distortion", net), Ours(_plain(findings, net, "mean_rms"))),
-                    Pair(None, Ours(_plain(findings, net, "mean_rms", "ddn"))),
-                    Pair(None, Ours(_plain(findings, net, "mean_rms", "fmn"))),
-                    Pair(None, Ours(_plain(findings, net, "passes"))),
+                    Pair(table.cell("avg_distortion", net), Ours(plain(findings, net, "mean_rms"))),
+                    Pair(None, Ours(plain(findings, net, "mean_rms", "ddn"))),
+                    Pair(None, Ours(plain(findings, net, "mean_rms", "fmn"))),
+                    Pair(None, Ours(plain(findings, net, "passes"))),
                 ),
             )
         )
@@ -106,15 +59,15 @@ def _table1(findings: Findings) -> Sequence[Comparison]:
 
 
 def _table5_runs(scale: Scale) -> Mapping[str, Settings]:
-    nets = _TRAINED[scale]
-    return {**_plain_runs(scale, nets), "DCN": _attacked(scale, nets, ["deep-contractive"])}
+    nets = TRAINED[scale]
+    return {**plain_runs(scale, nets), "DCN": attacked(scale, nets, ["deep-contractive"])}
 
 
 def _table5(findings: Findings) -> Sequence[Comparison]:
     table = load("gu2014").tables["gu2014.table5"]
     columns = (("DCN error", "%"), ("DCN distortion", "RMS"), ("original error", "%"), ("original distortion", "RMS"))
     rows, parts = [], []
-    for net in _found(findings):
+    for net in found(findings):
         contracted = {
             figure: tuple(
                 float(getattr(findings["DCN"].one(seed=seed, architecture=NETS[net], attack="lbfgs"), figure))
@@ -122,7 +75,7 @@ def _table5(findings: Findings) -> Sequence[Comparison]:
             )
             for figure in ("clean_error", "mean_rms")
         }
-        original = {figure: _plain(findings, net, figure) for figure in ("clean_error", "mean_rms")}
+        original = {figure: plain(findings, net, figure) for figure in ("clean_error", "mean_rms")}
         parts += [
             above(f"DCN - original distortion, {net}", contracted["mean_rms"], original["mean_rms"]),
             above(
@@ -145,7 +98,7 @@ def _table5(findings: Findings) -> Sequence[Comparison]:
 
 
 def _table6_runs(scale: Scale) -> Mapping[str, Settings]:
-    return {"conditions": _attacked(scale, ["N200-200-10"], list(_CONDITIONS.values()))}
+    return {"conditions": attacked(scale, ["N200-200-10"], list(_CONDITIONS.values()))}
 
 
 def _table6(findings: Findings) -> Sequence[Comparison]:
@@ -168,18 +121,8 @@ def _table6(findings: Findings) -> Sequence[Comparison]:
     return (Comparison(table.caption, (("test error", "%"), ("distortion", "RMS")), tuple(rows), (claim,)),)
 
 
-def _found(findings: Findings) -> list[str]:
-    """The paper's nets that the plain runs have, in its order."""
-    return [net for net in NETS if net in findings.runs]
-
-
-def _plain(findings: Findings, net: str, figure: str, attack: str = "lbfgs") -> tuple[float, ...]:
-    """A figure of a net's plain training, by seed."""
-    return tuple(float(getattr(findings[net].one(seed=seed, attack=attack), figure)) for seed in findings.seeds)
-
-
 def _train_error(findings: Findings, net: str) -> tuple[float, ...]:
-    defense = "sparse-pretraining" if net == "AE400-10" else _PLAIN
+    defense = training_of(net)
     return tuple(findings[net].train_error(seed=seed, defense=defense, architecture=NETS[net]) for seed in findings.seeds)
 
 
@@ -199,6 +142,7 @@ def _differs(scale: Scale) -> Sequence[str]:
 
 STUDIES = (
     Study("gu2014.table1", "table 1: the nets and their adversarials", _table1_runs, _table1, _differs),
+    *gu2014_defenses.STUDIES,
     Study("gu2014.table5", "table 5: deep contractive networks", _table5_runs, _table5, _differs),
     Study("gu2014.table6", "table 6: contraction and noise on N200-200-10", _table6_runs, _table6, _differs),
 )
