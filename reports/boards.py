@@ -11,7 +11,9 @@ import numpy as np
 
 from advbench.reports import wording
 from advbench.reports.cells import Cell, Cells
+from advbench.results import ranking
 from advbench.results.flags import Flag, flags
+from advbench.results.ranking import Ranking
 from advbench.results.record import OBLIVIOUS, RANKED, Record
 from advbench.results.statistics import Outcome, OverSeeds, Values, over_seeds, robust, worst_case
 
@@ -56,12 +58,14 @@ class Threat(NamedTuple):
 class Standing:
     """How one target stands on a board.
 
-    rank: from 1, equal values share one; None where the target is incomplete. clean, robust: accuracies over the training
+    rank: the place in the order shown, from 1, equal values share one; None where the target is incomplete. ranks: the
+    interval of ranks that the tests leave open, `advbench.results.ranking`. clean, robust: accuracies over the training
     seeds; None without a scored cell. by_matrix: worst-case robust accuracy of each matrix. by_strategy: robust accuracy of
     each strategy alone, the lowest of which is the `weakest`. distortion: the minimal-norm attack with the smallest median
     distance, and that distance. seconds: attack time per example, summed over the strategies of the white-box matrix (of
     all where it has none), by device. lacks: what others on the board have and this target has not. flags: why its
-    robust accuracy is only an upper bound, although nothing lacks.
+    robust accuracy is only an upper bound, although nothing lacks. answers: share of correct answers in the worst case by
+    example, in the order of the data set, (n,) for each training seed.
     """
 
     label: str
@@ -77,6 +81,16 @@ class Standing:
     seeds: tuple[int, ...]
     lacks: tuple[str, ...]
     flags: tuple[Flag, ...] = ()
+    ranks: tuple[int, int] | None = None
+    answers: tuple[Values, ...] = ()
+
+    @property
+    def rank_text(self) -> str:
+        """The interval of ranks, as ``2`` or ``2–4``; empty for an unranked target."""
+        if self.ranks is None:
+            return ""
+        low, high = self.ranks
+        return str(low) if low == high else f"{low}–{high}"
 
     @property
     def weakest(self) -> Strategy | None:
@@ -86,12 +100,17 @@ class Standing:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Board:
-    """A ranking. standings: the ranked targets from the top, then the incomplete ones. cells: all that it is made of."""
+    """A ranking.
+
+    standings: the ranked targets from the top, then the incomplete ones. cells: all that it is made of. ranking: the tests
+    of all pairs of ranked targets, by their positions.
+    """
 
     threat: Threat
     standings: tuple[Standing, ...]
     cells: tuple[Cell, ...]
     caveats: tuple[str, ...]
+    ranking: Ranking
 
 
 def boards(cells: Cells) -> tuple[Board, ...]:
@@ -157,7 +176,8 @@ def _board(threat: Threat, boxed: Sequence[Cell]) -> Board:
         for label, group in by_target.items()
         if _ranking(group)
     ]
-    return Board(threat, _ranked(standings), tuple(cells), tuple(_caveats(by_target)))
+    ordered, tests = _ranked(standings)
+    return Board(threat, ordered, tuple(cells), tuple(_caveats(by_target)), tests)
 
 
 def _seen(cells: Iterable[Cell]) -> set[tuple[Strategy, int]]:
@@ -191,10 +211,10 @@ def _standing(
     seeds = tuple(sorted({cell.record.seed for cell in scored}))
     lacks = _lacks(first.target["label"], scored, seen)
     try:
-        clean, robust_all, by_matrix, by_strategy = _accuracies(threat, scored, seeds)
+        clean, robust_all, by_matrix, by_strategy, answers = _accuracies(threat, scored, seeds)
         found = flags(_outcomes(scored), threat.epsilon, _outcomes(kin))
     except ValueError as error:
-        clean, robust_all, by_matrix, by_strategy, found = None, None, {}, {}, ()
+        clean, robust_all, by_matrix, by_strategy, answers, found = None, None, {}, {}, (), ()
         lacks = (str(error), *lacks)
     defense, architecture = wording.names(first)
     return Standing(
@@ -211,6 +231,7 @@ def _standing(
         seeds=seeds,
         lacks=lacks,
         flags=found,
+        answers=answers,
     )
 
 
@@ -228,11 +249,11 @@ def _lacks(label: str, scored: Sequence[Cell], seen: Iterable[tuple[Strategy, in
 
 def _accuracies(
     threat: Threat, scored: Sequence[Cell], seeds: Sequence[int]
-) -> tuple[OverSeeds | None, OverSeeds | None, dict[str, float], dict[Strategy, float]]:
-    """Clean accuracy, worst-case robust accuracy over everything, by matrix, and that of each strategy."""
+) -> tuple[OverSeeds | None, OverSeeds | None, dict[str, float], dict[Strategy, float], tuple[Values, ...]]:
+    """Clean accuracy, worst-case robust accuracy over everything, by matrix, that of each strategy, and by example."""
     outcomes = {seed: [cell.outcome for cell in scored if cell.outcome and cell.record.seed == seed] for seed in seeds}
     if not outcomes:
-        return None, None, {}, {}
+        return None, None, {}, {}, ()
     _check_same_images(outcomes.values())
     clean = [found[0][1].clean_correct / found[0][1].draws for found in outcomes.values()]
     by_matrix = {}
@@ -245,7 +266,9 @@ def _accuracies(
         values = robust(record, examples, threat.epsilon)
         by_strategy.setdefault(strategy_of(record), []).append(float(values.mean()))
     means = {strategy: float(np.mean(values)) for strategy, values in by_strategy.items()}
-    return over_seeds(clean), over_seeds(_worst(outcomes.values(), threat)), by_matrix, means
+    worst = _worst(outcomes.values(), threat)
+    order = np.argsort(next(iter(outcomes.values()))[0][1].index)
+    return over_seeds(clean), over_seeds(worst), by_matrix, means, tuple(values[order] for values in worst)
 
 
 def _worst(outcomes_by_seed: Iterable[Sequence[Outcome]], threat: Threat) -> list[Values]:
@@ -279,8 +302,8 @@ def _seconds(scored: Sequence[Cell]) -> dict[str, float]:
     return {device: sum(float(np.mean(values)) for values in found.values()) for device, found in times.items()}
 
 
-def _ranked(standings: Iterable[Standing]) -> tuple[Standing, ...]:
-    """Complete targets from the most robust, equal values with one rank, then the incomplete ones."""
+def _ranked(standings: Iterable[Standing]) -> tuple[tuple[Standing, ...], Ranking]:
+    """Complete targets from the most robust, then the incomplete ones, and the tests of all pairs of the former."""
 
     def merit(standing: Standing) -> tuple[float, float, str]:
         values = [-1.0 if rate is None else rate.estimate.value for rate in (standing.robust, standing.clean)]
@@ -289,8 +312,12 @@ def _ranked(standings: Iterable[Standing]) -> tuple[Standing, ...]:
     ordered = sorted(standings, key=merit)
     complete = [standing for standing in ordered if not standing.lacks and standing.robust is not None]
     values = [standing.robust.estimate.value for standing in complete if standing.robust is not None]
-    ranked = [replace(standing, rank=1 + values.index(value)) for standing, value in zip(complete, values, strict=True)]
-    return (*ranked, *(standing for standing in ordered if standing not in complete))
+    found = ranking.rank([standing.answers for standing in complete])
+    ranked = [
+        replace(standing, rank=1 + values.index(value), ranks=interval)
+        for standing, value, interval in zip(complete, values, found.intervals, strict=True)
+    ]
+    return (*ranked, *(standing for standing in ordered if standing not in complete)), found
 
 
 def _caveats(by_target: Mapping[str, Sequence[Cell]]) -> Iterable[str]:

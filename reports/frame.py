@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from advbench.reports import wording
-from advbench.reports.cells import Cell, from_records
+from advbench.reports.boards import Threat, boards, threat_of
+from advbench.reports.cells import Cell, Cells, from_records
 from advbench.results.record import Record
 from advbench.results.statistics import Estimate
 from advbench.results.store import Store
@@ -22,8 +23,8 @@ _COSTS = ("seconds", "forwards", "backwards", "queries")
 def frame(records: Sequence[Record], store: Store) -> pd.DataFrame:
     """A row for each record, failed and skipped ones among them, whose figures are then missing.
 
-    Columns: what was run, rates in [0, 1] each with ``_low`` and ``_high`` of its 95% interval, distortions in pixel units,
-    costs per image, and the device they were measured on.
+    Columns: what was run, the interval of the target's ranks on its board, rates in [0, 1] each with ``_low`` and ``_high``
+    of its 95% interval, distortions in pixel units, costs per image, and the device they were measured on.
     """
     return cell_frame(from_records(records, store))
 
@@ -32,7 +33,13 @@ def cell_frame(cells: Sequence[Cell], missing: Sequence[str] = ()) -> pd.DataFra
     """The same for cells that were read already; keys without a record are rows with the status ``missing``."""
     import pandas as pd
 
-    rows = [_row(cell) for cell in cells] + [{"key": key, "status": "missing"} for key in missing]
+    ranks = {
+        (board.threat, standing.label): standing.ranks
+        for board in boards(Cells(tuple(cells)))
+        for standing in board.standings
+        if standing.ranks is not None
+    }
+    rows = [_row(cell) | _ranks(cell, ranks) for cell in cells] + [{"key": key, "status": "missing"} for key in missing]
     return pd.DataFrame(rows, columns=list(_COLUMNS))
 
 
@@ -75,6 +82,12 @@ def _row(cell: Cell) -> dict[str, Any]:
     return row | {f"{name}_per_image": getattr(found, name) for name in _COSTS}
 
 
+def _ranks(cell: Cell, ranks: Mapping[tuple[Threat, str], tuple[int, int]]) -> dict[str, int]:
+    """The rank interval of a cell's target on the board of the cell's own threat."""
+    found = ranks.get((threat_of(cell), cell.record.target["label"]))
+    return {} if found is None else {"target_rank_low": found[0], "target_rank_high": found[1]}
+
+
 def _estimate(name: str, estimate: Estimate | None) -> dict[str, float]:
     if estimate is None:
         return {}
@@ -84,6 +97,7 @@ def _estimate(name: str, estimate: Estimate | None) -> dict[str, float]:
 _COLUMNS = (
     *("key", "status", "reason", "matrix", "dataset", "split", "n", "target", "defense", "architecture", "stochastic"),
     *("source", "attack", "attack_arguments", "minimal_norm", "norm", "epsilon", "seed"),
+    *("target_rank_low", "target_rank_high"),
     *(f"{name}{end}" for name in (*_RATES, "median_distance") for end in ("", "_low", "_high")),
     *("mean_rms", "mean_ratio", "survivors"),
     *(f"{name}_per_image" for name in _COSTS),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from advbench.reports import wording
 from advbench.reports.boards import Board, Standing
 from advbench.reports.section import Column, Entry, Section, Table
 from advbench.results.record import RANKED
+from advbench.results.seeds import split_variance
 
 
 def leaderboard_section(board: Board, *, missing: int = 0) -> Section:
@@ -23,7 +24,7 @@ def leaderboard_section(board: Board, *, missing: int = 0) -> Section:
         text=(
             f"Targets ranked by robust accuracy under {wording.threat(threat.norm, threat.epsilon)} on the same {images}. "
             "An image counts as robust only where every attack of every matrix leaves it correct; images that the model "
-            "gets wrong without an attack count as not robust."
+            f"gets wrong without an attack count as not robust. {_ranking_text(board)}"
         ),
         context=threat.title,
         tables=(
@@ -34,7 +35,7 @@ def leaderboard_section(board: Board, *, missing: int = 0) -> Section:
                 filterable=len(rows) > 8,
             ),
         ),
-        caveats=(*_incomplete(board, missing), *_flagged(board), *_devices(board), *board.caveats),
+        caveats=(*_claim(board), *_incomplete(board, missing), *_flagged(board), *_devices(board), *board.caveats),
     )
 
 
@@ -67,11 +68,12 @@ def _matrix_column(matrix: str) -> _Column:
 
 
 def _rank(standing: Standing) -> Entry:
-    return Entry(wording.NONE, tone="muted") if standing.rank is None else Entry(str(standing.rank), order=standing.rank)
+    return Entry(standing.rank_text, order=standing.rank) if standing.ranks else Entry(wording.NONE, tone="muted")
 
 
 def _defense(standing: Standing) -> Entry:
-    return wording.text_entry(standing.defense, tone="best" if standing.rank == 1 and not standing.flags else "")
+    first = standing.ranks is not None and standing.ranks[0] == 1
+    return wording.text_entry(standing.defense, tone="best" if first and not standing.flags else "")
 
 
 def _clean(standing: Standing) -> Entry:
@@ -119,11 +121,22 @@ def _time_column(device: str, name: str) -> _Column:
 def _by_seed(standing: Standing) -> Entry:
     values = standing.robust.by_seed if standing.robust else ()
     pairs = zip(standing.seeds, values, strict=False)
-    return wording.text_entry(", ".join(f"{seed}: {wording.percent(value)}" for seed, value in pairs))
+    entry = wording.text_entry(", ".join(f"{seed}: {wording.percent(value)}" for seed, value in pairs))
+    return replace(entry, note=_spread(standing)) if len(values) > 1 else entry
+
+
+def _spread(standing: Standing) -> str:
+    """Median and spread over training seeds, and how much of a single training's luck is the seed's and the images'."""
+    found = split_variance(standing.answers)
+    points = [f"{100 * one:.1f}" for one in (found.spread, found.training, found.sampling)]
+    return f"median {wording.percent(found.median)}, spread {points[0]} points; seed {points[1]}, images {points[2]}"
 
 
 _FIRST = (
-    _Column(Column("Rank", "By worst-case robust accuracy; equal values share a rank", numeric=True), _rank),
+    _Column(
+        Column("Rank", "From 1 + the targets that are significantly better, to all but those significantly worse", True),
+        _rank,
+    ),
     _Column(Column("Defense", heading=True), _defense),
     _Column(
         Column("Robust accuracy", "Worst case over every attack of every matrix, with its 95% interval", numeric=True),
@@ -139,8 +152,38 @@ _DISTANCE = _Column(
     Column("Median distance", "Smallest median distance of a minimal-norm attack, failures at infinity", numeric=True),
     _distance,
 )
-_SEEDS = _Column(Column("By seed", "Robust accuracy of the model of each training seed"), _by_seed)
+_SEEDS = _Column(
+    Column("By seed", "Robust accuracy of each training seed's model, and the standard deviations that seed and images add"),
+    _by_seed,
+)
 _ARCHITECTURE = _Column(Column("Architecture"), lambda standing: wording.text_entry(standing.architecture))
+
+
+def _ranking_text(board: Board) -> str:
+    """How the ranks were found."""
+    pairs = len(board.ranking.duels)
+    if not pairs:
+        return ""
+    tested = (
+        "Student's t over training seeds"
+        if board.ranking.over_seeds
+        else "exact McNemar on the same images, sign flips where outcomes are shares"
+    )
+    return (
+        "A rank is an interval: from 1 + the number of targets that are significantly better, to all but those that are "
+        f"significantly worse (two-sided at 5%, {tested}, Holm's correction over the board's "
+        f"{wording.plural(pairs, 'pair')})."
+    )
+
+
+def _claim(board: Board) -> list[str]:
+    """Whether ranks speak of methods or of models."""
+    if not board.ranking.duels or board.ranking.over_seeds:
+        return []
+    return [
+        "Ranks compare these checkpoints, not the methods: some target has one training seed, and another seed may move it "
+        "by more than the images do."
+    ]
 
 
 def _incomplete(board: Board, missing: int) -> list[str]:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from advbench.results.flags import flags
-from advbench.results.record import Examples, Facts, Record
+from advbench.results.record import RANKED, Examples, Facts, Record
 from advbench.results.statistics import Outcome, Values, robust, selection
 
 BASELINE_VERSION = 1
@@ -153,7 +153,7 @@ def snapshot(cells: Iterable[_Cell]) -> Snapshot:
     Raises ValueError where there is nothing to compare, where two models or two records share a name, or where the cells of
     one model disagree about its clean images.
     """
-    boxed = [cell for cell in cells if cell[0].threat["box"] is not None and cell[0].matrix != "oblivious"]
+    boxed = [cell for cell in cells if cell[0].threat["box"] is not None and cell[0].matrix in RANKED]
     threats = dict.fromkeys(_threat(record) for record, _ in boxed if not _any_radius(record))
     if not threats:
         raise ValueError("Expected cells with a norm's radius and a pixel range, got none: nothing can be compared")

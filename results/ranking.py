@@ -9,11 +9,25 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from advbench.results.seeds import compare_seeds, shared_spreads
-from advbench.results.significance import holm, paired_test
+from advbench.results.seeds import T_TEST, compare_seeds, shared_spreads
+from advbench.results.significance import Comparison, holm, paired_test
 from advbench.results.statistics import Values
 
 ALPHA = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Duel:
+    """The comparison of two targets, by their positions. difference: of robust accuracy, second minus first. p_value:
+    two-sided. adjusted: the same after Holm's correction over all pairs of the board.
+    """
+
+    first: int
+    second: int
+    difference: float
+    p_value: float
+    adjusted: float
+    test: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +35,13 @@ class Ranking:
     """Rank intervals of targets, in the order in which they came.
 
     intervals: from 1 + the number that are significantly better, to m - the number that are significantly worse. over_seeds:
-    whether the claim is about methods, compared over their training seeds; else it is about these very models. pairs: how
-    many comparisons Holm's correction is over.
+    whether the claim is about methods, compared over their training seeds; else it is about these very models. duels: all
+    pairs, over which Holm's correction is.
     """
 
     intervals: tuple[tuple[int, int], ...]
     over_seeds: bool
-    pairs: int
+    duels: tuple[Duel, ...]
 
 
 def rank(values: Sequence[Sequence[Values]], alpha: float = ALPHA) -> Ranking:
@@ -41,14 +55,17 @@ def rank(values: Sequence[Sequence[Values]], alpha: float = ALPHA) -> Ranking:
     m = len(values)
     pairs = list(combinations(range(m), 2))
     over_seeds = m > 0 and all(len(seeds) > 1 for seeds in values)
+    tests = (_over_seeds if over_seeds else _paired)(values, pairs) if pairs else []
+    adjusted = holm([test.p_value for test in tests])
+    duels = tuple(
+        Duel(i, j, test.difference, test.p_value, float(corrected), test.test)
+        for (i, j), test, corrected in zip(pairs, tests, adjusted, strict=True)
+    )
     better = np.zeros((m, m), dtype=np.bool_)
-    if pairs:
-        tests = _over_seeds(values, pairs) if over_seeds else _paired(values, pairs)
-        adjusted = holm([p_value for _, p_value in tests])
-        for (i, j), (difference, _), p_value in zip(pairs, tests, adjusted, strict=True):
-            if p_value <= alpha and difference != 0:
-                better[(i, j) if difference < 0 else (j, i)] = True
-    return Ranking(intervals(better), over_seeds, len(pairs))
+    for duel in duels:
+        if duel.adjusted <= alpha and duel.difference != 0:
+            better[(duel.first, duel.second) if duel.difference < 0 else (duel.second, duel.first)] = True
+    return Ranking(intervals(better), over_seeds, duels)
 
 
 def intervals(better: NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:
@@ -57,14 +74,12 @@ def intervals(better: NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:
     return tuple((1 + int(better[:, i].sum()), m - int(better[i].sum())) for i in range(m))
 
 
-def _paired(values: Sequence[Sequence[Values]], pairs: Sequence[tuple[int, int]]) -> list[tuple[float, float]]:
-    """Difference, second minus first, and two-sided p-value of each pair."""
+def _paired(values: Sequence[Sequence[Values]], pairs: Sequence[tuple[int, int]]) -> list[Comparison]:
     means = [np.mean(np.stack(seeds), axis=0) for seeds in values]
-    found = [paired_test(means[i], means[j]) for i, j in pairs]
-    return [(one.difference, one.p_value) for one in found]
+    return [paired_test(means[i], means[j]) for i, j in pairs]
 
 
-def _over_seeds(values: Sequence[Sequence[Values]], pairs: Sequence[tuple[int, int]]) -> list[tuple[float, float]]:
+def _over_seeds(values: Sequence[Sequence[Values]], pairs: Sequence[tuple[int, int]]) -> list[Comparison]:
     n = len(values[0][0])
     by_example = [np.mean(np.stack(seeds), axis=0) for seeds in values]
     by_seed = [np.array([float(one.mean()) for one in seeds]) for seeds in values]
@@ -78,4 +93,4 @@ def _over_seeds(values: Sequence[Sequence[Values]], pairs: Sequence[tuple[int, i
         )
         for i, j in pairs
     ]
-    return [(one.difference, min(1.0, 2 * min(one.lower, one.higher))) for one in found]
+    return [Comparison(one.difference, min(1.0, 2 * min(one.lower, one.higher)), T_TEST) for one in found]

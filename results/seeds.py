@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
 
 from advbench.results.statistics import Values
 
@@ -106,6 +105,8 @@ def compare_seeds(first: Values, second: Values, spreads: tuple[Spread, Spread],
     choice of examples adds to the difference, 0 where the claim is about these very examples; degrees of freedom are then
     Satterthwaite's, with the examples' taken as many.
     """
+    from scipy import special
+
     variance = spreads[0].sd ** 2 / len(first) + spreads[1].sd ** 2 / len(second)
     difference = float(second.mean() - first.mean())
     t = difference / math.sqrt(variance + sampling)
@@ -118,6 +119,8 @@ def _prior(variances: Values, degrees: Values) -> tuple[float, float]:
 
     The moments of log variances under a scaled F distribution (Smyth 2004, section 6.2).
     """
+    from scipy import special
+
     pooled = float((variances * degrees).sum() / degrees.sum())
     if len(variances) == 1:
         return pooled, math.inf
@@ -131,6 +134,8 @@ def _prior(variances: Values, degrees: Values) -> tuple[float, float]:
 
 def _inverse_trigamma(value: float) -> float:
     """Where the trigamma function has `value` > 0, by Newton's method on its reciprocal, which is convex."""
+    from scipy import special
+
     y = 0.5 + 1 / value
     for _ in range(50):
         trigamma = float(special.polygamma(1, y))

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from advbench.results.statistics import Values
 
@@ -51,6 +50,8 @@ def exact_mcnemar(gained: ArrayLike, lost: ArrayLike) -> Values:
     gained: examples that only the second gets right; lost: those that only the first does. Under the null hypothesis each of
     these falls on either side like a fair coin.
     """
+    from scipy import special
+
     gained, lost = np.asarray(gained, dtype=np.int64), np.asarray(lost, dtype=np.int64)
     if (gained < 0).any() or (lost < 0).any():
         raise ValueError(f"Expected counts `gained` and `lost` >= 0, got {gained} and {lost}")

@@ -7,6 +7,7 @@ import pytest
 
 from advbench.reports.boards import boards
 from advbench.reports.cells import Cell, Cells
+from advbench.reports.frame import cell_frame
 from advbench.reports.leaderboard import leaderboard_section
 from advbench.results.record import Record
 from advbench.results.statistics import cell_statistics, robust, wilson
@@ -228,3 +229,58 @@ def test_two_models_under_one_name_are_pointed_out(make_suite):
 
     caveats = boards(_cells(make_suite(targets={"a": 0.5}), retrained))[0].caveats
     assert caveats == ("a stands for 2 different models of seed 0; report one run's cells only.",)
+
+
+def test_a_rank_is_the_interval_that_the_tests_leave_open(make_suite):
+    suite = make_suite(n=200, targets={"far": 0.6, "a": 0.35, "b": 0.35, "weak": 0.1}, stochastic=())
+    (board,) = boards(_cells(suite))
+    ranks = {one.label: one.ranks for one in board.standings}
+    assert ranks["far"] == (1, 1)
+    assert ranks["a"] == ranks["b"] == (2, 3)
+    assert ranks["weak"] == (4, 4)
+    section = leaderboard_section(board)
+    assert [row["Rank"] for row in _texts(section)] == ["1", "2–3", "2–3", "4"]
+    assert "exact McNemar on the same images" in section.text
+    assert "Holm's correction over the board's 6 pairs" in section.text
+    assert any(caveat.startswith("Ranks compare these checkpoints, not the methods") for caveat in section.caveats)
+
+
+def test_an_unranked_target_is_in_no_comparison(make_suite):
+    suite = make_suite(targets={"a": 0.5, "b": 0.1, "dead": 0.9}, failing=[("white-box", "dead", "pgd")])
+    (board,) = boards(_cells(suite))
+    assert {one.label: one.ranks is None for one in board.standings} == {"a": False, "b": False, "dead": True}
+    assert len(board.ranking.duels) == 1
+
+
+def test_several_seeds_are_ranked_as_methods(make_suite):
+    suite = make_suite(n=200, targets={"strong": 0.9, "weak": 0.1}, seeds=(0, 1, 2), stochastic=())
+    section = leaderboard_section(boards(_cells(suite))[0])
+    assert [row["Rank"] for row in _texts(section)] == ["1", "2"]
+    assert "Student's t over training seeds" in section.text
+    assert not any("checkpoints" in caveat for caveat in section.caveats)
+    by_seed = [column.name for column in section.tables[0].columns].index("By seed")
+    note = section.tables[0].rows[0][by_seed].note
+    assert note.startswith("median ")
+    assert all(word in note for word in ("spread", "seed", "images"))
+
+
+def test_ranks_pair_images_by_their_index(make_suite):
+    """The rows of one target come in another order: its ranks stay."""
+
+    def turn(record, examples):
+        if examples is not None and record.target["label"] == "a":
+            order = np.argsort(-examples.index)
+            names = [name for name in examples.__dataclass_fields__ if np.ndim(getattr(examples, name)) == 1]
+            examples = replace(examples, **{name: getattr(examples, name)[order] for name in names})
+        return record, examples
+
+    suite = make_suite(targets={"a": 0.5, "b": 0.4}, stochastic=())
+    straight, turned = boards(_cells(suite))[0], boards(_cells(suite, turn))[0]
+    assert [duel.p_value for duel in straight.ranking.duels] == [duel.p_value for duel in turned.ranking.duels]
+
+
+def test_the_table_of_cells_shows_the_ranks_of_the_targets(make_suite):
+    cells = _cells(make_suite(n=200, targets={"strong": 0.9, "weak": 0.1}, stochastic=()))
+    frame = cell_frame(cells.cells)
+    ranks = set(frame[["target", "target_rank_low", "target_rank_high"]].itertuples(index=False, name=None))
+    assert ranks == {("strong", 1, 1), ("weak", 2, 2)}

@@ -34,7 +34,7 @@ def test_intervals_are_ranks_where_every_pair_is_decided(m):
 def test_far_models_are_told_apart_and_close_ones_are_not():
     found = ranking.rank(models(np.random.default_rng(0), [0.7, 0.695, 0.5, 0.1]))
     assert found.intervals == ((1, 2), (1, 2), (3, 3), (4, 4))
-    assert (found.over_seeds, found.pairs) == (False, 6)
+    assert (found.over_seeds, len(found.duels)) == (False, 6)
 
 
 def test_every_pair_is_mcnemars_by_holm():
@@ -50,9 +50,13 @@ def test_every_pair_is_mcnemars_by_holm():
         if raw[pair] > 0.05 / (6 - step):
             break
         rejected.add(pair)
-    low = [1 + sum((i, j) in rejected for j in range(4)) for i in range(4)]
+    found = ranking.rank(values)
     assert 0 < len(rejected) < 6
-    assert [one[0] for one in ranking.rank(values).intervals] == low
+    assert {(duel.first, duel.second) for duel in found.duels if duel.adjusted <= 0.05} == rejected
+    assert {(duel.first, duel.second): duel.p_value for duel in found.duels} == pytest.approx(raw)
+    wins = [{pair for pair in rejected if i in pair} for i in range(4)]
+    for i, (low, high) in enumerate(found.intervals):
+        assert high - low == 3 - len(wins[i])
 
 
 def test_equal_models_share_all_ranks_in_95_percent():
