@@ -9,22 +9,17 @@ not matter, so untrained networks of the papers' sizes serve.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from advbench.attacks.access import frozen
-from advbench.attacks.rng import ExampleRNG
 from advbench.benches import Row, fastest, peak_bytes
 from advbench.clocks import device_name
-from advbench.defenses.defended import Defended
-from advbench.defenses.inference.defense_gan import DefenseGAN
 from advbench.defenses.inference.denoiser import Denoiser
-from advbench.defenses.inference.malade import MALADE
+from advbench.purification import SHAPE, Case, defense_gan_case, malade_case
 from advbench.zoo.architectures.defense_gan import convolutional_generator
-from advbench.zoo.data import DataSet, Split
 from advbench.zoo.training import seeded
 
 STEPS = (10, 25, 50)
@@ -32,17 +27,6 @@ BATCHES = {"cpu": (1, 16), "cuda": (1, 256)}
 """One image, for its delay, and a batch, for throughput."""
 WITHIN_FLOOR = 1.2
 """Bar of a purifier: times its own networks' passes."""
-SHAPE = (1, 28, 28)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Case:
-    """A purifier of so many steps. clean: purifies images. floor: the passes that it cannot avoid; `passes` names them."""
-
-    name: str
-    clean: Callable[[], object]
-    floor: Callable[[], object]
-    passes: str
 
 
 def rows(device: torch.device) -> Iterator[Row]:
@@ -53,7 +37,10 @@ def rows(device: torch.device) -> Iterator[Row]:
         for batch in BATCHES[device.type]:
             for steps in STEPS:
                 yield from _compared(
-                    _malade(denoiser, steps, batch, device), _defense_gan(generator, steps, batch, device), batch, device
+                    malade_case(denoiser, steps, batch, device),
+                    defense_gan_case(generator, steps, batch, device),
+                    batch,
+                    device,
                 )
 
 
@@ -91,52 +78,3 @@ def _compared(malade: Case, gan: Case, batch: int, device: torch.device) -> Iter
         seconds=seconds[f"clean {gan.name}"],
         reference_seconds=seconds[f"clean {malade.name}"],
     )
-
-
-def _malade(denoiser: nn.Module, steps: int, batch: int, device: torch.device) -> Case:
-    """MALADE's Langevin steps, and as many forwards of its denoiser."""
-    inputs = {"base": Defended(nn.Identity()), "denoiser": Defended(denoiser)}
-    defense = MALADE(steps=steps, step_size=0.4, noise=0.05)
-    purify, x, rng = _built(defense.build(nn.Identity, _shapes(), inputs), batch, device)
-
-    def floor() -> None:
-        for _ in range(steps):
-            denoiser(x)
-
-    return Case(f"MALADE, N={steps}", lambda: purify(x, rng), _without_gradients(floor), f"{steps} forwards")
-
-
-def _defense_gan(generator: nn.Module, steps: int, batch: int, device: torch.device) -> Case:
-    """Defense-GAN's descent from one start, and as many passes of its generator."""
-    inputs = {"base": Defended(nn.Identity()), "generator": Defended(generator)}
-    defense = DefenseGAN(steps=steps, restarts=1)
-    purify, x, rng = _built(defense.build(nn.Identity, _shapes(), inputs), batch, device)
-    z = torch.randn(batch, int(generator.latent), device=device)  # type: ignore[arg-type]
-
-    def floor() -> None:
-        for _ in range(steps):
-            free = z.clone().requires_grad_()
-            images = generator(free)
-            torch.autograd.grad(images, free, x)
-        with torch.no_grad():
-            generator(z)
-
-    return Case(f"Defense-GAN, L={steps}", lambda: purify(x, rng), floor, f"{steps} forwards and backwards, 1 forward")
-
-
-def _built(defended: Defended, batch: int, device: torch.device) -> tuple[Callable[..., Tensor], Tensor, ExampleRNG]:
-    """A defense's purifier, random images, and their random numbers."""
-    defended.modules().to(device).eval()
-    purifier: nn.Module = defended.model.purifier  # type: ignore[assignment]
-    rng = ExampleRNG.make(0, "throughput", torch.arange(batch, device=device))
-    return _without_gradients(purifier), rng.uniform(SHAPE), rng
-
-
-def _without_gradients(call: Callable[..., object]) -> Callable[..., Tensor]:
-    return torch.no_grad()(call)  # type: ignore[no-any-return]
-
-
-def _shapes() -> DataSet:
-    """Nothing but the shape of the images."""
-    none = Split.of(torch.zeros(0, *SHAPE), torch.zeros(0, dtype=torch.int64))
-    return DataSet("shapes", none, none, none, 10, {}, fingerprint="none")

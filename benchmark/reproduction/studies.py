@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import difflib
 
-from advbench.reproduction import gu2014, mosca2018, sgr2018, shaham2015
+from advbench.reproduction import gu2014, malade2018, mosca2018, sgr2018, shaham2015
 from advbench.reproduction.study import Scale, Study
 from advbench.results.papers import PAPERS
 
-STUDIES: tuple[Study, ...] = (*gu2014.STUDIES, *shaham2015.STUDIES, *mosca2018.STUDIES, *sgr2018.STUDIES)
+STUDIES: tuple[Study, ...] = (
+    *gu2014.STUDIES,
+    *shaham2015.STUDIES,
+    *mosca2018.STUDIES,
+    *malade2018.STUDIES,
+    *sgr2018.STUDIES,
+)
 """Every table and figure that can be reproduced, by paper."""
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from advbench import benches
-from advbench.benches import purifiers
 from advbench.clocks import device_name, single_thread
 from advbench.defenses.inference.denoiser import Denoiser
+from advbench.purification import SHAPE, defense_gan_case, malade_case
 from advbench.zoo.architectures.defense_gan import convolutional_generator
 
 CPU = torch.device("cpu")
@@ -38,9 +38,9 @@ def passes(network: nn.Module, call) -> list[int]:
 
 
 def test_each_floor_is_the_passes_that_the_purifier_makes():
-    denoiser, generator = Denoiser(purifiers.SHAPE), convolutional_generator(purifiers.SHAPE, width=2)
+    denoiser, generator = Denoiser(SHAPE), convolutional_generator(SHAPE, width=2)
     nn.ModuleList([denoiser, generator]).requires_grad_(False)
-    malade, gan = purifiers._malade(denoiser, 4, 3, CPU), purifiers._defense_gan(generator, 5, 3, CPU)
+    malade, gan = malade_case(denoiser, 4, 3, CPU), defense_gan_case(generator, 5, 3, CPU)
     assert passes(denoiser, malade.clean) == passes(denoiser, malade.floor) == [4, 12, 0]
     assert passes(generator, gan.clean) == passes(generator, gan.floor) == [6, 18, 5]
 

@@ -1,0 +1,158 @@
+"""Srinivasan et al. 2018 (arXiv:1805.12017): what its experiments share, and how large they are here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from advbench.reproduction.findings import Cell, RunFindings
+from advbench.reproduction.study import Scale, Settings
+from advbench.results.papers import PaperTable, load
+
+RADIUS = 0.3
+CLASSIFIERS = {letter: f"malade2018/{letter.lower()}" for letter in "ABCD"}
+"""The paper's letters and ours."""
+PAIRS: Mapping[Scale, Mapping[str, tuple[str, ...]]] = {
+    "smoke": {"D": ("D",)},
+    "small": {"C": ("D",), "D": ("D",)},
+    "full": {"A": ("B", "C"), "B": ("A", "D"), "C": ("B", "D"), "D": ("A", "D")},
+}
+"""The architectures of the substitutes, by that of the classifier that they imitate."""
+DEFENSES = {
+    "no_defense": "none",
+    "mala": "mala",
+    "malade": "malade",
+    "defense_gan": "defense-gan",
+    "magnet": "magnet",
+}
+"""The paper's columns and our defenses."""
+COMMON: Mapping[Scale, Settings] = {
+    "smoke": {
+        "dataset": "digits",
+        "epochs": 3,
+        "train_examples": 400,
+        "n_examples": 10,
+        "batch": 10,
+        "draws": 1,
+        "score_draws": 2,
+        "substitute_rounds": 1,
+        "substitute_seeds": 60,
+    },
+    "small": {
+        "dataset": "mnist",
+        "epochs": 4,
+        "train_examples": 4_000,
+        "n_examples": 100,
+        "batch": 100,
+        "draws": 2,
+        "score_draws": 3,
+        "substitute_rounds": 3,
+    },
+    "full": {"dataset": "mnist", "epochs": 50, "substitute_rounds": 6},
+}
+"""Of every run: the budget of trainings, and how many images and draws."""
+_STRENGTH: Mapping[Scale, Settings] = {
+    "smoke": {"steps": 4, "step_size": 1.0, "noise": 0.05},
+    "small": {},
+    "full": {},
+}
+"""Of the Langevin steps; where it is not given it is searched."""
+_GAN: Mapping[Scale, Settings] = {
+    "smoke": {"steps": 5, "restarts": 1, "generator": "generator(network='dense', width=16, iterations=40)"},
+    "small": {
+        "steps": 10,
+        "restarts": 1,
+        "generator": "generator(network='dense', iterations=3000, learning_rate=0.0005)",
+    },
+    "full": {"steps": 200, "restarts": 10, "generator": "generator(iterations=200000)"},
+}
+_ONE_SEED: Mapping[Scale, Settings] = {"smoke": {"seed": (0,)}, "small": {"seed": (0,)}, "full": {}}
+"""Of the costliest runs."""
+
+
+def defense(name: str, scale: Scale, **arguments: object) -> Settings:
+    """One of the paper's columns, as a run takes it; `arguments` beside or instead of the usual ones."""
+    usual: Settings = {}
+    if name in ("mala", "malade"):
+        usual = {"epsilon": RADIUS, **_STRENGTH[scale]}
+    elif name == "defense_gan":
+        usual = _GAN[scale]
+    elif name == "magnet":
+        usual = {"detector": None}
+    return {"name": DEFENSES[name], **usual, **arguments}
+
+
+def black_box(scale: Scale, classifier: str, defenses: Sequence[Settings], **settings: object) -> Settings:
+    """FGSM through the substitutes of one classifier, each of them for every defense."""
+    return {
+        **COMMON[scale],
+        "matrix": ["black-box"],
+        "architecture": [CLASSIFIERS[classifier]],
+        "substitute": [CLASSIFIERS[one] for one in PAIRS[scale][classifier]],
+        "defense": list(defenses),
+        "attack": ["fgsm"],
+        "norm": "linf",
+        "epsilon": [RADIUS],
+        **settings,
+    }
+
+
+def once(scale: Scale) -> Settings:
+    """One training seed, for the costliest runs; as many as are asked for at full scale."""
+    return _ONE_SEED[scale]
+
+
+def table(name: str) -> PaperTable:
+    """A table of the paper."""
+    return load("malade2018").tables[f"malade2018.{name}"]
+
+
+def source(substitute: str) -> str:
+    """The label of a substitute of one of the paper's letters."""
+    return f"substitute {CLASSIFIERS[substitute]}"
+
+
+def substitutes(run: RunFindings) -> list[str]:
+    """The labels of the substitutes of a run, in its order."""
+    return [f"substitute {spec.name}" for spec in run.plan.config.substitute or ()]
+
+
+def by_seed(
+    run: RunFindings, figure: Callable[[Cell], float], arguments: Mapping[str, object] | None = None, **facts: object
+) -> tuple[float, ...]:
+    """A figure of the one cell with these facts, for each training seed of the run.
+
+    arguments: of the defense, where several of one name ran. Raises ValueError unless there is one such cell per seed.
+    """
+    found = []
+    for seed in run.plan.config.seed:
+        cells = [cell for cell in run.all(seed=seed, **facts) if _has(cell, arguments or {})]
+        if len(cells) != 1:
+            said = ", ".join(f"{name}={value}" for name, value in {**facts, **(arguments or {})}.items())
+            raise ValueError(f"Expected one cell with seed={seed}, {said}; got {len(cells)}")
+        found.append(figure(cells[0]))
+    return tuple(found)
+
+
+def _has(cell: Cell, arguments: Mapping[str, object]) -> bool:
+    given = cell.record.target["defense"]["arguments"]
+    return all(given[name] == value for name, value in arguments.items())
+
+
+def differs(scale: Scale) -> tuple[str, ...]:
+    """What is other than in the paper."""
+    sizes = {
+        "smoke": "digits, classifier D alone; 3 epochs on 400 images, 10 test images; 4 Langevin steps of a given strength; "
+        "Defense-GAN with 5 steps, one restart and a small dense generator; substitutes from 60 images and one round of "
+        "augmentation",
+        "small": "pairs C/D and D/D; 4 epochs on 4,000 images, 100 test images, gradients over 2 draws, stochastic models "
+        "scored on 3; Defense-GAN with L=10, R=1 and a dense generator of 3,000 updates; 3 rounds of augmentation of the "
+        "paper's baseline's 6",
+        "full": "optimizer and schedule, which the paper does not print",
+    }
+    return (
+        sizes[scale],
+        "the paper's step sizes, noise and annealing are lost: a_t = a_0 0.9^t + 0.05, d_t = d_0 0.9^t + 0.005, a_0 and d_0 "
+        "searched on held-out images of another net's FGSM; the filters of its denoiser are lost too",
+        "Defense-GAN, the substitute and the sizes of A to D follow the code of Samangouei et al. 2018, to which the paper "
+        "compares itself",
+    )
