@@ -8,6 +8,7 @@ from advbench.reports import wording
 from advbench.reports.attackers import attackers_section, detectors_section
 from advbench.reports.boards import boards
 from advbench.reports.cells import Cells
+from advbench.reports.comparisons import comparison_section
 from advbench.reports.curves import curve_sections
 from advbench.reports.distortion import distortion_sections
 from advbench.reports.facts import all_cells_section, cost_sections, failure_section, provenance_section
@@ -27,6 +28,7 @@ def sections(cells: Cells) -> list[Section]:
         *(leaderboard_section(board, missing=len(cells.missing)) for board in found),
         *(section for section in map(attackers_section, found) if section is not None),
         *(section for section in map(masking_section, found) if section is not None),
+        *(section for section in map(comparison_section, found) if section is not None),
         *([failures] if failures else []),
         *(section for board in found for section in matrix_sections(board)),
         *(section for section in map(detectors_section, found) if section is not None),
