@@ -68,9 +68,10 @@ def evaluate(
     minimal-norm attack, `fmn`, runs beside them where none is named. mean, std: of a normalisation that the model expects
     and does not do itself, by channel. stochastic: whether it draws random numbers (by torch's global generators); a model
     that does and is not declared is refused. draws: passes that a gradient of a stochastic model averages; where None they
-    are found on `held_out`, or are sixteen without it. held_out: images and labels that nothing is scored on, for attacks that are
-    calibrated on such. name: what the model is called in the result. batch: images at a time, measured where None. out: a
-    folder for the records and reports; where None nothing is left behind. watch: called with the scheduler's `Status`.
+    are found on `held_out`, or are sixteen without it. held_out: images and labels that nothing is scored on, for attacks
+    that are calibrated on such. name: what the model is called in the result. batch: images at a time, measured where
+    None. out: a folder for the records and reports; where None nothing is left behind. watch: called with the scheduler's
+    `Status`.
 
     Nothing is reused from earlier evaluations, since a live model's code has no name. Raises ValueError, in one line, for
     images, labels, models or settings that do not fit. An attack that fails is a row that says so.

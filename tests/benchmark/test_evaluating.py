@@ -343,7 +343,7 @@ def test_what_does_not_fit_a_target_is_refused(folder):
     with pytest.raises(ValueError, match="--stochastic"):
         plan("net.py:noisy")
     assert plan("net.py:noisy", stochastic=True).tasks
-    with pytest.raises(StateError, match="got none at gone.pt"):
+    with pytest.raises(StateError, match=r"got none at gone\.pt"):
         plan(weights="gone.pt")
     with pytest.raises(ValueError, match="`mean` as numbers"):
         plan(mean="a,b", std="1,1")
