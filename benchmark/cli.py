@@ -84,6 +84,7 @@ class BenchName(StrEnum):
 
     jacobian = "jacobian"
     covariance = "covariance"
+    training = "training"
     purifiers = "purifiers"
 
 
@@ -458,7 +459,7 @@ def bench(
     name: Annotated[BenchName | None, typer.Argument(help="Which kernels; all where absent.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
-    """Measure the defenses' kernels beside the memory-bandwidth limit, on one thread of the CPU or on a GPU.
+    """Measure the defenses' kernels and trainings against their limits, on one thread of the CPU or on a GPU.
 
     Prints a table of ratios. For figures worth keeping, nothing else should be running.
 

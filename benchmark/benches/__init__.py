@@ -25,6 +25,7 @@ from advbench.clocks import stopwatch
 BENCHES: dict[str, str] = {
     "jacobian": "advbench.benches.jacobian:rows",
     "covariance": "advbench.benches.covariance:rows",
+    "training": "advbench.benches.training:rows",
     "purifiers": "advbench.benches.purifiers:rows",
 }
 

@@ -1,0 +1,103 @@
+"""Training-time defenses: what a step of each costs over a step of plain training, on the same net and images.
+
+A step is what the training loop repeats: the objective, its backward pass and Adam. All steps of a net take turns in one
+process. A defense that trains twice, an autoencoder first, takes a step of both. What happens once, before the first step
+(the tangent planes of the images, say), is not counted, and neither is a search over trainings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from advbench import registry
+from advbench.benches import Row, fastest
+from advbench.clocks import device_name
+from advbench.defenses.training.deep_contractive import DeepContractive
+from advbench.defenses.training.pretrained import Pretrained, autoencoder_around
+from advbench.defenses.training.trained import FromScratch
+from advbench.specs import Spec
+from advbench.zoo import architectures
+from advbench.zoo.data import Split
+from advbench.zoo.training import Objective, Step, seeded
+
+BATCH = 128
+SHAPE = (1, 28, 28)
+NETWORKS = ("gu2014/n200-200-10", "shaham2015/convnet")
+RADII = {"linf": 0.3, "l2": 1.5, "l1": 10.0}
+"""MNIST's usual ones, for the defenses that take the run's; they change no cost."""
+
+PROMISED = {"deep-contractive": 1.3, "sgr": 1.3, "robust-linf": 2.0, "robust-l2": 2.0, "robust-l1": 2.0}
+"""Bars on the CPU, times plain training: the papers' "very little" and "twice"."""
+
+BASELINE = "none"
+
+
+def rows(device: torch.device) -> Iterator[Row]:
+    """A row for each registered training-time defense on each net, as they are measured."""
+    for network in NETWORKS:
+        yield from steps(network, device)
+
+
+def steps(network: str, device: torch.device, *, seconds: float = 60.0) -> Iterator[Row]:
+    """The rows of one net; at most about so many seconds."""
+    found = fastest({name: stepper(each, network, device) for name, each in defenses().items()}, device, seconds=seconds)
+    for name, taken in found.items():
+        if name != BASELINE:
+            yield Row(
+                case=f"{network}, {BATCH} images, {name}",
+                measure="training step",
+                device=device_name(device),
+                against="plain training",
+                seconds=taken,
+                reference_seconds=found[BASELINE],
+                bar=PROMISED.get(name) if device.type == "cpu" else None,
+            )
+
+
+def defenses() -> dict[str, FromScratch]:
+    """The registered defenses that train a net from scratch by one objective, with their defaults."""
+    created = {name: registry.create("defenses", Spec(name)) for name in registry.names("defenses")}
+    return {name: _settled(each) for name, each in created.items() if isinstance(each, FromScratch)}
+
+
+def _settled(defense: FromScratch) -> FromScratch:
+    """The defense with what is open in it: a radius, or a penalty's coefficient."""
+    if isinstance(defense, DeepContractive):
+        return dataclasses.replace(defense, coefficient=1e-4)
+    if getattr(defense, "epsilon", 0.0) is None:
+        settled: FromScratch = dataclasses.replace(defense, **{"epsilon": RADII[getattr(defense, "norm", "linf")]})
+        return settled
+    return defense
+
+
+def stepper(defense: FromScratch, network: str, device: torch.device) -> Callable[[], object]:
+    """A call that takes one step on random images."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(BATCH, *SHAPE, generator=generator), torch.randint(10, (BATCH,), generator=generator)
+    images = Split.of(x, y).to(device)
+    with seeded(0, device):
+        model = architectures.build(network, SHAPE, 10).train()
+    if not isinstance(defense, Pretrained):
+        return _step(model.to(device), images, defense.start(images))
+    autoencoder = autoencoder_around(model, SHAPE, seed=0).to(device)
+    pair = _step(autoencoder, images, defense.reconstruction), _step(model.to(device), images, defense.objective)
+    return lambda: [call() for call in pair]
+
+
+def _step(model: nn.Module, images: Split, objective: Objective) -> Callable[[], object]:
+    # Steps of length zero, so that every call does the same work on the same weights.
+    optimizer, step = torch.optim.Adam(model.parameters(), lr=0.0), Step(0, 0, 0, images.index)
+
+    def call() -> Tensor:
+        optimizer.zero_grad()
+        terms = objective(model, images.x, images.y, step)
+        loss = torch.stack(list(terms.values())).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return loss.detach()
+
+    return call
