@@ -8,7 +8,7 @@ from pathlib import Path
 from advbench.reports.boards import boards
 from advbench.reports.cells import Cells
 from advbench.reports.robustbench import NORMS, model_infos
-from advbench.reports.section import Drawing, Section
+from advbench.reports.section import Section, drawings
 from advbench.reports.write import read, replace_file
 
 
@@ -44,13 +44,8 @@ def csv(cells: Cells) -> str:
 
 
 def figures(found: Sequence[Section], format: str) -> dict[str, bytes]:
-    """The drawings of sections as files, by name: the section's anchor, numbered where it has several."""
-    files = {}
-    for section in found:
-        drawings = [figure.file for figure in section.figures if isinstance(figure, Drawing) and figure.file is not None]
-        for place, file in enumerate(drawings, start=1):
-            files[f"{section.anchor}{f'-{place}' if len(drawings) > 1 else ''}.{format}"] = file(format)
-    return files
+    """The drawings of sections as files, by name."""
+    return {f"{name}.{format}": one.file(format) for name, one in drawings(found).items() if one.file is not None}
 
 
 def _robustbench(cells: Cells) -> dict[str, str]:

@@ -268,6 +268,21 @@ def _page_markup(svg: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
+def on_paper(svg: str) -> str:
+    """A drawing's markup as an SVG file: dark ink on white paper, whatever page it is shown on."""
+    root = ElementTree.fromstring(svg)
+    root.set("xmlns", "http://www.w3.org/2000/svg")
+    root.set("font-family", "sans-serif")
+    for element in root.iter():
+        for name, value in list(element.attrib.items()):
+            if value == "currentColor":
+                element.set(name, "#1d1f21")
+        if element.attrib.pop("class", "") == "paper":
+            element.set("stroke", "#ffffff")
+    root.insert(0, ElementTree.Element("rect", width="100%", height="100%", fill="#ffffff"))
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
 def _attributes(element: ElementTree.Element, prefix: str, referenced: set[str]) -> Iterator[tuple[str, str]]:
     """The attributes of an element: names that are its own in the page, no style, the page's ink, short numbers."""
     for name, value in element.attrib.items():

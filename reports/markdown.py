@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from advbench.reports.section import Entry, Section, Table
+from advbench.reports.section import Drawing, Entry, Section, Table, drawings
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~$])")
 
 
-def to_markdown(sections: Sequence[Section], *, title: str, page: str = "leaderboard.html") -> str:
-    """The report as Markdown. Figures are left to the HTML report, the file `page`, which is named where they stand."""
-    parts = [f"# {escape(title)}", *(_section(section, page) for section in sections)]
+def to_markdown(
+    sections: Sequence[Section], *, title: str, page: str = "leaderboard.html", folder: str | None = None
+) -> str:
+    """The report as Markdown.
+
+    folder: where the drawings lie as SVG files, under the names that `advbench.reports.section.drawings` gives; they are
+    shown. Without it they, and grids of images always, are left to the HTML report, the file `page`.
+    """
+    files = {id(one): f"{folder}/{name}.svg" for name, one in drawings(sections).items()} if folder else {}
+    parts = [f"# {escape(title)}", *(_section(section, page, files) for section in sections)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -21,12 +28,14 @@ def escape(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", " ".join(text.split())).replace("&", "&amp;")
 
 
-def _section(section: Section, page: str) -> str:
+def _section(section: Section, page: str, files: Mapping[int, str]) -> str:
     title = f"{section.title}: {section.context}" if section.context else section.title
     parts = [f"## {escape(title)}", escape(section.text)]
     parts += [f"> **Note:** {escape(caveat)}" for caveat in section.caveats]
     parts += [_table(table) for table in section.tables]
-    count = sum(figure is not None for figure in section.figures)
+    shown = [one for one in section.figures if isinstance(one, Drawing) and id(one) in files]
+    parts += [f"![{escape(one.alt)}]({files[id(one)]})" for one in shown]
+    count = sum(figure is not None and id(figure) not in files for figure in section.figures)
     if count:
         figures = "1 figure" if count == 1 else f"{count} figures"
         parts.append(f"[{figures}]({page}#{section.anchor})")

@@ -122,3 +122,13 @@ class Section:
     tables: tuple[Table, ...] = ()
     figures: tuple[Drawing | ImageGrid | None, ...] = ()
     caveats: tuple[str, ...] = ()
+
+
+def drawings(sections: Sequence[Section]) -> dict[str, Drawing]:
+    """All drawings by a name for their files: the section's anchor, numbered where it has several."""
+    found = {}
+    for section in sections:
+        own = [figure for figure in section.figures if isinstance(figure, Drawing)]
+        for place, drawing in enumerate(own, start=1):
+            found[f"{section.anchor}-{place}" if len(own) > 1 else section.anchor] = drawing
+    return found

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 
 REPORTS = ("leaderboard.md", "leaderboard.html", "results.csv")
 _SIDECAR = ".reports.json"
+_FIGURES = "figures"
 _LIBRARIES = ("numpy", "pandas", "matplotlib", "seaborn", "jinja2", "tabulate")
 
 
 def write_reports(out: Path, keys: Sequence[str] | None = None) -> list[Path]:
     """Write leaderboard.md, leaderboard.html and results.csv into `out` from the records in ``out/records``.
 
-    keys: the cells to report, all records where None; a key without a record becomes a row that says so. Nothing is drawn
-    again where neither records, renderers nor reports have changed. Returns the files.
+    keys: the cells to report, all records where None; a key without a record becomes a row that says so. The figures of
+    leaderboard.md lie beside it in ``figures/``. Nothing is drawn again where neither records, renderers nor reports have
+    changed. Returns the three files.
     """
     return write_merged({Path(out): keys}, Path(out))
 
@@ -40,10 +42,14 @@ def write_merged(folders: Mapping[Path, Sequence[str] | None], to: Path) -> list
     inputs = hashlib.sha256(
         "\n".join(f"{folder} {_inputs_digest(stores[folder], keys)}" for folder, keys in wanted.items()).encode()
     ).hexdigest()
-    if _recorded(to) != {"inputs": inputs, **_digests(paths)}:
-        for path, content in zip(paths, _render(read(wanted)), strict=True):
-            replace_file(path, content)
-        replace_file(to / _SIDECAR, json.dumps({"inputs": inputs, **_digests(paths)}, indent=1) + "\n")
+    before = _recorded(to)
+    if before != {"inputs": inputs, **_digests(to, before)} or not all(path.is_file() for path in paths):
+        contents = _render(read(wanted))
+        for name in set(before) - {"inputs"} - set(contents):
+            (to / name).unlink(missing_ok=True)
+        for name, content in contents.items():
+            replace_file(to / name, content)
+        replace_file(to / _SIDECAR, json.dumps({"inputs": inputs, **_digests(to, contents)}, indent=1) + "\n")
     return paths
 
 
@@ -58,20 +64,24 @@ def read(folders: Mapping[Path, Sequence[str] | None]) -> Cells:
     return merge(dict(zip(run_names(map(str, folders)), loaded, strict=True)))
 
 
-def _render(cells: Cells) -> list[str]:
-    """The contents of the reports, in the order of their names."""
+def _render(cells: Cells) -> dict[str, str]:
+    """The contents of the reports, and of the figures of the first, by path."""
+    from advbench.reports.figures import on_paper
     from advbench.reports.frame import cell_frame
     from advbench.reports.html import to_html
     from advbench.reports.markdown import to_markdown
+    from advbench.reports.section import drawings
     from advbench.reports.sections import sections, summary
 
     found = sections(cells)
     title = "Adversarial robustness leaderboard"
-    return [
-        to_markdown(found, title=title),
+    contents = (
+        to_markdown(found, title=title, folder=_FIGURES),
         to_html(found, title=title, summary=summary(cells)),
         cell_frame(cells.cells, cells.missing).to_csv(index=False, lineterminator="\n"),
-    ]
+    )
+    figures = {f"{_FIGURES}/{name}.svg": on_paper(drawing.svg) for name, drawing in drawings(found).items()}
+    return dict(zip(REPORTS, contents, strict=True)) | figures
 
 
 def _inputs_digest(store: Store, keys: Sequence[str]) -> str:
@@ -91,17 +101,25 @@ def _inputs_digest(store: Store, keys: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _digests(paths: Sequence[Path]) -> dict[str, str]:
-    """SHA-256 of the files that exist, by name."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}
+def _digests(to: Path, names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of the files of `names` that exist."""
+    found = {name: to / name for name in names}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in found.items() if path.is_file()}
 
 
-def _recorded(out: Path) -> object:
-    """What the last writing left in the sidecar; None where there is none."""
+def _recorded(to: Path) -> dict[str, str]:
+    """What the last writing left in the sidecar: the inputs' digest, and that of each file that it wrote."""
     try:
-        return json.loads((out / _SIDECAR).read_text(encoding="utf-8"))
+        found = json.loads((to / _SIDECAR).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
+        return {}
+    return {name: str(value) for name, value in found.items() if _is_ours(name)} if isinstance(found, dict) else {}
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a name in a sidecar, which nobody vouches for, is one that a report has."""
+    folder, _, file = name.rpartition("/")
+    return name in (*REPORTS, "inputs") or (folder == _FIGURES and file.endswith(".svg") and "\\" not in file)
 
 
 def replace_file(path: Path, content: str | bytes) -> None:

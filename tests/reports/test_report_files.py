@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -193,10 +194,20 @@ def test_the_terminal_shows_the_chosen_cells_only(default_store):
     assert "pgd-linf" not in console.file.getvalue()
 
 
-def test_markdown_has_the_tables_and_names_the_figures(written):
+def test_markdown_has_the_tables_and_shows_the_figures(written):
     text = written["leaderboard.md"].read_text(encoding="utf-8")
+    folder = written["leaderboard.md"].parent
+    shown = re.findall(r"!\[[^\]]+\]\((figures/[a-z0-9-]+\.svg)\)", text)
+    assert {path.relative_to(folder).as_posix() for path in (folder / "figures").iterdir()} == set(shown)
+    assert sum(name.startswith("figures/transfer-linf-0-3-on-mnist-") for name in shown) == 3
+    for name in shown:
+        drawn = (folder / name).read_text(encoding="utf-8")
+        root = ElementTree.fromstring(drawn)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert (root[0].get("width"), root[0].get("fill")) == ("100%", "#ffffff"), "it reads on a dark page too"
+        assert "currentColor" not in drawn
     assert text.startswith("# Adversarial robustness leaderboard\n\n## Leaderboard: linf ≤ 0.3 on mnist\n")
-    assert "[3 figures](leaderboard.html#transfer-linf-0-3-on-mnist)" in text
+    assert re.search(r"\[\d+ figures\]\(leaderboard\.html#images\)", text), "grids of images are left to the page"
     assert re.search(r"\|\s+1 \| \*\*\S+\*\* +\|", text)
 
 
