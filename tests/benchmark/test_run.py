@@ -34,7 +34,7 @@ def test_a_run_scores_every_cell_and_writes_the_reports(settings):
     result = advbench.run(**settings)
     assert result.exit_code == 0
     frame = result.frame
-    assert len(frame) == len(result.cells) == 9 + 9 + 27
+    assert len(frame) == len(result.cells) == 9 + 3 + 9 + 27  # three of the attacker who ignores the noise
     assert set(frame["status"]) == {"ok"}
     for name in ("leaderboard.md", "leaderboard.html", "results.csv"):
         assert (settings["out"] / name).stat().st_size > 500
@@ -120,7 +120,7 @@ def test_a_failing_cell_is_a_row_and_stops_nothing(settings, monkeypatch):
     assert result.exit_code == 1
     frame = result.frame
     failed = frame[frame["attack"] == "broken"]
-    assert len(failed) == 3 + 9
+    assert len(failed) == 3 + 1 + 9
     assert set(failed["status"]) == {"error"}
     assert failed["reason"].str.contains("no such luck").all()
     assert set(frame[frame["attack"] == "fgsm"]["status"]) == {"ok"}
