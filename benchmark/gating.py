@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import resources
 from pathlib import Path
 
 from advbench.reporting import read_manifest
@@ -23,7 +24,10 @@ def check(
     across_versions: bool = False,
     fail_on_flags: bool = False,
 ) -> Verdicts:
-    """Hold the last run in `out` against a baseline: a file of `write_baseline`, or the output folder of another run.
+    """Hold the last run in `out` against a baseline.
+
+    baseline: a file of `write_baseline`, the output folder of another run, or the name of a baseline that ships with
+    advbench, such as ``digits``.
 
     alpha: the chance of any false alarm. tolerance: a change of at most so much, a share, counts as none. The other terms
     are those of `advbench.results.gate.Terms`. The verdicts' `exit_code` is 0 where nothing is worse, 1 for a regression, 2
@@ -66,9 +70,12 @@ def add_to_summary(found: Verdicts) -> None:
 
 
 def read_baseline(path: Path) -> Snapshot:
-    """A baseline from its file, or from the output folder of a run."""
+    """A baseline from its file, from the output folder of a run, or by the name of one that ships with advbench."""
     if path.is_dir():
         return read_run(path)
+    shipped = resources.files("advbench.results.baselines") / f"{path}.json"
+    if len(path.parts) == 1 and not path.exists() and shipped.is_file():
+        return baselines.from_text(shipped.read_text(encoding="utf-8"))
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
