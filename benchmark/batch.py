@@ -17,6 +17,8 @@ from advbench.zoo import checkpoints
 
 DEFAULT_BATCH = 128
 _SECONDS = 0.15
+_LONG = 1.0
+"""A pass of so many seconds keeps a processor busy: larger batches are not tried."""
 _LIMITS = {"cpu": (32, 512), "cuda": (256, 8192)}
 
 
@@ -50,7 +52,7 @@ def _measure(defended: Defended, shape: tuple[int, int, int], draws: int, device
                 speeds[batch] = _images_per_second(defended, shape, draws, device, batch)
             except torch.OutOfMemoryError:
                 break
-            if speeds[batch] < 0.8 * max(speeds.values()):
+            if speeds[batch] < 0.8 * max(speeds.values()) or batch / speeds[batch] > _LONG:
                 break
             batch *= 2
     if not speeds:
