@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -10,11 +11,12 @@ from advbench.reporting import read_manifest
 from advbench.results import baseline as baselines
 from advbench.results.baseline import Snapshot
 from advbench.results.gate import Terms, Verdicts, compare
+from advbench.results.record import Examples, Record
 from advbench.results.store import Store
 
 
 def check(
-    out: str | Path,
+    out: str | Path | Sequence[str | Path],
     baseline: str | Path,
     *,
     alpha: float = 0.01,
@@ -24,7 +26,7 @@ def check(
     across_versions: bool = False,
     fail_on_flags: bool = False,
 ) -> Verdicts:
-    """Hold the last run in `out` against a baseline.
+    """Hold the last run in `out`, or those of several folders together, against a baseline.
 
     baseline: a file of `write_baseline`, the output folder of another run, or the name of a baseline that ships with
     advbench, such as ``digits``.
@@ -41,12 +43,15 @@ def check(
         across_versions=across_versions,
         fail_on_flags=fail_on_flags,
     )
-    return compare(read_baseline(Path(baseline)), read_run(Path(out)), terms)
+    return compare(read_baseline(Path(baseline)), read_runs(_folders(out)), terms)
 
 
-def write_baseline(out: str | Path, path: str | Path) -> Path:
-    """Write the baseline of the last run in `out`. Raises ValueError where some cell of it has no numbers."""
-    text = baselines.to_text(read_run(Path(out)))
+def write_baseline(out: str | Path | Sequence[str | Path], path: str | Path) -> Path:
+    """Write the baseline of the last run in `out`, or of those of several folders together, such as a training seed each.
+
+    Raises ValueError where some cell has no numbers.
+    """
+    text = baselines.to_text(read_runs(_folders(out)))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -72,7 +77,7 @@ def add_to_summary(found: Verdicts) -> None:
 def read_baseline(path: Path) -> Snapshot:
     """A baseline from its file, from the output folder of a run, or by the name of one that ships with advbench."""
     if path.is_dir():
-        return read_run(path)
+        return read_runs([path])
     shipped = resources.files("advbench.results.baselines") / f"{path}.json"
     if len(path.parts) == 1 and not path.exists() and shipped.is_file():
         return baselines.from_text(shipped.read_text(encoding="utf-8"))
@@ -90,20 +95,28 @@ def read_baseline(path: Path) -> Snapshot:
         raise ValueError(f"{path}: {error}") from None
 
 
-def read_run(out: Path) -> Snapshot:
-    """The last run in an output folder; all of its records where it is not known which those are."""
+def read_runs(folders: Sequence[Path]) -> Snapshot:
+    """The last run of each output folder as one; all records of a folder where it is not known which those are."""
+    try:
+        return baselines.snapshot([cell for folder in folders for cell in _cells(folder)])
+    except ValueError as error:
+        raise ValueError(f"{', '.join(map(str, folders))}: {error}") from None
+
+
+def _folders(out: str | Path | Sequence[str | Path]) -> list[Path]:
+    return [Path(out)] if isinstance(out, str | Path) else [Path(folder) for folder in out]
+
+
+def _cells(out: Path) -> list[tuple[Record, Examples | None]]:
     store = Store(out)
     keys = read_manifest(out) or store.keys()
     if not keys:
-        raise ValueError(f"Expected a folder with records, as `advbench run --out {out}` leaves it, got none at {out}")
+        raise ValueError(f"Expected a folder with records, as `advbench run --out {out}` leaves it, got none")
     found = {key: store.load(key) for key in keys}
     missing = [key for key, parts in found.items() if parts is None]
     if missing:
         raise ValueError(
-            f"{out}: Expected a finished run, got {len(missing)} of {len(keys)} cells without a readable record: "
+            f"Expected a finished run in {out}, got {len(missing)} of {len(keys)} cells without a readable record: "
             "the same `advbench run` continues it"
         )
-    try:
-        return baselines.snapshot((parts[0], parts[1]) for parts in found.values() if parts is not None)
-    except ValueError as error:
-        raise ValueError(f"{out}: {error}") from None
+    return [(parts[0], parts[1]) for parts in found.values() if parts is not None]

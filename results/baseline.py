@@ -23,6 +23,7 @@ from advbench.results.statistics import Outcome, Values, robust, selection
 
 BASELINE_VERSION = 1
 FORMAT = "advbench baseline"
+_OWN_WEIGHTS = ("weights", "weights_sha256")
 Counts: TypeAlias = NDArray[np.int64]
 _Cell: TypeAlias = tuple[Record, Examples | None]
 
@@ -256,14 +257,22 @@ def _board(threat: Threat, boxed: Sequence[_Cell]) -> Board:
 
 
 def _target(threat: Threat, label: str, cells: Sequence[_Cell], kin: Sequence[_Cell]) -> Target:
-    names = ("defense", "architecture", "stochastic")
-    facts = {name: cells[0][0].target[name] for name in names}
-    if any({name: record.target[name] for name in names} != facts for record, _ in cells):
+    facts = _facts(cells[0][0])
+    if any(_facts(record) != facts for record, _ in cells):
         raise ValueError(f"Expected one model named {label}, got several configurations")
     by_seed = _grouped(cells, lambda record: record.seed)
     models = tuple(_model(threat, label, seed, group) for seed, group in by_seed.items())
     found = flags(_outcomes(cells), threat.epsilon, _outcomes(kin))
     return Target(label, facts, models, tuple(sorted({flag.name for flag in found})))
+
+
+def _facts(record: Record) -> Facts:
+    """The configuration of a target; of a user's own model without its weights, which differ from seed to seed."""
+    facts = {name: record.target[name] for name in ("defense", "architecture", "stochastic")}
+    if facts["defense"]["name"] == "own":
+        kept = {name: value for name, value in facts["defense"]["arguments"].items() if name not in _OWN_WEIGHTS}
+        facts["defense"] = {"name": "own", "arguments": kept}
+    return facts
 
 
 def _outcomes(cells: Sequence[_Cell]) -> list[Outcome]:

@@ -143,6 +143,18 @@ def test_the_oblivious_matrix_and_records_without_a_box_are_left_out(make_cells)
         baseline.snapshot(boxless)
 
 
+def test_the_weights_of_a_users_own_model_are_no_part_of_its_configuration(make_cells):
+    """Each seed of a model of one's own comes from another file of weights."""
+
+    def own(record):
+        arguments = {"weights": f"net{record.seed}.pt", "weights_sha256": "ab" * record.seed, "mean": [0.5]}
+        return replace(record, target=record.target | {"defense": {"name": "own", "arguments": arguments}})
+
+    (board,) = baseline.snapshot([(own(record), examples) for record, examples in make_cells(labels=("a",))]).boards
+    assert board.targets[0].facts["defense"] == {"name": "own", "arguments": {"mean": [0.5]}}
+    assert len(board.targets[0].models) == 2
+
+
 def test_a_run_with_a_failed_cell_makes_no_baseline(make_cells):
     (record, _), *others = make_cells()
     failed = replace(record, status="error", reason="ViolationError: outside", counts={})
