@@ -86,7 +86,8 @@ def relaxed(run: RunFindings, column: str, seed: int) -> Way:
 
 def _distance(way: Way) -> Tensor:
     """The mean l2 distance to the clean images at every step, (steps + 1,)."""
-    return (way.states - way.clean).double().flatten(2).norm(dim=2).mean(dim=1)
+    away: Tensor = torch.linalg.vector_norm((way.states - way.clean).double(), dim=(2, 3, 4))
+    return away.mean(dim=1)
 
 
 def _grids(way: Way, name: str) -> list[ImageGrid]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from advbench.reproduction.findings import Cell, Findings, RunFindings
 from advbench.reproduction.malade2018_blackbox import pair_accuracies
@@ -125,7 +126,7 @@ def _rows(run: RunFindings, attack: str, classifier: str, printed: PaperTable) -
     """The rows of an attack on a classifier, one per defense."""
     rows = []
     for column, name in DEFENSES.items():
-        facts = {"matrix": "white-box", "attack": _ATTACKS.get(attack, "pgd"), "defense": name}
+        facts: dict[str, Any] = {"matrix": "white-box", "attack": _ATTACKS.get(attack, "pgd"), "defense": name}
         paper = printed.cell(column, attack, classifier) if attack in _ATTACKS else None
         cells = [Pair(paper, Ours(by_seed(run, through, **facts)))]
         cells += [Pair(None, Ours(by_seed(run, figure, **facts))) for figure in (worst, ignoring)]

@@ -99,7 +99,7 @@ class ReconstructionError(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The error less the threshold, shape (n,)."""
         residual = (self.denoiser(x) - x).flatten(1)
-        error = torch.linalg.vector_norm(residual, ord=self.p, dim=1) / residual.shape[1] ** (1 / self.p)
+        error: Tensor = torch.linalg.vector_norm(residual, ord=self.p, dim=1) / residual.shape[1] ** (1 / self.p)
         return error - self.threshold
 
 
