@@ -385,7 +385,7 @@ def publish(
 
 @app.command()
 def check(
-    out: Annotated[Path, typer.Argument(help="The output folder of a run.")],
+    out: Annotated[list[Path], typer.Argument(help="The output folder of a run, or several, such as one for each seed.")],
     baseline: Annotated[Path, typer.Option(help="A file of `advbench baseline`, or the output folder of another run.")],
     alpha: Annotated[float, typer.Option(help="The chance of any false alarm.")] = 0.01,
     tolerance: Annotated[float, typer.Option(help="A change of at most so much, such as 0.01 for a point, is none.")] = 0.0,
@@ -438,7 +438,7 @@ def check(
 
 @app.command()
 def baseline(
-    out: Annotated[Path, typer.Argument(help="The output folder of a run.")],
+    out: Annotated[list[Path], typer.Argument(help="The output folder of a run, or several, such as one for each seed.")],
     to: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
 ) -> None:
     """Write the baseline that later runs are checked against: small, and in a stable order.
