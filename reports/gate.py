@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -15,6 +16,7 @@ from advbench.results.gate import TIME, CellChange, Row, Verdicts
 _COLUMNS = ("Target", "Number", "Baseline", "Candidate", "Change", "p (Holm)", "Verdict", "Test", "Note")
 _VERDICT = _COLUMNS.index("Verdict")
 _LINES = 12
+_NOT_XML = re.compile(r"[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")
 
 
 def to_text(found: Verdicts) -> str:
@@ -85,6 +87,9 @@ def to_junit(found: Verdicts) -> str:
             ElementTree.SubElement(case, "failure", message=f"{row.verdict}: {row.note or row.test}").text = said
         else:
             ElementTree.SubElement(case, "system-out").text = said
+    for element in suite.iter():
+        element.attrib.update({name: _NOT_XML.sub("?", value) for name, value in element.attrib.items()})
+        element.text = _NOT_XML.sub("?", element.text) if element.text else element.text
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
