@@ -34,13 +34,13 @@ _ADAPTIVE: Mapping[Scale, str] = {
 """The stronger attack within the radius, through every surrogate."""
 _CW: Mapping[Scale, str] = {
     "smoke": "carlini-wagner(steps=5, search_steps=1, initial_constant=100.0, learning_rate=0.1)",
-    "small": "carlini-wagner(steps=50, search_steps=1, initial_constant=100.0, learning_rate=0.1)",
+    "small": "carlini-wagner(steps=30, search_steps=1, initial_constant=100.0, learning_rate=0.1)",
     "full": "carlini-wagner(steps=100, search_steps=1, initial_constant=100.0, learning_rate=0.1)",
 }
-_FEWER: Mapping[Scale, Settings] = {"smoke": {"n_examples": 5}, "small": {"n_examples": 40}, "full": {}}
+_FEWER: Mapping[Scale, Settings] = {"smoke": {"n_examples": 5}, "small": {"n_examples": 30}, "full": {}}
 _FEWEST: Mapping[Scale, Settings] = {
     "smoke": {"n_examples": 5},
-    "small": {"n_examples": 25, "draws": 1},
+    "small": {"n_examples": 20, "draws": 1},
     "full": {},
 }
 _CW_CLASSIFIERS: Mapping[Scale, tuple[str, ...]] = {"smoke": ("D",), "small": ("D",), "full": tuple(CLASSIFIERS)}
@@ -218,7 +218,7 @@ def _differs(scale: Scale) -> Sequence[str]:
     sizes = {
         "smoke": ("one training seed, 5 test images; PGD of 3 steps and CW of 5",),
         "small": (
-            "one training seed, which decides no claim; 40 test images; PGD of 10 steps; CW of 50 steps on 25 images of D "
+            "one training seed, which decides no claim; 30 test images; PGD of 10 steps; CW of 30 steps on 20 images of D "
             "alone, with one draw",
         ),
         "full": (),
