@@ -6,7 +6,7 @@ fresh forward pass says (DESIGN invariants 1 and 2).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +60,12 @@ class Counts:
     wrong: Tensor
     score: Tensor
     draws: int
+
+    @staticmethod
+    def of(columns: Iterable[Tensor], draws: int) -> Counts:
+        """The counts of seven columns in the order of the fields."""
+        prediction, select, report, select_rejected, report_rejected, wrong, score = columns
+        return Counts(prediction, select, report, select_rejected, report_rejected, wrong, score, draws)
 
     @property
     def withstood(self) -> tuple[Tensor, Tensor]:
@@ -142,7 +148,7 @@ def count(defended: Defended, split: Split, *, seed: int, draws: int, batch: int
         for start in range(0, len(split), batch):
             part = split.select(slice(start, start + batch)).to(device)
             parts.append(_count(defended, part, seed, passes))
-    return Counts(*(torch.cat(columns).cpu() for columns in zip(*parts, strict=True)), passes)
+    return Counts.of((torch.cat(columns).cpu() for columns in zip(*parts, strict=True)), passes)
 
 
 def score(

@@ -405,7 +405,7 @@ def _load(name: str, data_dir: Path | None) -> DataSet:
 
 def _read_clean(path: Path) -> tuple[Counts, str]:
     with np.load(path, allow_pickle=False) as file:
-        counts = Counts(*(torch.from_numpy(file[name]) for name in _COUNTED), int(file["draws"]))
+        counts = Counts.of((torch.from_numpy(file[name]) for name in _COUNTED), int(file["draws"]))
         return counts, str(file["weights_sha256"])
 
 

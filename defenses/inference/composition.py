@@ -42,8 +42,9 @@ def checkpointed(step: Callable[[State, int], State], state: State, steps: int) 
             state = step(state, t)
         return state
 
-    tensors = state if isinstance(state, tuple) else (state,)
-    if not (torch.is_grad_enabled() and any(one.requires_grad for one in tensors)):
+    given: object = state
+    tensors = given if isinstance(given, tuple) else (given,)
+    if not (torch.is_grad_enabled() and any(one.requires_grad for one in tensors if isinstance(one, Tensor))):
         return stretch(state, 0, steps)
     length = max(1, math.isqrt(steps))
     for first in range(0, steps, length):
@@ -186,5 +187,5 @@ class Approximated(nn.Module):
         """Images (n, c, h, w), exactly the purifier's."""
         with torch.no_grad():
             pure = call(self.purifier, x.detach(), rng, self.stochastic)
-        shadow = self.substitute(x)
+        shadow: Tensor = self.substitute(x)
         return pure + (shadow - shadow.detach())

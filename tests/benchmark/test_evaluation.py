@@ -10,7 +10,7 @@ from torch import nn
 
 from advbench.attacks.access import WhiteBox
 from advbench.attacks.threat import ThreatModel
-from advbench.defenses.defended import Defended, Surrogate
+from advbench.defenses.defended import Defended, Detector, Surrogate
 from advbench.evaluation import ViolationError, count, craft, score
 from advbench.zoo.data import Split
 
@@ -155,6 +155,84 @@ def test_a_clean_image_is_a_candidate_for_a_stochastic_model():
     clean = count(defended, split, seed=0, draws=10, batch=64, device=CPU)
     found = score(defended, split, clean, [split.x + 0.7], norm="linf", minimal_norm=False, seed=0, batch=64, device=CPU)
     assert found.examples.report_correct.mean() < 4
+
+
+class Bright(nn.Module):
+    """Rejects images brighter than 0.58."""
+
+    def forward(self, x):
+        return x.flatten(1).mean(dim=1) - 0.58
+
+
+class Unsure(nn.Module):
+    """Rejects three images in ten, whatever they show."""
+
+    def forward(self, x, rng):
+        return 0.3 - rng.fork("unsure").uniform((), x.dtype) + 0 * x.flatten(1).sum(dim=1)
+
+
+def test_a_rejected_clean_image_is_lost_and_a_rejected_adversarial_has_failed():
+    split = images(value=0.55)
+    split.x[0] += 0.05  # clean, and rejected
+    defended = Defended(Linear(), detector=Detector(Bright()))
+    clean = count(defended, split, seed=0, draws=1, batch=4, device=CPU)
+    assert clean.report.tolist() == [0, 1, 1, 1, 1, 1]
+    assert clean.report_rejected.tolist() == [1, 0, 0, 0, 0, 0]
+    assert clean.wrong.tolist() == [0] * 6
+    wrong, rejected = split.x - 0.1, Split.of(torch.full((6, 1, 2, 2), 0.55), 1 - split.y)
+    mixed = torch.cat((wrong[:3], torch.full((3, 1, 2, 2), 0.6)))
+    found = score(defended, split, clean, [mixed], norm="linf", minimal_norm=False, seed=0, batch=4, device=CPU)
+    assert found.examples.report_correct.tolist() == [0, 0, 0, 1, 1, 1]
+    assert found.examples.report_rejected.tolist() == [0, 0, 0, 1, 1, 1]
+    assert found.examples.report_wrong.tolist() == [1, 1, 1, 0, 0, 0]
+    np.testing.assert_allclose(found.examples.report_score, [-0.13, -0.13, -0.13, 0.02, 0.02, 0.02], atol=0.051)
+    assert found.accuracies == (3 / 6,)
+    blind = count(defended, rejected, seed=0, draws=1, batch=4, device=CPU)  # every label is wrong, no image is rejected
+    assert (blind.report.sum(), blind.wrong.sum(), blind.report_rejected.sum()) == (0, 6, 0)
+
+
+def test_a_misclassified_image_that_is_rejected_counts_as_withstood():
+    split = images(value=0.55)
+    defended = Defended(Linear(), detector=Detector(Bright()))
+    flipped = Split.of(split.x, 1 - split.y)  # the label of the dark side, so that brighter images are errors
+    clean = count(defended, Split.of(flipped.x - 0.1, flipped.y), seed=0, draws=1, batch=8, device=CPU)
+    bright = torch.full((6, 1, 2, 2), 0.55)
+    bright[3:] += 0.05
+    dark = Split.of(flipped.x - 0.1, flipped.y)
+    found = score(defended, dark, clean, [bright], norm="linf", minimal_norm=False, seed=0, batch=8, device=CPU)
+    assert found.examples.report_wrong.tolist() == [1] * 6
+    assert found.examples.report_correct.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_stochastic_detector_is_counted_over_draws():
+    split = images(n=400, value=0.8)
+    defended = Defended(Coin(), stochastic=True, detector=Detector(Unsure(), stochastic=True))
+    clean = count(defended, split, seed=0, draws=10, batch=64, device=CPU)
+    assert abs(clean.report_rejected.double().mean() / 10 - 0.3) < 0.03
+    assert abs(clean.report.double().mean() / 10 - 0.8 * 0.7) < 0.03
+    assert not torch.equal(clean.select_rejected, clean.report_rejected)
+    moved = split.x - 0.7
+    found = score(defended, split, clean, [moved], norm="linf", minimal_norm=False, seed=0, batch=64, device=CPU)
+    assert abs(found.accuracies[0] - (0.3 + 0.7 * 0.1)) < 0.03  # rejected, or answered by luck
+    assert found.examples.report_correct.mean() / 10 < 0.5
+
+
+def test_a_detector_must_say_finite_numbers():
+    defended = Defended(Linear(), detector=Detector(nn.Flatten()))
+    with pytest.raises(ViolationError, match="Expected 4 finite scores of the detector"):
+        count(defended, images(), seed=0, draws=1, batch=4, device=CPU)
+
+
+def test_the_accuracy_of_each_candidate_counts_within_the_radius():
+    split = images(value=0.55)
+    clean = count(Defended(Linear()), split, seed=0, draws=1, batch=8, device=CPU)
+    near, far = split.x.clone(), split.x - 0.3
+    near[:2] -= 0.1
+    how = {"norm": "linf", "seed": 0, "batch": 8, "device": CPU}
+    fixed = score(Defended(Linear()), split, clean, [near, far], minimal_norm=False, **how)
+    assert fixed.accuracies == (4 / 6, 0.0)
+    minimal = score(Defended(Linear()), split, clean, [near, far], minimal_norm=True, epsilon=0.1, **how)
+    assert minimal.accuracies == (4 / 6, 1.0)
 
 
 def test_draws_do_not_depend_on_the_batch():
