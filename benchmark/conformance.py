@@ -87,7 +87,8 @@ class Net(nn.Module):
             raise OverflowError("the model broke")
         if rng is not None:
             x = x + 0.05 * rng.normal(tuple(x.shape[1:]), x.dtype)
-        return self.scale * self.head(self.features(x)) + self.shift
+        logits: Tensor = self.head(self.features(x))
+        return self.scale * logits + self.shift
 
 
 class Flat(nn.Module):
@@ -136,8 +137,9 @@ def run(
 ) -> Tensor:
     """What an attack makes of images x, as the harness would call it; `arguments` are those of its access."""
     rng = ExampleRNG.make(seed, "attack", torch.arange(len(x)) if index is None else index)
+    found: Tensor
     with attack.knowledge(model, rng.fork("model"), **arguments) as access:
-        found: Tensor = attack(access, x, goal, threat, rng.fork("attack"))
+        found = attack(access, x, goal, threat, rng.fork("attack"))
     return found
 
 
@@ -205,7 +207,7 @@ def check_batches(attack: Any, norm: str) -> None:
     expected = run(attack, model, x, goal, threat)
     order = torch.tensor([3, 8, 0, 5, 1, 7, 2, 6, 4])
     for size in (9, 1, 7):
-        for rows in order.split(size):
+        for rows in torch.split(order, size):
             found = run(attack, model, x[rows], goal.select(rows), threat, index=rows)
             model.eval()
             with torch.no_grad():

@@ -6,6 +6,7 @@ It becomes the only target of a plan, so that the same harness verifies its atta
 from __future__ import annotations
 
 import hashlib
+import itertools
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -180,10 +181,11 @@ def _config(architecture: str, own: dict[str, Any], label: str, **settings: Any)
 def _run(plan: Plan, label: str, started: float, watch: Watcher | None, *, reports: bool) -> EvaluationResult:
     from advbench.api import finish, forget
 
-    store, written = Store(plan.config.out), ()
+    store = Store(plan.config.out)
+    written: tuple[Path, ...] = ()
     if reports:
         found = finish(plan, watch)
-        interrupted, written = found.interrupted, found.reports
+        interrupted, written = found.interrupted, tuple(found.reports)
     else:
         forget(plan)
         interrupted = run_plan(plan, watch).interrupted
@@ -193,7 +195,7 @@ def _run(plan: Plan, label: str, started: float, watch: Watcher | None, *, repor
         cells=tuple((found[0], found[1]) for found in cells.values() if found is not None),
         missing=tuple(plan.tasks[key].label for key, found in cells.items() if found is None),
         seconds=time.monotonic() - started,
-        reports=tuple(written),
+        reports=written,
         interrupted=interrupted,
     )
 
@@ -293,8 +295,7 @@ def _check_held_out(config: Config, validation: Split | None) -> None:
 def _device_of(model: nn.Module) -> torch.device:
     if not isinstance(model, nn.Module):
         raise ValueError(f"Expected an nn.Module, got {type(model).__name__}")
-    state = next(model.parameters(), None)
-    state = state if state is not None else next(model.buffers(), None)
+    state: Tensor | None = next(itertools.chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if state is None else state.device
 
 

@@ -102,7 +102,7 @@ class Foreign:
     def _given(self, model: Counted, x: Tensor, norms: Mapping[str, Any], threat: ThreatModel) -> dict[str, Any]:
         """The arguments of the harness's that the library's attack takes."""
         traits, accepted = self.traits, inspect.signature(self.traits.make).parameters
-        given = {name: model.classes(x) for name in ("n_classes", "num_classes") if name in accepted}
+        given: dict[str, Any] = {name: model.classes(x) for name in ("n_classes", "num_classes") if name in accepted}
         given |= {"targeted": False} if "targeted" in accepted else {}
         given |= {traits.radius: threat.epsilon} if traits.radius else {}
         return given | ({traits.norm: norms[threat.norm]} if traits.norm else {})
@@ -163,13 +163,14 @@ class Counted(nn.Module):
         logits = self._answer(x) if draws == 1 else torch.stack([self._answer(x) for _ in range(draws)]).mean(dim=0)
         self._count("forwards", draws * len(x))
         if logits.requires_grad:
-            logits.register_hook(lambda _: self._count("backwards", draws * len(x)))
+            hook: Callable[[Tensor], None] = lambda _: self._count("backwards", draws * len(x))  # noqa: E731
+            logits.register_hook(hook)  # type: ignore[no-untyped-call]
         return logits
 
     def classes(self, x: Tensor) -> int:
         """The number of logits, at the price of a forward."""
         with torch.no_grad():
-            return self(x).shape[1]
+            return int(self(x).shape[1])
 
     def settle(self) -> None:
         """Write the passes that belong to no example in particular into the ledger."""
@@ -280,7 +281,8 @@ def _foolbox(module: Any, name: str) -> Traits:
     if "distance" in inspect.signature(make).parameters:
         return Traits(make, _ALL, norm="distance", minimal=minimal)
     try:
-        order = float(make().distance.p)
+        made: Any = make()
+        order = float(made.distance.p)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ValueError(f"The attack foolbox/{name} cannot be made: {reason}") from error

@@ -9,36 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from advbench import conformance
 from advbench.attacks import ATTACKS, balls
 from advbench.attacks.access import DecisionBased, ScoreBased, WhiteBox
-from advbench.attacks.calibration import HeldOut, calibrate
 from advbench.attacks.losses import margin
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import NORMS, Targeted, ThreatModel, Untargeted
 from advbench.attacks.transfer import for_transfer
-
-EPSILON = {"linf": 0.1, "l2": 0.7, "l1": 3.0, "l0": 5.0, "none": None}
-SHAPE = (3, 6, 6)
-
-SHORTER: dict[str, int] = {
-    "steps": 6,
-    "queries": 40,
-    "restarts": 2,
-    "points": 3,
-    "search_steps": 3,
-    "draws": 2,
-    "targets": 3,
-}
-"""Numbers of iterations, by the name of their field, cut down so that the contract runs in seconds."""
-
-MEMBERS = ("pgd(steps=4)", "fab-t(steps=3,targets=2)", "square(queries=20)")
-"""The attacks of an ensemble that takes a list."""
-
-
-GIVEN: dict[str, dict[str, Any]] = {"lbfgs": {"c": 0.5}}
-"""Values that are else found on held-out images."""
+from advbench.conformance import CHECKS, EPSILON, Inapplicable, Net, images, labels, run, threat_of
+from advbench.specs import Spec
 
 
 def factory(name: str) -> Any:
@@ -48,19 +29,7 @@ def factory(name: str) -> Any:
 
 @functools.cache
 def shortened(name: str) -> Any:
-    attack = factory(name)()
-    fields = {field.name for field in dataclasses.fields(attack)}
-    cut = {field: min(value, getattr(attack, field)) for field, value in SHORTER.items() if field in fields}
-    short = dataclasses.replace(
-        attack, **cut, **GIVEN.get(name, {}), **({"attacks": MEMBERS} if "attacks" in fields else {})
-    )
-    return calibrate(short, held_out())
-
-
-def held_out() -> HeldOut:
-    """Images that are not those of the tests, for attacks with values to find."""
-    model, x = Net().double(), images(24, torch.float64).flip(2, 3)
-    return HeldOut(x=x, y=labels(model, x), index=torch.arange(24), threat=ThreatModel("linf", 0.1), model=model)
+    return conformance.shortened(Spec(name))
 
 
 CELLS = [(name, norm) for name in ATTACKS for norm in sorted(factory(name)().norms)]
@@ -68,64 +37,12 @@ every_attack = pytest.mark.parametrize("name", list(ATTACKS))
 every_cell = pytest.mark.parametrize(("name", "norm"), CELLS)
 
 
-class Net(nn.Module):
-    """A small network with every kind of state: batch normalisation, dropout, buffers."""
-
-    def __init__(self, classes: int = 4, noise: bool = False) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(5)
-        self.features = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Tanh(), nn.Dropout(0.5), nn.Flatten())
-        self.head = nn.Linear(96, classes)
-        for parameter in self.parameters():
-            parameter.data = 0.4 * torch.randn(parameter.shape, generator=generator)
-        self.noise, self.asked, self.fails_after = noise, 0, 10**9
-
-    def forward(self, x: Tensor, rng: ExampleRNG | None = None) -> Tensor:
-        self.asked += len(x)
-        if self.asked > self.fails_after:
-            raise OverflowError("the model broke")
-        if rng is not None:
-            x = x + 0.05 * rng.normal(tuple(x.shape[1:]), x.dtype)
-        return self.head(self.features(x))
-
-
-def images(n: int = 9, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Images with many pixels at exactly 0 and 1."""
-    x = torch.rand(n, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    return (1.6 * x - 0.3).clamp(0, 1).to(dtype)
-
-
-def labels(model: nn.Module, x: Tensor, wrong: tuple[int, ...] = (1, 4)) -> Tensor:
-    """The model's own labels, but for some examples that it gets wrong."""
-    model.eval()
-    with torch.no_grad():
-        logits = model(x)
-    y = logits.argmax(dim=1)
-    for row in wrong:
-        y[row : row + 1] = (y[row : row + 1] + 1) % logits.shape[1]
-    model.train()
-    model.asked = 0
-    return y
-
-
-def threat_of(attack: Any, norm: str, box: tuple[float, float] | None = (0.0, 1.0)) -> ThreatModel:
-    return ThreatModel(norm, None if attack.minimal_norm else EPSILON[norm], box)
-
-
-def run(
-    attack: Any,
-    model: nn.Module,
-    x: Tensor,
-    goal: Untargeted | Targeted,
-    threat: ThreatModel,
-    *,
-    seed: int = 0,
-    index: Tensor | None = None,
-    **arguments: Any,
-) -> Tensor:
-    rng = ExampleRNG.make(seed, "attack", torch.arange(len(x)) if index is None else index)
-    with attack.knowledge(model, rng.fork("model"), **arguments) as access:
-        return attack(access, x, goal, threat, rng.fork("attack"))
+def holds(check: str, name: str, norm: str) -> None:
+    """A check of `advbench conformance`, which runs them on other people's attacks too."""
+    try:
+        CHECKS[check](shortened(name), norm)
+    except Inapplicable as reason:
+        pytest.skip(str(reason))
 
 
 def setting(name: str, norm: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Net, Tensor, Untargeted, ThreatModel]:
@@ -149,15 +66,9 @@ def test_an_attack_says_what_it_is(name):
 
 
 @every_cell
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_images_stay_in_ball_and_box_with_shape_and_dtype(name, norm, dtype):
-    attack, model, x, goal, threat = setting(name, norm, dtype)
-    x_adv = run(attack, model, x, goal, threat)
-    assert x_adv.shape == x.shape
-    assert x_adv.dtype == dtype
-    assert not x_adv.requires_grad
-    assert not balls.violations(x_adv, x, threat, tolerance=1e-6).any()
-    assert ((x_adv >= 0) & (x_adv <= 1)).all()
+@pytest.mark.parametrize("check", ["box", "dtype"])
+def test_images_stay_in_ball_and_box_with_shape_and_dtype(name, norm, check):
+    holds(check, name, norm)
 
 
 @every_cell
@@ -178,65 +89,18 @@ def test_without_a_box_only_the_ball_binds(name, norm):
 
 @every_cell
 def test_a_seed_repeats_and_the_global_random_state_does_not_matter(name, norm):
-    attack, model, x, goal, threat = setting(name, norm)
-    torch.manual_seed(0)
-    before = torch.get_rng_state()
-    first = run(attack, model, x, goal, threat)
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.manual_seed(1)
-    assert torch.equal(run(attack, model, x, goal, threat), first)
+    holds("seeds", name, norm)
 
 
 @every_cell
 def test_batches_and_order_do_not_matter(name, norm):
-    attack, model, x, goal, threat = setting(name, norm, torch.float64)
-    expected = run(attack, model, x, goal, threat)
-    order = torch.tensor([3, 8, 0, 5, 1, 7, 2, 6, 4])
-    for parts in ([order], order.split(1), order.split(7)):
-        for rows in parts:
-            found = run(attack, model, x[rows], goal.select(rows), threat, index=rows)
-            torch.testing.assert_close(found, expected[rows], rtol=0, atol=1e-7)
-            with torch.no_grad():
-                model.eval()
-                assert torch.equal(
-                    goal.select(rows).achieved(model(found)), goal.select(rows).achieved(model(expected[rows]))
-                )
-                model.train()
-
-
-def fingerprint(model: Net) -> tuple[Any, ...]:
-    tensors = [value.clone() for value in model.state_dict().values()]
-    modes = [module.training for module in model.modules()]
-    gradients = [(parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    return modes, gradients, tensors
-
-
-def assert_untouched(model: Net, before: tuple[Any, ...]) -> None:
-    after = fingerprint(model)
-    assert after[:2] == before[:2]
-    assert all(torch.equal(one, other) for one, other in zip(after[2], before[2], strict=True))
+    assert conformance._precision(shortened(name), norm) == torch.float64
+    holds("batches", name, norm)
 
 
 @every_cell
 def test_model_and_images_are_left_as_they_were(name, norm):
-    attack, model, x, goal, threat = setting(name, norm)
-    model.features[1].eval()
-    before, clean, y = fingerprint(model), x.clone(), goal.y.clone()
-    x_adv = run(attack, model, x, goal, threat)
-    assert_untouched(model, before)
-    assert torch.equal(x, clean)
-    assert torch.equal(goal.y, y)
-    assert x_adv.data_ptr() != x.data_ptr()
-    for asked in (1, 2 * len(x)):  # the model breaks at once, or on the way
-        model.asked, model.fails_after = 0, asked
-        try:
-            run(attack, model, x, goal, threat)
-        except OverflowError:
-            pass
-        else:
-            assert model.asked <= asked, "an attack swallowed the model's exception"
-        assert_untouched(model, before)
-        assert torch.equal(x, clean)
+    holds("model untouched", name, norm)
 
 
 @every_cell
@@ -252,13 +116,14 @@ def test_every_pass_is_counted(name, norm):
 
 
 @every_cell
-@pytest.mark.parametrize("classes", [2, 3, 5, 100])
-def test_any_number_of_classes_will_do(name, norm, classes):
-    attack, x = shortened(name), images(4)
-    model = Net(classes)
-    threat = threat_of(attack, norm)
-    x_adv = run(attack, model, x, Untargeted(labels(model, x, wrong=(1,))), threat)
-    assert not balls.violations(x_adv, x, threat).any()
+def test_any_number_of_classes_will_do(name, norm):
+    holds("classes", name, norm)
+
+
+@every_cell
+@pytest.mark.parametrize("check", ["shifted logits", "pixels at 0 and 1"])
+def test_what_should_make_no_difference_makes_none(name, norm, check):
+    holds(check, name, norm)
 
 
 @every_cell
@@ -303,31 +168,14 @@ def test_it_does_more_than_nothing(name, norm):
 
 @every_cell
 def test_a_flat_and_a_saturated_model_do_no_harm(name, norm):
-    class Flat(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return 0 * x.flatten(1)[:, :3] + torch.tensor([1.0, 0.0, 0.0])
-
-    class Saturated(Net):
-        def forward(self, x: Tensor, rng: ExampleRNG | None = None) -> Tensor:
-            return 1e6 * super().forward(x) - 1e7
-
-    attack, x = shortened(name), images(4)
-    threat = threat_of(attack, norm)
-    for model in (Flat(), Saturated()):
-        x_adv = run(attack, model, x, Untargeted(torch.zeros(4, dtype=torch.int64)), threat)
-        assert not balls.violations(x_adv, x, threat).any()
+    holds("zero gradient", name, norm)
 
 
 @every_cell
 def test_stochastic_models_are_attacked_repeatably(name, norm):
-    attack, _, x, goal, threat = setting(name, norm)
-    model = Net(noise=True)
-    with torch.no_grad():
-        first, second, other = (
-            run(attack, model, x, goal, threat, seed=seed, stochastic=True, draws=2) for seed in (0, 0, 1)
-        )
-    assert torch.equal(first, second)
-    assert not balls.violations(first, x, threat).any()
+    holds("stochastic model", name, norm)
+    attack, model, x, goal, threat = setting(name, norm)
+    other = run(attack, model, x, goal, threat, seed=1, stochastic=True, draws=2)
     assert not balls.violations(other, x, threat).any()
 
 
