@@ -36,15 +36,19 @@ def test_a_step_trains_by_the_defenses_objective_and_leaves_the_weights(name):
 
 def test_ratios_are_to_plain_training(monkeypatch):
     """Seven steps of ascent cost more than one, and one more than none; each on half a second of measurements."""
-    chosen = {name: training.defenses()[name] for name in ("none", "robust-linf", "pgd-linf")}
+    chosen = {
+        name: training.defenses()[name] for name in ("none", "weight-decay", "robust-linf", "pgd-linf", "gaussian-noise")
+    }
     monkeypatch.setattr(training, "defenses", lambda: chosen)
     with single_thread():
         found = {row.case.rpartition(", ")[2]: row for row in training.steps("gu2014/n100-100-10", CPU, seconds=0.5)}
-    assert found.keys() == {"robust-linf", "pgd-linf"}
+    assert found.keys() == chosen.keys() - {"none"}
     assert 1 < found["robust-linf"].ratio < found["pgd-linf"].ratio
     assert found["robust-linf"].bar == 2.0
     assert found["pgd-linf"].bar is None
-    assert {row.against for row in found.values()} == {"plain training"}
+    assert found["robust-linf"].against == "plain training"
+    assert found["gaussian-noise"].against == "plain training with weight decay"
+    assert found["gaussian-noise"].reference_seconds == found["weight-decay"].seconds
 
 
 @pytest.mark.slow
