@@ -90,7 +90,7 @@ class _Chord(torch.autograd.Function):
         return logits.clone()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None, None, None, None]:
         """The slopes."""
         (z,) = ctx.saved_tensors

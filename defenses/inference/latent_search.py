@@ -9,6 +9,7 @@ parameters.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +98,7 @@ class Unrolled(torch.autograd.Function):
         return images
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None, None, None]:
         """The cotangents of the images `x`."""
         x, path = ctx.saved_tensors
@@ -143,7 +144,7 @@ class Projected(torch.autograd.Function):
         return images
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None, None, None]:
         """The cotangents, projected."""
         (z,) = ctx.saved_tensors
@@ -211,15 +212,14 @@ class Reconstruction(nn.Module):
         """The reconstructions, each from starts of its own example and draw."""
         if not (torch.is_grad_enabled() and x.requires_grad):
             return self.search(x, rng)[0]
-        parts = zip(x.split(self._images(x)), self.starts(rng, x.dtype).split(self._images(x)), strict=True)
+        parts = self._parts(x, rng)
         return torch.cat([self.derivative.apply(images, self.generator, starts, self.descent) for images, starts in parts])
 
     def search(self, x: Tensor, rng: ExampleRNG) -> tuple[Tensor, Tensor]:
         """The reconstructions and their latent vectors (n, latent), without a gradient."""
         with torch.inference_mode(False), torch.no_grad():
             x = x.clone() if x.is_inference() else x
-            parts = zip(x.split(self._images(x)), self.starts(rng, x.dtype).split(self._images(x)), strict=True)
-            found = [nearest(self.generator, images, starts, self.descent) for images, starts in parts]
+            found = [nearest(self.generator, images, starts, self.descent) for images, starts in self._parts(x, rng)]
             return torch.cat([images for images, _ in found]), torch.cat([z for _, z in found])
 
     def starts(self, rng: ExampleRNG, dtype: torch.dtype) -> Tensor:
@@ -230,6 +230,7 @@ class Reconstruction(nn.Module):
         drawn = each.at(each.draw + restart * _DRAWS).normal((latent,), dtype)
         return drawn.view(n, self.restarts, latent) / math.sqrt(latent)
 
-    def _images(self, x: Tensor) -> int:
-        """Images at a time, so that memory stays bounded."""
-        return max(1, _ROWS[x.device.type == "cpu"] // self.restarts)
+    def _parts(self, x: Tensor, rng: ExampleRNG) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images and their starts, so many at a time that memory stays bounded."""
+        size = max(1, _ROWS[x.device.type == "cpu"] // self.restarts)
+        return zip(torch.split(x, size), torch.split(self.starts(rng, x.dtype), size), strict=True)

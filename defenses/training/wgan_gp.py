@@ -33,7 +33,7 @@ def gradient_penalty(critic: nn.Module, x: Tensor) -> Tensor:
     critic: images (n, c, h, w) -> scores (n,), each of its own image alone (no batch norm).
     """
     x = x.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+    gradient: Tensor = torch.autograd.grad(critic(x).sum(), x, create_graph=True)[0]
     return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 
 
@@ -103,7 +103,7 @@ def _check(loss: Tensor, iteration: int) -> None:
     """FloatingPointError where the critic's loss is not finite; looked at every 64th iteration, to keep a GPU busy."""
     if iteration % 64 == 63 and not torch.isfinite(loss):
         raise FloatingPointError(
-            f"Training diverged by iteration {iteration + 1}: the critic's loss is {float(loss)}; lower the learning rate"
+            f"Training diverged by iteration {iteration + 1}: the critic's loss is {float(loss.detach())}; lower the learning rate"
         )
 
 
@@ -113,5 +113,5 @@ def _batches(training: Split, size: int, seed: int) -> Iterator[Tensor]:
     size = min(size, len(training))
     while True:
         order = torch.randperm(len(training), generator=generator).to(training.index.device)
-        for rows in order.split(size)[: len(training) // size]:
+        for rows in torch.split(order, size)[: len(training) // size]:
             yield training.x[rows]

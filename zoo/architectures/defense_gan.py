@@ -41,10 +41,8 @@ def convolutional_generator(shape: Shape, *, latent: int = 128, width: int = 64)
     ]
     for stage in range(3):
         # Out of a side s come 2 s - 1 pixels and the padding, which is 1 where the side to reach is even.
-        padding = tuple(sides[2 - stage] - (2 * sides[3 - stage] - 1) for sides in (rows, columns))
-        layers.append(
-            nn.ConvTranspose2d(channels[stage], channels[stage + 1], 5, stride=2, padding=2, output_padding=padding)
-        )
+        more = (rows[2 - stage] - 2 * rows[3 - stage] + 1, columns[2 - stage] - 2 * columns[3 - stage] + 1)
+        layers.append(nn.ConvTranspose2d(channels[stage], channels[stage + 1], 5, stride=2, padding=2, output_padding=more))
         layers.append(nn.ReLU() if stage < 2 else nn.Sigmoid())
     return Generator(_initialised(nn.Sequential(*layers)), latent)
 
