@@ -103,7 +103,8 @@ def _check(loss: Tensor, iteration: int) -> None:
     """FloatingPointError where the critic's loss is not finite; looked at every 64th iteration, to keep a GPU busy."""
     if iteration % 64 == 63 and not torch.isfinite(loss):
         raise FloatingPointError(
-            f"Training diverged by iteration {iteration + 1}: the critic's loss is {float(loss.detach())}; lower the learning rate"
+            f"Training diverged by iteration {iteration + 1}: the critic's loss is {float(loss.detach())}; "
+            "lower the learning rate"
         )
 
 
