@@ -70,7 +70,7 @@ def _runs(scale: Scale) -> Mapping[str, Settings]:
         if classifier in _CW_CLASSIFIERS[scale]:
             far: Settings = {"norm": "l2", "epsilon": [_ANY_DISTANCE], "attack": [_CW[scale]]}
             runs[_cw(classifier)] = {**common, **far, **_FEWEST[scale]}
-        runs[_substitutes_of(classifier)] = black_box(scale, classifier, defenses)
+        runs[_substitutes_of(classifier)] = black_box(scale, classifier, defenses, **once(scale))
     return runs
 
 
@@ -180,7 +180,7 @@ def _least(findings: Findings, classifier: str, column: str) -> tuple[float, ...
     run = findings[_substitutes_of(classifier)]
     found = [pair_accuracies(run, label)[column] for label in substitutes(run)]
     white = _adaptive(findings, classifier, column)
-    return tuple(min(values) for values in zip(white, *(one[: len(white)] for one in found), strict=True))
+    return tuple(min(values) for values in zip(white, *found, strict=True))
 
 
 def _above_mala(findings: Findings) -> Claim:
