@@ -275,3 +275,11 @@ def test_calibrated_draws_repeat_resume_and_use_no_scored_image(small, tmp_path)
     assert math.log2(records(first, matrix="white-box")[0][0].details["preparation"]["faithful"]["draws"]).is_integer()
     changed = make_plan(make_config(**given | {"draws": 2}))
     assert not [task for task in changed.tasks.values() if task.kind == "calibrate"]
+
+
+def test_the_batch_of_a_model_without_a_gradient_is_measured_by_its_answers(small):
+    given = {name: value for name, value in small.items() if name != "batch"}
+    plan = make_plan(make_config(**given | {"defense": "masked(form='detached')"}))
+    batches = {task.content["batch"] for task in plan.tasks.values() if task.kind == "craft"}
+    assert len(batches) == 1
+    assert batches.pop() >= 32
