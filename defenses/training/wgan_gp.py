@@ -33,8 +33,9 @@ def gradient_penalty(critic: nn.Module, x: Tensor) -> Tensor:
     critic: images (n, c, h, w) -> scores (n,), each of its own image alone (no batch norm).
     """
     x = x.detach().requires_grad_()
-    gradient: Tensor = torch.autograd.grad(critic(x).sum(), x, create_graph=True)[0]
-    return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+    (gradient,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+    norm: Tensor = gradient.flatten(1).norm(dim=1)
+    return (norm - 1).square().mean()
 
 
 def critic_terms(critic: nn.Module, real: Tensor, fake: Tensor, mix: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
