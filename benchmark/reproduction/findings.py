@@ -134,8 +134,10 @@ class RunFindings:
         kept = checkpoints.metadata(path).get("history")
         if kept is None:
             raise ValueError(f"Expected a training with epochs, got {cell.record.target['label']}, which was made otherwise")
-        fields = json.loads(kept).items()
-        return History(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields})
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(kept).items()
+        }
+        return History(**fields)
 
     def train_error(self, *, seed: int, defense: str, architecture: str) -> float:
         """The error, in percent, on the first 10,000 training images."""

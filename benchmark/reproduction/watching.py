@@ -128,7 +128,7 @@ def _course(work: _Work, data: DataSet) -> dict[str, list[float]]:
 
 
 def _accuracies(model: nn.Module, split: Split, attack: Any, threat: ThreatModel, work: _Work) -> dict[str, float]:
-    where = {"seed": int(work.content["seed"]), "batch": work.batch, "device": torch.device(work.device)}
+    where: dict[str, Any] = {"seed": int(work.content["seed"]), "batch": work.batch, "device": torch.device(work.device)}
     with evaluating(model):
         crafted = craft(attack, Surrogate(model), split, threat, draws=1, **where)
         pictures = {"clean": split, "attacked": Split(crafted.x_adv, split.y, split.index)}

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from advbench.reproduction import engine, mosca2018, shaham2015, studies
+from advbench.reproduction import engine, mosca2018_nets, mosca2018_tables, shaham2015_epochs, studies
 from advbench.reproduction.study import Ours
 from advbench.reproduction.watching import Course
+from advbench.results.papers import load
 
 _TINY = {
     "dataset": "digits",
@@ -55,8 +56,8 @@ def test_the_input_batch_norm_is_told_from_the_training(reproduce):
 
 def test_epochs_are_counted_to_within_half_a_point():
     course = Course((50.0, 90.0, 89.4, 89.6, 90.0), (0.0,) * 5)
-    assert shaham2015._converged(course) == 2
-    assert shaham2015._converged(replace(course, clean=(50.0, 60.0, 70.0))) == 3
+    assert shaham2015_epochs._converged(course) == 2
+    assert shaham2015_epochs._converged(replace(course, clean=(50.0, 60.0, 70.0))) == 3
 
 
 def test_the_fixed_set_is_what_the_baseline_gets_wrong(reproduce):
@@ -108,17 +109,17 @@ def test_medians_are_shown_and_wilcoxons_test_is_labelled():
     assert Ours((1.0, 2.0, 9.0), "median").centre == 2.0
     assert Ours((1.0, 2.0, 9.0)).centre == 4.0
     gains = [0.1, 0.2, 0.3, -0.05, 0.4]
-    note = mosca2018._statistic("here", gains, "greater", "p = 1")
+    note = mosca2018_tables._statistic("here", gains, "greater", "p = 1")
     assert "the paper's statistic, over 5 pairs of medians: one-sided p = 0.0625, 4 gains and 1 losses" in note
-    assert "nothing to rank" in mosca2018._statistic("here", [0.0, 0.0], "greater", "")
+    assert "nothing to rank" in mosca2018_tables._statistic("here", [0.0, 0.0], "greater", "")
 
 
 def test_wilcoxons_test_of_the_printed_table_is_what_the_summary_says():
-    table = mosca2018.load("mosca2018").tables["mosca2018.table5"]
+    table = load("mosca2018").tables["mosca2018.table5"]
     settings = list(dict.fromkeys(row[0] for row in table.rows))
     gains = [
         round(table.cell(f"eps_{epsilon:g}", setting, "sgm") - table.cell(f"eps_{epsilon:g}", setting, "control"), 2)
         for setting in settings
-        for epsilon in mosca2018.EPSILONS
+        for epsilon in mosca2018_nets.EPSILONS
     ]
-    assert "one-sided p = 0.0036" in mosca2018._statistic("printed", gains, "greater", "")
+    assert "one-sided p = 0.0036" in mosca2018_tables._statistic("printed", gains, "greater", "")

@@ -1,0 +1,98 @@
+"""Mosca & Magoulas 2018, figures 1, 2, 5 and 6: error by epoch, and how the training images moved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from advbench.reports.images import around_grey, image_grid
+from advbench.reports.section import ImageGrid
+from advbench.reproduction.findings import Findings, RunFindings
+from advbench.reproduction.mosca2018_nets import SGM, VARIANTS, differs, runs
+from advbench.reproduction.study import Comparison, Ours, Plot, Scale, Series, Settings, Study
+from advbench.reproduction.watching import input_updates
+
+_SHOWN = 8
+"""Training images whose updates are shown."""
+
+
+def _curve_runs(scale: Scale) -> Mapping[str, Settings]:
+    """The trainings of table 4 on MNIST without augmentation, and their clean images."""
+    known = runs(scale)
+    return {net: {**known[net], "matrix": ["white-box"]} for net in ("MNIST-DNN", "MNIST-CNN") if net in known}
+
+
+def _curves(findings: Findings) -> Sequence[Comparison]:
+    plots = []
+    for net, run in findings.runs.items():
+        series = []
+        for variant, defense in VARIANTS.items():
+            errors = [
+                [100.0 - 100.0 * share for share in run.history(run.first(seed=seed, defense=defense)).validation_accuracy]
+                for seed in findings.seeds
+            ]
+            epochs = tuple(float(epoch) for epoch in range(1, len(errors[0]) + 1))
+            series.append(Series(variant, epochs, tuple(Ours(one) for one in zip(*errors, strict=True))))
+        caption = f"{net}: misclassification of {len(run.plan.data.validation):,} held-out images by epoch"
+        plots.append(Plot(caption, "epoch", "error (%)", tuple(series)))
+    return (Comparison("Misclassification by epoch", (), (), plots=tuple(plots)),)
+
+
+def _update_runs(scale: Scale) -> Mapping[str, Settings]:
+    chosen = ("MNIST-DNN",) if scale == "smoke" else ("MNIST-CNN", "CIFAR-10-CNN")
+    known = runs(scale)
+    return {net: {**known[net], "matrix": ["white-box"]} for net in chosen if net in known}
+
+
+def _updates(findings: Findings) -> Sequence[Comparison]:
+    """Figures 5 and 6, of the first seed: how every epoch moved some training images."""
+    seed = findings.seeds[0]
+    grids, plots = [], []
+    for net, run in findings.runs.items():
+        followed = input_updates(run, run.first(seed=seed, defense=SGM), torch.arange(_SHOWN))
+        grids.append(_update_grid(net, run, followed.updates))
+        epochs = tuple(float(epoch) for epoch in range(1, len(followed.rms) + 1))
+        sizes = Series("root mean square", epochs, tuple(Ours((size,)) for size in followed.rms))
+        plots.append(Plot(f"{net}: size of all updates together by epoch, seed {seed}", "epoch", "units of the images", (sizes,)))
+    return (Comparison("Input updates", (), (), plots=tuple(plots), images=tuple(grids)),)
+
+
+def _update_grid(net: str, run: RunFindings, updates: torch.Tensor) -> ImageGrid:
+    """updates: summed up to each epoch, (epochs, n, c, h, w); shown are nine epochs at most, and the sum."""
+    steps = torch.cat((updates[:1], updates[1:] - updates[:-1]))[:9]
+    training = run.plan.data.train.select(slice(len(updates[0])))
+    x = training.x.numpy()
+    columns = (x, *(around_grey(step.numpy(), _largest(steps)) for step in steps), around_grey(updates[-1].numpy()))
+    low, high = x.min(), x.max()
+    shown = np.stack(((x - low) / (high - low), *columns[1:]), axis=1)
+    return image_grid(
+        shown,
+        rows=tuple(f"class {label}" for label in training.y.tolist()),
+        columns=("image", *(f"epoch {epoch}" for epoch in range(1, len(steps) + 1)), "sum"),
+        alt=f"{len(x)} training images, what each epoch added to them, and the sum of all epochs",
+        caption=f"{net}: grey is no change; epochs share one scale of ±{_largest(steps):.2g}, the sum has its own",
+        group="Input updates of the smooth gradient method",
+    )
+
+
+def _largest(steps: torch.Tensor) -> float:
+    return float(steps.abs().max())
+
+
+def _differs_curves(scale: Scale) -> Sequence[str]:
+    return (
+        *differs(scale)[:1],
+        "held-out training images, which nothing is chosen on, in place of the test images; means over the seeds",
+    )
+
+
+def _differs_updates(scale: Scale) -> Sequence[str]:
+    return (*differs(scale)[:1], "the training is repeated, which gives the same weights, and its updates are looked at")
+
+
+STUDIES = (
+    Study("mosca2018.fig1", "figures 1 and 2: error by epoch", _curve_runs, _curves, _differs_curves),
+    Study("mosca2018.fig5", "figures 5 and 6: input updates", _update_runs, _updates, _differs_updates),
+)
