@@ -109,7 +109,7 @@ def labels(model: nn.Module, x: Tensor, wrong: tuple[int, ...] = (1, 4)) -> Tens
     """The model's own labels, but for some examples that it gets wrong."""
     model.eval()
     with torch.no_grad():
-        logits = model(x)
+        logits: Tensor = model(x)
     y = logits.argmax(dim=1)
     for row in wrong:
         y[row : row + 1] = (y[row : row + 1] + 1) % logits.shape[1]

@@ -171,7 +171,7 @@ class EvaluationResult:
             "clean": self._clean(),
             "robust": self._robust(),
         }
-        found = {name: [_plain(value) for value in values[order].tolist()] for name, values in columns.items()}
+        found: dict[str, Any] = {name: [_plain(value) for value in values[order].tolist()] for name, values in columns.items()}
         found["by_attack"] = {
             record.attack["label"]: [_plain(value) for value in robust(record, examples)[order].tolist()]
             for record, examples in self.outcomes

@@ -188,7 +188,7 @@ class _Finished(Defended):
 class _Stateless(nn.ModuleDict):
     """Modules of which no checkpoint keeps anything."""
 
-    def state_dict(self, *arguments: Any, **keywords: Any) -> Any:  # type: ignore[override]  # noqa: ARG002
+    def state_dict(self, *arguments: Any, **keywords: Any) -> Any:  # noqa: ARG002
         """Nothing."""
         return {}
 
