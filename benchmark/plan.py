@@ -468,6 +468,7 @@ class _Planner:
             },
             diagnosis=diagnosis,
             candidates=list(crafts),
+            draws={name: self.tasks[craft].content["draws"] for name, craft in crafts.items()},
             calibrations=list(dict.fromkeys(self._found_for(crafts, "calibration").values())),
             preparations=self._found_for(crafts, "preparation"),
         )

@@ -327,6 +327,8 @@ def _details(task: Task, context: Context) -> dict[str, Any]:
             name: {what: _finite(value.tolist()) for what, value in _read_values(key, context).items()}
             for name, key in task.facts["preparations"].items()
         }
+    prepared = details.get("preparation", {})
+    details["draws"] = {name: given or prepared.get(name, {}).get("draws", 1) for name, given in task.facts["draws"].items()}
     if task.facts["diagnosis"]:
         with np.load(artefact("diagnose", task.facts["diagnosis"], context.out), allow_pickle=False) as file:
             details["diagnosis"] = {name: int(file[name]) for name in file.files}

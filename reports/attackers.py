@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,9 +75,52 @@ def attackers_section(board: Board) -> Section | None:
         text="What three attackers leave of each defense with parts that work when it answers: one who ignores these parts, "
         "one who differentiates through them or around them by every surrogate, and one who trains a substitute on the "
         "labels. Each is the worst case over the attacks that were run. Only the last two say how robust a defense is.",
-        tables=(Table(f"Three attackers, {board.threat.title}", columns, rows),),
+        tables=(Table(f"Three attackers, {board.threat.title}", columns, rows), _by_surrogate(board, standings)),
         caveats=tuple(_caveats(board, labels, shown)),
     )
+
+
+def _by_surrogate(board: Board, standings: Sequence[Standing]) -> Table:
+    """What each surrogate alone leaves in each white-box cell, and the draws that its gradients average."""
+    cells = [
+        cell
+        for standing in standings
+        for cell in board.cells
+        if cell.record.target["label"] == standing.label and _WHITE_BOX.takes(cell.record) and cell.examples is not None
+    ]
+    names = list(dict.fromkeys(name for cell in cells for name in cell.record.details.get("candidates", {})))
+    several = len({cell.record.seed for cell in cells}) > 1
+    columns = (
+        Column("Defense", heading=True),
+        Column("Attack"),
+        *([Column("Seed", numeric=True)] if several else []),
+        *(Column(name, "Robust accuracy under the images crafted on this surrogate alone", numeric=True) for name in names),
+        Column("Draws", "Passes that a gradient of the first surrogate averages", numeric=True),
+    )
+    rows = tuple(
+        (
+            wording.text_entry(cell.record.target["label"]),
+            wording.text_entry(cell.record.attack["label"]),
+            *([Entry(str(cell.record.seed), order=cell.record.seed)] if several else []),
+            *(_reached(cell.record.details.get("candidates", {}), name) for name in names),
+            _draws(cell.record),
+        )
+        for cell in cells
+    )
+    return Table(f"White-box robust accuracy by surrogate, {board.threat.title}", columns, rows)
+
+
+def _reached(accuracies: Mapping[str, float | None], name: str) -> Entry:
+    if name not in accuracies:
+        return Entry(wording.NONE, tone="muted")
+    value = accuracies[name]
+    return Entry("no gradient", tone="muted") if value is None else Entry(wording.percent(value), order=value)
+
+
+def _draws(record: Record) -> Entry:
+    """The draws of the first surrogate."""
+    found = list(record.details.get("draws", {}).values())
+    return Entry(f"{found[0]:,}", order=found[0]) if found else Entry(wording.NONE, tone="muted")
 
 
 def _row(board: Board, standing: Standing, shown: Sequence[_Attacker]) -> tuple[Entry, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ def print_leaderboard(out: Path, keys: Sequence[str] | None = None, console: Con
         _print_section(leaderboard_section(board, missing=len(cells.missing)), console)
         attackers = attackers_section(board)
         if attackers is not None:
-            _print_section(attackers, console)
+            _print_section(replace(attackers, tables=attackers.tables[:1]), console)
 
 
 def _print_section(section: Section, console: Console) -> None:

@@ -161,6 +161,7 @@ def test_draws_that_are_not_enough_are_said(small):
     result = advbench.run(**given)
     details = records(result, matrix="white-box")[0][0].details
     assert list(details["preparation"]) == ["faithful"]  # its other surrogate is not random
+    assert details["draws"] == {"faithful": CAP, "base": 1}
     assert details["preparation"]["faithful"]["draws"] == CAP
     assert details["preparation"]["faithful"]["capped"]
     assert min(details["preparation"]["faithful"]["cosines"]) < 0.9

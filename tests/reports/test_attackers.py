@@ -100,7 +100,8 @@ def test_who_ignores_a_defense_ranks_nobody(make):
     (board,) = boards(cells)
     (plain,) = boards(Cells(tuple(cell for cell in cells.cells if cell.record.matrix != "oblivious")))
     facts = [
-        [(one.label, one.rank, one.robust.estimate, one.lacks, one.by_matrix) for one in each.standings] for each in (board, plain)
+        [(one.label, one.rank, one.robust.estimate, one.lacks, one.by_matrix) for one in each.standings]
+        for each in (board, plain)
     ]
     assert facts[0] == facts[1]
     assert all(standing.rank is not None for standing in board.standings)
@@ -134,6 +135,25 @@ def test_failed_cells_and_draws_that_were_not_enough_are_said(make):
     section = attackers_section(boards(make(failed=("oblivious",), capped=True))[0])
     assert any("2 cells of the attacker 'Ignores the defense' have no numbers" in caveat for caveat in section.caveats)
     assert any("64 draws were not enough" in caveat and "0.40" in caveat for caveat in section.caveats)
+
+
+def test_what_each_surrogate_reached_stands_beside_it(store, make_suite):
+    cells = written(make_suite(matrices=("white-box", "black-box"), n=60), store)
+    details = {
+        "candidates": {"faithful": None, "bpda": 0.25, "base": 0.5},
+        "draws": {"faithful": 16, "bpda": 16, "base": 1},
+    }
+    changed = tuple(
+        dataclasses.replace(cell, record=dataclasses.replace(cell.record, details=details))
+        if (cell.record.target["label"], cell.record.matrix, cell.record.attack["label"]) == (NOISY, "white-box", "pgd")
+        else cell
+        for cell in cells.cells
+    )
+    (board,) = boards(Cells(changed))
+    table = attackers_section(board).tables[1]
+    assert [column.name for column in table.columns] == ["Defense", "Attack", "faithful", "bpda", "base", "Draws"]
+    rows = {row[1].text: [entry.text for entry in row[2:]] for row in table.rows}
+    assert rows == {"pgd": ["no gradient", "25.0%", "50.0%", "16"], "fgsm": ["–"] * 4}
 
 
 def test_rates_of_a_detector_move_with_its_threshold(make):
