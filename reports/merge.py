@@ -91,7 +91,7 @@ def _renamed(cell: Cell, run: str, name: Callable[[str, Mapping[str, object]], s
 
 def _joined(by_run: Mapping[str, Sequence[Cell]]) -> list[Cell]:
     """The cells of one data set and norm, with the runs that share a board named where there is more than one board."""
-    groups = [(run,) for run in by_run]
+    groups: list[tuple[str, ...]] = [(run,) for run in by_run]
     everyone = tuple(by_run)
     if len(groups) > 1 and _may_join([by_run[run] for run in everyone]):
         groups = [everyone]

@@ -15,7 +15,7 @@ from advbench.reports.images import image_section
 from advbench.reports.leaderboard import robust_entry
 from advbench.reports.masking import flag_table
 from advbench.reports.section import Column, Drawing, Entry, Section, Table, drop_constant
-from advbench.results.statistics import Estimate, distance, robust_curve
+from advbench.results.statistics import Estimate, Values, distance, robust_curve
 
 _POINTS = 120
 _TABULATED = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -145,17 +145,18 @@ def _curve_section(model: Model, family: Threat) -> Section | None:
     )
 
 
-def _radii_table(radii: figures.Values, curves: Sequence[figures.Curve]) -> Table:
+def _radii_table(radii: Values, curves: Sequence[figures.Curve]) -> Table:
     """Curves at a few radii, a row for each radius."""
     columns = (Column("Radius", numeric=True), *(Column(curve.name, numeric=True) for curve in curves))
     rows = []
     for i, radius in enumerate(radii):
-        rates = [Estimate(*(float(values[i]) for values in (curve.y, curve.low, curve.high))) for curve in curves]
+        ends = [(curve.y, curve.low, curve.high) for curve in curves]
+        rates = [Estimate(*(float(values[i]) for values in each if values is not None)) for each in ends]
         rows.append((Entry(wording.number(float(radius)), order=float(radius)), *map(wording.share_entry, rates)))
     return Table("Robust accuracy by radius", columns, tuple(rows))
 
 
-def _curve(name: str, cells: Sequence[Cell], x: figures.Values) -> figures.Curve:
+def _curve(name: str, cells: Sequence[Cell], x: Values) -> figures.Curve:
     once = {cell.record.seed: cell for cell in cells}.values()
     found = [robust_curve(cell.record, cell.examples, x) for cell in once if cell.examples is not None]
     n = min(len(cell.examples) for cell in once if cell.examples is not None)
