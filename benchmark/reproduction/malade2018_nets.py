@@ -40,9 +40,9 @@ COMMON: Mapping[Scale, Settings] = {
     "small": {
         "dataset": "mnist",
         "epochs": 4,
-        "train_examples": 4_000,
+        "train_examples": 8_000,
         "n_examples": 100,
-        "batch": 100,
+        "batch": 25,
         "draws": 2,
         "score_draws": 3,
         "substitute_rounds": 3,
@@ -144,7 +144,7 @@ def differs(scale: Scale) -> tuple[str, ...]:
         "smoke": "digits, classifier D alone; 3 epochs on 400 images, 10 test images; 4 Langevin steps of a given strength; "
         "Defense-GAN with 5 steps, one restart and a small dense generator; substitutes from 60 images and one round of "
         "augmentation",
-        "small": "pairs C/D and D/D; 4 epochs on 4,000 images, 100 test images, gradients over 2 draws, stochastic models "
+        "small": "pairs C/D and D/D; 4 epochs on 8,000 images, 100 test images, gradients over 2 draws, stochastic models "
         "scored on 3; Defense-GAN with L=10, R=1 and a generator of a quarter of the width after 500 updates; 3 rounds of "
         "augmentation in place of 6",
         "full": "optimizer and schedule, which the paper does not print",
