@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -40,15 +41,19 @@ class DenseDAE:
     The autoencoder 784-256-128-256-784 minimises the squared error ``||A(x + n) - x||^2``, n normal and fresh in every step,
     noisy images not clipped. The paper prints neither its shape (that of its other autoencoder stands in) nor its loss.
 
-    sigma: standard deviation, in pixel units of [0, 1]; 0.1 and 0.5 in the paper.
+    sigma: standard deviation, in pixel units of [0, 1]; 0.1 and 0.5 in the paper. batch_size: in place of the budget's, None
+    for the budget's: autoencoders take more steps than classifiers do (after 1,500 on 12,000 images of MNIST, a net of 2%
+    error had 3% behind an autoencoder of adversarials).
     """
 
     any_architecture: ClassVar[bool] = True
 
     sigma: float = 0.1
+    batch_size: int | None = 64
 
     def __post_init__(self) -> None:
         check_sigma("sigma", self.sigma)
+        _own(Budget(), self.batch_size)
 
     @property
     def inputs(self) -> Mapping[str, str]:
@@ -71,13 +76,13 @@ class DenseDAE:
         progress: Progress | None = None,
     ) -> Defended:
         """The trained autoencoder, on `device`; `seed` fixes weights, order and noise."""
-        model = untrained(data, seed)
+        model, own = untrained(data, seed), _own(budget, self.batch_size)
 
         def objective(network: nn.Module, x: Tensor, _: Tensor, step: Step) -> Mapping[str, Tensor]:
             noisy = add_noise(x, self.sigma, generator_of(step, x.device))
             return {"reconstruction": squared_error(network(noisy), x)}
 
-        history = train(model, objective, data, budget=budget, seed=seed, device=device, progress=progress, streams=stream)
+        history = train(model, objective, data, budget=own, seed=seed, device=device, progress=progress, streams=stream)
         return Defended(model, history=history)
 
 
@@ -90,16 +95,19 @@ class AdversarialAutoencoder:
     training images, crafted before the training; the constant of ``lbfgs`` is calibrated on validation images. Every step
     has as many of them as clean images, drawn with replacement. The paper leaves open the loss and the mixture.
 
-    source: the spec of the defense whose model, of the architecture that the part is made for, is attacked. attack: `lbfgs`
-    as in the paper, or `deepfool`, which needs no constant. images: how many training images are attacked, all where None.
+    source: the spec of the defense whose model, of the architecture that the part is made for, is attacked. attack:
+    `lbfgs` as in the paper, or `deepfool`, which needs no constant. images: how many training images are attacked, all where
+    None. batch_size: as `DenseDAE` has it.
     """
 
     source: str = "none"
     attack: str = "lbfgs"
     images: int | None = 2000
+    batch_size: int | None = 64
 
     def __post_init__(self) -> None:
         check_crafting(self.attack, self.images)
+        _own(Budget(), self.batch_size)
 
     @property
     def inputs(self) -> Mapping[str, str]:
@@ -122,12 +130,12 @@ class AdversarialAutoencoder:
         progress: Progress | None = None,
     ) -> Defended:
         """The trained autoencoder, on `device`; `seed` fixes adversarial images, weights and order."""
-        model = untrained(data, seed)
+        model, own = untrained(data, seed), _own(budget, self.batch_size)
         source = next(iter(inputs["source"].surrogates.values()))
         wanted = data.train.first(budget.train_examples).first(self.images)
         x_adv = adversarials(SOURCES[self.attack], source, wanted, data, seed=seed, device=device)
         objective = restoring(wanted.x.to(device), x_adv)
-        history = train(model, objective, data, budget=budget, seed=seed, device=device, progress=progress, streams=stream)
+        history = train(model, objective, data, budget=own, seed=seed, device=device, progress=progress, streams=stream)
         return Defended(model, history=history)
 
 
@@ -260,6 +268,11 @@ def adversarials(
     with frozen(source.model):
         ready = calibrate(attack, held_out(data.validation.first(_CALIBRATION)))
         return held_out(split).attacked(ready).x_adv
+
+
+def _own(budget: Budget, batch_size: int | None) -> Budget:
+    """The run's budget with batches of another size. ValueError for an empty one."""
+    return budget if batch_size is None else dataclasses.replace(budget, batch_size=batch_size)
 
 
 def check_crafting(attack: str, images: int | None) -> None:

@@ -13,7 +13,14 @@ from advbench.attacks.calibration import HeldOut, calibrate
 from advbench.attacks.lbfgs import LBFGS
 from advbench.attacks.threat import ThreatModel
 from advbench.defenses.defended import Input
-from advbench.defenses.inference.autoencoder import Autoencoder, DenoisingAutoencoder, adversarials, restoring, untrained
+from advbench.defenses.inference.autoencoder import (
+    Autoencoder,
+    DenoisingAutoencoder,
+    DenseDAE,
+    adversarials,
+    restoring,
+    untrained,
+)
 from advbench.defenses.training.plain import Plain
 from advbench.zoo.architectures.gu2014 import autoencoder
 from advbench.zoo.training import Budget, Step
@@ -44,7 +51,7 @@ def rms(found: torch.Tensor, x: torch.Tensor) -> float:
 
 def test_the_noise_dae_takes_noise_away(lab):
     data = lab.data
-    part = lab.resolve("dense-dae(sigma=0.3)").fit(None, data, inputs={}, seed=0, device=CPU, budget=LONG)
+    part = lab.resolve("dense-dae(sigma=0.3, batch_size=None)").fit(None, data, inputs={}, seed=0, device=CPU, budget=LONG)
     x = data.validation.x
     noisy = x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -105,7 +112,7 @@ def test_pairs_are_one_to_one_and_drawn_from_those_crafted():
 @pytest.fixture(scope="module")
 def restorer(lab, source):
     """An autoencoder of the source's adversarials, trained long enough to be of use."""
-    part = lab.resolve("adversarial-autoencoder(attack='deepfool', images=48)")
+    part = lab.resolve("adversarial-autoencoder(attack='deepfool', images=48, batch_size=None)")
     return part.fit(None, lab.data, inputs={"source": source}, seed=0, device=CPU, budget=LONG)
 
 
@@ -182,6 +189,7 @@ def test_the_paper_attack_breaks_the_stack_with_a_constant_of_its_own(lab, sourc
         (lambda: Autoencoder(attack="pgd"), "Expected `attack` among lbfgs, deepfool, got 'pgd'"),
         (lambda: Autoencoder(images=0), "Expected `images` >= 1, got 0"),
         (lambda: DenoisingAutoencoder(sigma=-0.1), "Expected `sigma` >= 0, got -0.1"),
+        (lambda: DenseDAE(batch_size=0), "Expected `batch_size` >= 1, got 0"),
     ],
 )
 def test_rejects_what_makes_no_sense(make, message):
