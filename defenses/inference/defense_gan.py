@@ -60,8 +60,13 @@ class DefenseGAN:
         return {"base": self.base, "generator": self.generator}
 
     def build(self, architecture: Architecture, data: DataSet, inputs: Mapping[str, Defended]) -> Defended:  # noqa: ARG002
-        """The search in front of ``inputs["base"]``, on ``inputs["generator"]``."""
+        """The search in front of ``inputs["base"]``, on ``inputs["generator"]``. ValueError for a part without latents."""
         generator, base = inputs["generator"].model, inputs["base"]
+        if not hasattr(generator, "latent"):
+            raise ValueError(
+                f"Expected `generator` to name a part that makes images of latent vectors, got {self.generator!r}: "
+                "`generator` does"
+            )
         descent = Descent(steps=self.steps, learning_rate=self.learning_rate, momentum=self.momentum)
         exact = Reconstruction(generator, descent, restarts=self.restarts)
         tangent = Reconstruction(generator, descent, restarts=self.restarts, jacobian="projected")

@@ -84,6 +84,11 @@ def test_the_generator_refuses_settings_out_of_range(arguments, message):
         ImageGenerator(**arguments)
 
 
+def test_refuses_a_part_that_makes_no_images(lab):
+    with pytest.raises(ValueError, match="makes images of latent vectors, got 'dae'"):
+        lab.build("defense-gan(generator='dae')")
+
+
 def test_the_critic_sees_the_images_as_often_as_the_budget_says():
     generator = ImageGenerator(lengthening=2.0, critic_steps=5, batch_size=50)
     assert generator.iterations_of(Budget(epochs=10), 1000) == 80  # 2 * 10 * 1000 images in batches of 50, five an update
