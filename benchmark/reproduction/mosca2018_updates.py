@@ -14,8 +14,7 @@ from advbench.reproduction.mosca2018_nets import SGM, VARIANTS, differs, runs
 from advbench.reproduction.study import Comparison, Ours, Plot, Scale, Series, Settings, Study
 from advbench.reproduction.watching import input_updates
 
-_SHOWN = 8
-"""Training images whose updates are shown."""
+_SHOWN = 10
 
 
 def _curve_runs(scale: Scale) -> Mapping[str, Settings]:
@@ -51,34 +50,40 @@ def _updates(findings: Findings) -> Sequence[Comparison]:
     seed = findings.seeds[0]
     grids, plots = [], []
     for net, run in findings.runs.items():
-        followed = input_updates(run, run.first(seed=seed, defense=SGM), torch.arange(_SHOWN))
-        grids.append(_update_grid(net, run, followed.updates))
+        rows = _one_of_each(run)
+        followed = input_updates(run, run.first(seed=seed, defense=SGM), rows)
+        grids.append(_update_grid(net, run, rows, followed.updates))
         epochs = tuple(float(epoch) for epoch in range(1, len(followed.rms) + 1))
         sizes = Series("root mean square", epochs, tuple(Ours((size,)) for size in followed.rms))
-        plots.append(Plot(f"{net}: size of all updates together by epoch, seed {seed}", "epoch", "units of the images", (sizes,)))
+        plots.append(
+            Plot(f"{net}: size of all updates together by epoch, seed {seed}", "epoch", "units of the images", (sizes,))
+        )
     return (Comparison("Input updates", (), (), plots=tuple(plots), images=tuple(grids)),)
 
 
-def _update_grid(net: str, run: RunFindings, updates: torch.Tensor) -> ImageGrid:
-    """updates: summed up to each epoch, (epochs, n, c, h, w); shown are nine epochs at most, and the sum."""
-    steps = torch.cat((updates[:1], updates[1:] - updates[:-1]))[:9]
-    training = run.plan.data.train.select(slice(len(updates[0])))
-    x = training.x.numpy()
-    columns = (x, *(around_grey(step.numpy(), _largest(steps)) for step in steps), around_grey(updates[-1].numpy()))
-    low, high = x.min(), x.max()
-    shown = np.stack(((x - low) / (high - low), *columns[1:]), axis=1)
+def _one_of_each(run: RunFindings) -> torch.Tensor:
+    """The first training image of each class, of ten classes at most."""
+    y = run.plan.data.train.first(run.plan.config.train_examples).y
+    return torch.tensor([int((y == label).nonzero()[0]) for label in y.unique()[:_SHOWN]])
+
+
+def _update_grid(net: str, run: RunFindings, rows: torch.Tensor, updates: torch.Tensor) -> ImageGrid:
+    """updates: of the images at `rows`, summed up to each epoch, (epochs, n, c, h, w); nine epochs at most are shown."""
+    steps = torch.cat((updates[:1], updates[1:] - updates[:-1]))[:9].transpose(0, 1).numpy()
+    training = run.plan.data.train.select(rows)
+    x, total = training.x.numpy(), updates[-1].numpy()
+    pictures = (x - x.min()) / (x.max() - x.min())
+    shown = [
+        (image, *around_grey(moves), around_grey(sum_)) for image, moves, sum_ in zip(pictures, steps, total, strict=True)
+    ]
     return image_grid(
-        shown,
+        np.stack([np.stack(row) for row in shown]),
         rows=tuple(f"class {label}" for label in training.y.tolist()),
-        columns=("image", *(f"epoch {epoch}" for epoch in range(1, len(steps) + 1)), "sum"),
+        columns=("image", *map(str, range(1, steps.shape[1] + 1)), "sum"),
         alt=f"{len(x)} training images, what each epoch added to them, and the sum of all epochs",
-        caption=f"{net}: grey is no change; epochs share one scale of ±{_largest(steps):.2g}, the sum has its own",
+        caption=f"{net}: what each epoch adds, and the sum; grey is no change, each row on a scale of its own",
         group="Input updates of the smooth gradient method",
     )
-
-
-def _largest(steps: torch.Tensor) -> float:
-    return float(steps.abs().max())
 
 
 def _differs_curves(scale: Scale) -> Sequence[str]:

@@ -122,12 +122,13 @@ def drawing(plot: Plot) -> Drawing:
         )
         for one in plot.series
     ]
+    found = [each for one in plot.series for each in one.ours]
+    spread = f": {_centre(found)} over training seeds, and the lowest and highest of them"
     return figures.line_plots(
         [figures.Panel("", tuple(curves))],
         x_label=plot.x_label,
         y_label=plot.y_label,
-        caption=f"{plot.caption}: {_centre(each for one in plot.series for each in one.ours)} over training seeds, and the "
-        "lowest and highest of them",
+        caption=plot.caption + (spread if any(len(each.values) > 1 for each in found) else ""),
         alt=f"Curves of {plot.y_label} over {plot.x_label}, the numbers of the table beside it",
         shares=False,
     )

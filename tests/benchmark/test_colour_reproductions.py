@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from advbench.reproduction import engine, mosca2018_updates, shaham2015_nets, studies
+from advbench.reproduction import engine, shaham2015_nets, studies
 
 _SUBSET = Path(os.environ.get("ADVBENCH_DATA", "")) / "cifar10-small.npz"
 _TINY = {"epochs": 2, "train_examples": 32, "n_examples": 6, "batch_size": 16, "batch": 6, "device": "cpu"}
@@ -80,7 +80,7 @@ def test_the_updates_of_whitened_images_are_shown(crops, tmp_path, cache, monkey
     keep = lambda run: run == "CIFAR-10-CNN"  # noqa: E731
     (comparison,) = _reproduce("mosca2018.fig5", f"zca:npz:{crops}", tmp_path / "out", monkeypatch, keep)
     (grid,) = comparison.images
-    assert len(grid.rows) == mosca2018_updates._SHOWN
-    assert grid.columns == ("image", "epoch 1", "epoch 2", "sum")
+    assert len({*grid.rows}) == len(grid.rows) > 5  # an image of each class among the 32
+    assert grid.columns == ("image", "1", "2", "sum")
     (series,) = comparison.plots[0].series
     assert 0 < series.ours[0].values[0] < series.ours[1].values[0]
