@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import NoReturn
 
 import torch
 
@@ -60,7 +61,7 @@ _KERNELS = (5, 11)
 _DEVIATIONS = (0.1, 0.5)
 _SWEPT = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 _SWEPT_NETS: Mapping[Scale, tuple[str, ...]] = {"smoke": ("N100-100-10",), "small": _NETS["small"], "full": tuple(NETS)}
-_NOISES = {"L1": InputNoise, "L*": LayerNoise}
+_NOISES: Mapping[str, type[InputNoise] | type[LayerNoise]] = {"L1": InputNoise, "L*": LayerNoise}
 _NAMED = 0.1
 """The deviation that the paper names."""
 _BROKEN = 5.0
@@ -450,7 +451,7 @@ def _in_noise(bare: Defended, where: str, sigma: float, findings: Findings, net:
     return _NOISES[where](sigma=sigma).build(_no_architecture, findings[net].plan.data, {"base": bare})
 
 
-def _no_architecture() -> None:
+def _no_architecture() -> NoReturn:
     raise RuntimeError("Expected noise to be put into a net that is there")
 
 

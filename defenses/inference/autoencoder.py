@@ -261,9 +261,17 @@ def adversarials(
 
     def held_out(images: Split) -> HeldOut:
         near = images.to(device)
-        asked = {"model": source.model, "stochastic": source.stochastic, "draws": _DRAWS}
-        threat = ThreatModel("l2", None, data.box)
-        return HeldOut(x=near.x, y=near.y, index=near.index, threat=threat, seed=seed, batch=_BATCH, **asked)
+        return HeldOut(
+            x=near.x,
+            y=near.y,
+            index=near.index,
+            threat=ThreatModel("l2", None, data.box),
+            model=source.model,
+            stochastic=source.stochastic,
+            draws=_DRAWS,
+            seed=seed,
+            batch=_BATCH,
+        )
 
     with frozen(source.model):
         ready = calibrate(attack, held_out(data.validation.first(_CALIBRATION)))

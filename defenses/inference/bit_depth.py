@@ -76,7 +76,8 @@ class Rounded(nn.Module):
 def rounded(x: Tensor, bits: int) -> Tensor:
     """`x`, clipped to [0, 1], at the nearest of 2**bits evenly spaced levels, worked in float64."""
     levels = 2**bits - 1
-    return (x.to(torch.float64).clamp(0, 1) * levels).round().div(levels).to(x.dtype)
+    steps: Tensor = (x.to(torch.float64).clamp(0, 1) * levels).round()
+    return steps.div(levels).to(x.dtype)
 
 
 def check_range(data: DataSet) -> None:
