@@ -63,8 +63,8 @@ def _updates(findings: Findings) -> Sequence[Comparison]:
 
 def _one_of_each(run: RunFindings) -> torch.Tensor:
     """The first training image of each class, of ten classes at most."""
-    y = run.plan.data.train.first(run.plan.config.train_examples).y
-    return torch.tensor([int((y == label).nonzero()[0]) for label in y.unique()[:_SHOWN]])
+    labels = run.plan.data.train.first(run.plan.config.train_examples).y.tolist()
+    return torch.tensor([labels.index(label) for label in sorted(set(labels))[:_SHOWN]])
 
 
 def _update_grid(net: str, run: RunFindings, rows: torch.Tensor, updates: torch.Tensor) -> ImageGrid:
