@@ -83,7 +83,8 @@ def shared_spreads(groups: Sequence[Sequence[Values]], step: float) -> list[Spre
     of its own. step: the smallest difference between two accuracies, 1 / n; no spread is below what rounding to it leaves.
 
     Where the targets' variances scatter no more than chance would have it, each gets the pooled one with all degrees of
-    freedom; the more they scatter, the more each is left to its own. Raises ValueError where a target has no set of two.
+    freedom; the more they scatter, the more a noisy one is left to its own. Raises ValueError for a target without a set of
+    two.
     """
     degrees = np.array([sum(len(values) - 1 for values in group) for group in groups], dtype=np.float64)
     if (degrees < 1).any():
@@ -117,7 +118,8 @@ def compare_seeds(first: Values, second: Values, spreads: tuple[Spread, Spread],
 def _prior(variances: Values, degrees: Values) -> tuple[float, float]:
     """The variance that the targets share, and how many degrees of freedom it is worth: infinity where they agree.
 
-    The moments of log variances under a scaled F distribution (Smyth 2004, section 6.2).
+    The moments of log variances under a scaled F distribution (Smyth 2004, section 6.2); of few targets these are rough, so
+    that the variance is never taken below the pooled one, which keeps false alarms at their level.
     """
     from scipy import special
 
@@ -129,7 +131,7 @@ def _prior(variances: Values, degrees: Values) -> tuple[float, float]:
     if excess <= 0:
         return pooled, math.inf
     half = _inverse_trigamma(excess)
-    return float(np.exp(logs.mean() + special.digamma(half) - np.log(half))), 2 * half
+    return max(pooled, float(np.exp(logs.mean() + special.digamma(half) - np.log(half)))), 2 * half
 
 
 def _inverse_trigamma(value: float) -> float:

@@ -72,20 +72,28 @@ def test_targets_that_spread_alike_share_one_pooled_spread():
     assert spreads == [Spread(pytest.approx(math.sqrt(sum(squares) / 8)), 8.0)] * 2
 
 
-def test_targets_that_spread_differently_keep_to_their_own():
+def test_a_noisy_target_keeps_to_its_own_spread():
     rng = np.random.default_rng(3)
-    spreads = seeds.shared_spreads(_groups(rng, [1e-4, 0.01, 0.3], (40, 40)), step=1e-6)
-    assert [spread.sd for spread in spreads] == pytest.approx([1e-4, 0.01, 0.3], rel=0.35)
+    groups = _groups(rng, [0.001, 0.01, 0.3], (40, 40))
+    spreads = seeds.shared_spreads(groups, step=1e-6)
+    pooled = math.sqrt(np.mean([[values.var(ddof=1) for values in group] for group in groups]))
+    own = math.sqrt(np.mean([values.var(ddof=1) for values in groups[2]]))
+    assert spreads[2].sd == pytest.approx(own, rel=0.02)
+    assert spreads[2].sd > 1.6 * pooled, "and is not judged by its quiet neighbours"
+    assert 0.001 < spreads[0].sd < spreads[1].sd < pooled
     assert all(78 <= spread.degrees <= 85 for spread in spreads)
 
 
 def test_the_prior_is_found_by_its_moments():
-    """Variances drawn from a scaled F distribution, as Smyth assumes: 0.04 with 8 prior degrees of freedom."""
+    """Variances drawn from a scaled F distribution, as Smyth assumes, with 8 prior degrees of freedom.
+
+    Their mean, which is what pooling finds, is 8 / (8 - 2) times the scale.
+    """
     rng = np.random.default_rng(5)
     sigma2 = 8 * 0.04 / rng.chisquare(8, 4000)
     variances = sigma2 * rng.chisquare(6, 4000) / 6
     prior, degrees = seeds._prior(variances, np.full(4000, 6.0))
-    assert prior == pytest.approx(0.04, rel=0.1)
+    assert prior == pytest.approx(0.04 * 8 / 6, rel=0.1)
     assert degrees == pytest.approx(8, rel=0.2)
 
 
@@ -117,7 +125,7 @@ def test_one_seed_cannot_be_compared():
 
 @pytest.mark.parametrize("sds", [(0.01,) * 4, (0.002, 0.005, 0.01, 0.02), (0.03, 0.01, 0.01, 0.01)])
 def test_false_alarms_keep_to_their_level_though_targets_spread_differently(sds):
-    """Each family of four is tested at 1%; strongly unequal spreads cost up to about 2.6%, plain pooling up to 7%."""
+    """Each family of four is tested at 1%; strongly unequal spreads cost up to about 2%, plain pooling up to 7%."""
     rng = np.random.default_rng(6)
     alarms = 0
     for _ in range(1500):
@@ -125,4 +133,4 @@ def test_false_alarms_keep_to_their_level_though_targets_spread_differently(sds)
         spreads = seeds.shared_spreads(groups, step=1e-4)
         lower = [seeds.compare_seeds(*group, (one, one)).lower for group, one in zip(groups, spreads, strict=True)]
         alarms += min(lower) <= 0.01 / 4
-    assert alarms / 1500 <= (0.018 if len(set(sds)) == 1 else 0.035)
+    assert alarms / 1500 <= (0.016 if len(set(sds)) == 1 else 0.028)
