@@ -82,8 +82,9 @@ class EvaluationResult:
         """What `frame` holds: shares in [0, 1] with the ends of their intervals; None where there is no number."""
         found = [self._row(record, examples) for record, examples in self.cells]
         found += [{**dict.fromkeys(_ROW), "attack": label, "status": "missing"} for label in self.missing]
-        worst, label = self.robust, "worst case" if self.complete else "worst case, incomplete"
+        worst = self.robust
         if worst is not None:
+            label = "worst case" + ("" if self.complete else ", incomplete") + (", an upper bound" if self.flags else "")
             found.append({**dict.fromkeys(_ROW), "attack": label, "status": "ok", **_estimate("robust", worst)})
         return found
 
@@ -97,7 +98,9 @@ class EvaluationResult:
             "threat": first.threat if first else None,
             "seed": first.seed if first else None,
             "clean": _as_json(self.clean),
-            "robust": {**_as_json(self.robust), "complete": self.complete} if self.robust else None,
+            "robust": {**_as_json(self.robust), "complete": self.complete, "upper_bound": self._is_bound()}
+            if self.robust
+            else None,
             "attacks": [self._attack(record, examples) for record, examples in self.cells],
             "missing": list(self.missing),
             "examples": self._examples() if self.outcomes else None,
@@ -171,7 +174,9 @@ class EvaluationResult:
             "clean": self._clean(),
             "robust": self._robust(),
         }
-        found: dict[str, Any] = {name: [_plain(value) for value in values[order].tolist()] for name, values in columns.items()}
+        found: dict[str, Any] = {
+            name: [_plain(value) for value in values[order].tolist()] for name, values in columns.items()
+        }
         found["by_attack"] = {
             record.attack["label"]: [_plain(value) for value in robust(record, examples)[order].tolist()]
             for record, examples in self.outcomes
@@ -191,6 +196,9 @@ class EvaluationResult:
     def _epsilon(self) -> float | None:
         epsilon: float | None = self.outcomes[0][0].threat["epsilon"]
         return epsilon
+
+    def _is_bound(self) -> bool:
+        return bool(self.flags) or not self.complete
 
     def _weights(self) -> str:
         return next((record.weights_sha256 for record, _ in self.outcomes), "")

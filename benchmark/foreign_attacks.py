@@ -227,20 +227,6 @@ def resolve(name: str) -> type[Foreign]:
     )
 
 
-def names(library: str) -> list[str]:
-    """The names of a library's attacks that can be used. Raises ValueError where it is missing."""
-    module = _imported(library, library)
-    place = module.attacks if library == "foolbox" else module
-    found = []
-    for attack in dir(place):
-        try:
-            resolve(f"{library}/{attack}")
-        except ValueError:
-            continue
-        found.append(f"{library}/{attack}")
-    return found
-
-
 def _field(name: str, parameter: inspect.Parameter) -> tuple[str, Any] | None:
     """An argument that the user may set, and its default; None for one that cannot be written down."""
     if parameter.name in _GIVEN or parameter.kind is inspect.Parameter.VAR_KEYWORD:

@@ -291,6 +291,30 @@ def test_nothing_is_left_behind_without_a_folder(tmp_path, cache, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
 
 
+class Saturated(nn.Module):
+    """The same answers, so far apart that the cross-entropy has no gradient left."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1e5 * self.inner(x)
+
+
+def test_a_model_that_hides_its_gradients_is_flagged_and_its_number_is_an_upper_bound():
+    model, x, y, _ = problem()
+    found = evaluate(Saturated(model), x, y, epsilon=EPSILON, attack="pgd(steps=5)", batch=N)
+    summary = found.summary()
+    assert summary["robust"]["upper_bound"] is True
+    assert any("gradient" in flag["finding"] for flag in summary["flags"])
+    assert "worst case, an upper bound" in str(found)
+    assert "flag: " in str(found)
+    honest = evaluate(model, x, y, epsilon=EPSILON, attack="pgd(steps=10)", batch=N)
+    assert honest.flags == []
+    assert honest.summary()["robust"]["upper_bound"] is False
+
+
 # --- targets by name
 
 NET = """
