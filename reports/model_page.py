@@ -92,7 +92,11 @@ def _standing_section(model: Model) -> Section | None:
 
 
 def _flag_section(model: Model) -> Section:
-    tables = [flag_table(f"Flags, {board.threat.title}", [standing]) for board, standing in model.places if standing.flags]
+    tables = [
+        drop_constant(flag_table(f"Flags, {board.threat.title}", [standing]), ("Target",))
+        for board, standing in model.places
+        if standing.flags
+    ]
     text = (
         "Symptoms of gradients that mislead an attack were found: the robust accuracy above is an upper bound, until "
         "attacks that fit the model have been run."
