@@ -19,7 +19,8 @@ class BitDepth:
     """Bit-depth reduction of the input, Xu et al. 2018, arXiv:1704.01155, and Guo et al. 2018, arXiv:1711.00117.
 
     Every pixel is rounded to one of 2**bits levels, evenly spaced from 0 to 1, halves to the even level. A rounding has no
-    gradient, so that there is no faithful surrogate.
+    gradient, so that there is no faithful surrogate: the attacker has the rounded image with the Jacobian of the identity,
+    and with the slopes of `soft_round`, which spend no budget on pixels far from where they would change.
 
     bits: per pixel and channel, 1 to 8; Xu et al. take 1 for MNIST and 5 for CIFAR-10, Guo et al. 3. base: the spec of the
     defense that trained the model behind it.
@@ -40,7 +41,8 @@ class BitDepth:
     def build(self, architecture: Architecture, data: DataSet, inputs: Mapping[str, Defended]) -> Defended:  # noqa: ARG002
         """The rounding in front of ``inputs["base"]``. ValueError for images without a range of pixels."""
         check_range(data)
-        return purified(inputs["base"], Rounded(self.bits), stochastic=False, differentiable=False)
+        substitutes = {"soft": SoftRounded(self.bits)}
+        return purified(inputs["base"], Rounded(self.bits), stochastic=False, differentiable=False, substitutes=substitutes)
 
     def fit(
         self,
@@ -71,6 +73,34 @@ class Rounded(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images of the same shape, in [0, 1]."""
         return rounded(x, self.bits)
+
+
+class SoftRounded(nn.Module):
+    """The same as `Rounded` inside [0, 1], with the slopes of `soft_round`; images (n, c, h, w)."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+
+    def extra_repr(self) -> str:
+        """What the structure is."""
+        return f"bits={self.bits}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images of the same shape."""
+        levels = 2**self.bits - 1
+        return soft_round(x * levels) / levels
+
+
+def soft_round(x: Tensor) -> Tensor:
+    """The nearest integers, with the slope of ``round(x) + (x - round(x))^3``, Shin and Song 2017.
+
+    From "JPEG-resistant adversarial images". The slope is 3 (x - round(x))^2: none at an integer, where a small change
+    changes nothing, and 3/4 halfway.
+    """
+    nearest = x.detach().round()
+    cubic = (x - nearest) ** 3
+    return nearest + (cubic - cubic.detach())
 
 
 def rounded(x: Tensor, bits: int) -> Tensor:

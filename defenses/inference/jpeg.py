@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from advbench.defenses.defended import Architecture, Defended
-from advbench.defenses.inference.bit_depth import check_range
+from advbench.defenses.inference.bit_depth import check_range, soft_round
 from advbench.defenses.inference.composition import purified
 from advbench.zoo.data import DataSet
 from advbench.zoo.training import Budget, Progress
@@ -107,16 +107,6 @@ class Rounding(Protocol):
     def __call__(self, x: Tensor) -> Tensor:
         """Of the same shape."""
         ...
-
-
-def soft_round(x: Tensor) -> Tensor:
-    """The nearest integers, with the slope of ``round(x) + (x - round(x))^3``, Shin and Song 2017 (their equation 3).
-
-    The slope is 3 (x - round(x))^2: none at an integer, where a small change changes nothing, and 3/4 halfway.
-    """
-    nearest = x.detach().round()
-    cubic = (x - nearest) ** 3
-    return nearest + (cubic - cubic.detach())
 
 
 class SoftJPEG(nn.Module):
