@@ -88,14 +88,15 @@ def _by_surrogate(board: Board, standings: Sequence[Standing]) -> Table:
         for cell in board.cells
         if cell.record.target["label"] == standing.label and _WHITE_BOX.takes(cell.record) and cell.examples is not None
     ]
-    names = list(dict.fromkeys(name for cell in cells for name in cell.record.details.get("candidates", {})))
+    found = {name for cell in cells for name in cell.record.details.get("candidates", {})}
+    names = sorted(found, key=lambda name: (not name.startswith("faithful"), name == "base", name))
     several = len({cell.record.seed for cell in cells}) > 1
     columns = (
         Column("Defense", heading=True),
         Column("Attack"),
         *([Column("Seed", numeric=True)] if several else []),
         *(Column(name, "Robust accuracy under the images crafted on this surrogate alone", numeric=True) for name in names),
-        Column("Draws", "Passes that a gradient of the first surrogate averages", numeric=True),
+        Column("Draws", "The most passes that a gradient of a surrogate averages", numeric=True),
     )
     rows = tuple(
         (
@@ -118,9 +119,9 @@ def _reached(accuracies: Mapping[str, float | None], name: str) -> Entry:
 
 
 def _draws(record: Record) -> Entry:
-    """The draws of the first surrogate."""
-    found = list(record.details.get("draws", {}).values())
-    return Entry(f"{found[0]:,}", order=found[0]) if found else Entry(wording.NONE, tone="muted")
+    """The most draws that a gradient of a surrogate averages."""
+    most = max(record.details.get("draws", {}).values(), default=None)
+    return wording.number_entry(most, f"{most:,}") if most else Entry(wording.NONE, tone="muted")
 
 
 def _row(board: Board, standing: Standing, shown: Sequence[_Attacker]) -> tuple[Entry, ...]:
