@@ -20,7 +20,7 @@ from advbench.zoo.architectures.defense_gan import convolutional_generator
 from advbench.zoo.training import seeded
 
 STEPS = (10, 25, 50)
-_REPEATS = 3
+_REPEATS = 2
 
 
 def _runs(_: Scale) -> Mapping[str, Settings]:
