@@ -95,13 +95,13 @@ class AdversarialAutoencoder:
     training images, crafted before the training; the constant of ``lbfgs`` is calibrated on validation images. Every step
     has as many of them as clean images, drawn with replacement. The paper leaves open the loss and the mixture.
 
-    source: the spec of the defense whose model, of the architecture that the part is made for, is attacked. attack:
-    `lbfgs` as in the paper, or `deepfool`, which needs no constant. images: how many training images are attacked, all where
-    None. batch_size: as `DenseDAE` has it.
+    source: the spec of the defense whose model, of the architecture that the part is made for, is attacked. attack: `lbfgs`
+    as in the paper, or `deepfool`, many times as fast and without a constant. images: how many training images are attacked,
+    all where None. batch_size: as `DenseDAE` has it.
     """
 
     source: str = "none"
-    attack: str = "lbfgs"
+    attack: str = "deepfool"
     images: int | None = 2000
     batch_size: int | None = 64
 
@@ -153,7 +153,7 @@ class Autoencoder:
 
     source: str = "none"
     source_architecture: str | None = None
-    attack: str = "lbfgs"
+    attack: str = "deepfool"
     images: int | None = 2000
     base: str = "none"
 
