@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 import advbench
+from advbench import gating
 from advbench.reports.gate import FORMATS
 from advbench.results.record import DISTANCES, Examples, Record
 from advbench.results.store import Store
@@ -133,6 +134,18 @@ def test_retrainings_are_compared_over_their_seeds(tmp_path):
     assert advbench.check(worse, before).exit_code == 1, "a folder serves as a baseline too"
 
 
+def test_folders_of_one_seed_each_make_one_run(tmp_path):
+    targets = {"a": 0.6, "b": 0.4}
+    whole = write_run(tmp_path / "whole", targets, seeds=range(5), luck=1)
+    parts = [write_run(tmp_path / f"part{seed}", targets, seeds=(seed,), luck=1) for seed in range(5)]
+    for folders, name in ((whole, "whole.json"), (parts[::-1], "parts.json")):
+        advbench.write_baseline(folders, tmp_path / name)
+    assert (tmp_path / "whole.json").read_text() == (tmp_path / "parts.json").read_text()
+    assert advbench.check(parts[:3], tmp_path / "whole.json").exit_code == 0
+    with pytest.raises(ValueError, match="Expected one record of each attacker for a of seed 0"):
+        advbench.check([parts[0], parts[0]], whole)
+
+
 def test_the_reports_say_the_same_in_every_format(place):
     found = advbench.check(place / "weaker", place / "base.json", checkpoints_only=True)
     markdown = FORMATS["markdown"](found)
@@ -243,6 +256,19 @@ finally:
 def test_the_gate_imports_nothing_heavy(place):
     found = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True, cwd=place)
     assert found.stdout.rstrip().endswith("heavy: []"), found.stderr
+
+
+def test_a_shipped_baseline_is_found_by_its_name(tmp_path, monkeypatch):
+    names = [path.stem for path in (ROOT / "results" / "baselines").glob("*.json")]
+    monkeypatch.chdir(tmp_path)
+    for name in names:
+        found = gating.read_baseline(Path(name))
+        assert all(len(target.models) >= 5 for board in found.boards for target in board.targets)
+        assert gating.compare(found, found).exit_code == 0
+    assert "digits" in names
+    (tmp_path / "digits").write_text("{}")
+    with pytest.raises(ValueError, match="Expected a baseline"):
+        gating.read_baseline(Path("digits"))
 
 
 # --- the composite action
