@@ -21,6 +21,8 @@ from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, Targeted, ThreatModel, cross_entropy
 
 _FEW = 32
+_STRONGEST, _WEAKEST = 1e-4, 1e2
+"""The constants between which one is searched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,25 +59,35 @@ class LBFGS:
         return Need("validation", model=True) if self.c is None else None
 
     def calibrate(self, held_out: HeldOut) -> dict[str, Tensor]:
-        """The constant `c` of the model, a float64 scalar, by `search_constant` on the held-out images.
+        """The constant `c` of the model by `search_constant` on the held-out images, and the share of them that it breaks.
 
-        A few of them find its order of magnitude, all of them the rest, to a twentieth.
-        Raises RuntimeError where no constant breaks enough of them.
+        A few of the images find its order of magnitude, all of them the rest, to a twentieth. Where no constant breaks
+        enough, as through a surrogate whose gradient is a guess, it is the smallest, at which the attack is strongest; the
+        share says so. Both are float64 scalars.
         """
+        shares: dict[tuple[int, float], float] = {}
 
         def attacked(images: HeldOut) -> Callable[[float], tuple[Tensor, Tensor]]:
             def at(c: float) -> tuple[Tensor, Tensor]:
                 trial = images.attacked(replace(self, c=c))
+                shares[len(images), c] = float(trial.broken.double().mean())
                 return trial.broken, balls.distance(trial.x_adv - images.x, "l2")
 
             return at
 
-        rough = search_constant(attacked(held_out.first(_FEW)), steps=6)
-        try:
-            c = search_constant(attacked(held_out), low=rough / 4, high=rough * 4, steps=6)
-        except RuntimeError:
-            c = search_constant(attacked(held_out))
-        return {"c": torch.tensor(c, dtype=torch.float64)}
+        def searched(images: HeldOut, low: float = _STRONGEST, high: float = _WEAKEST, steps: int = 12) -> float | None:
+            try:
+                return search_constant(attacked(images), low=low, high=high, steps=steps)
+            except RuntimeError:
+                return None
+
+        rough = searched(held_out.first(_FEW), steps=6)
+        c = None if rough is None else searched(held_out, rough / 4, rough * 4, 6)
+        c = searched(held_out) if c is None else c
+        c = _STRONGEST if c is None else c
+        return {
+            name: torch.tensor(each, dtype=torch.float64) for name, each in (("c", c), ("broken", shares[len(held_out), c]))
+        }
 
     def calibrated(self, values: Mapping[str, Tensor]) -> LBFGS:
         """The attack with the constant that `calibrate` found."""
@@ -166,8 +178,8 @@ def search_constant(
     attacked: Callable[[float], tuple[Tensor, Tensor]],
     *,
     rate: float = 0.99,
-    low: float = 1e-4,
-    high: float = 1e2,
+    low: float = _STRONGEST,
+    high: float = _WEAKEST,
     steps: int = 12,
 ) -> float:
     """The one c of a model: of those tried, the one with the smallest total distance that still breaks enough images.

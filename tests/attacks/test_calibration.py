@@ -68,6 +68,22 @@ def test_a_search_that_cannot_succeed_says_how_far_it_came():
             search_constant(lambda c: (torch.ones(1, dtype=torch.bool), torch.ones(1)), **arguments)
 
 
+def test_where_no_constant_breaks_enough_the_attack_is_at_its_strongest_and_the_share_is_told():
+    class Deaf(Halves):
+        """Every other image has a gradient of zero, and so never moves."""
+
+        def forward(self, x: Tensor, rng: ExampleRNG | None = None) -> Tensor:
+            logits = super().forward(x, rng)
+            return torch.where(x.flatten(1)[:, 1:2] > 0.5, logits.detach().abs() * torch.tensor([1.0, -1.0]), logits)
+
+    images = held_out(model=Deaf())
+    images.x[::2, 0, 0, 1] = 1.0
+    values = LBFGS(steps=30).calibrate(images)
+    assert float(values["c"]) == 1e-4
+    assert float(values["broken"]) == 0.5
+    assert LBFGS(steps=30).calibrated(values).c == 1e-4
+
+
 def test_the_constant_of_a_plane_is_its_closed_form():
     """Beyond the plane, c |r| + log(1 + exp(2 s (x - |r|))) falls with |r| as long as c < 2 s sigmoid(2 s (x - |r|)).
 

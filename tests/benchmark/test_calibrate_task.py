@@ -51,10 +51,11 @@ def test_a_calibrated_constant_is_kept_and_shown_and_found_once(small):
     plan = plan_of(small, matrix="white-box,transfer")
     (calibration,) = tasks(plan, "calibrate")
     with np.load(artefact("calibrate", calibration.key, plan.config.out), allow_pickle=False) as file:
-        constant = float(file["value_c"])
+        constant, broken = float(file["value_c"]), float(file["value_broken"])
     assert 1e-4 <= constant <= 1e2
+    assert broken >= 0.99 or constant == 1e-4
     for key in result.cells:
-        assert Store(result.out).read(key).details["calibration"] == [{"c": constant}]
+        assert Store(result.out).read(key).details["calibration"] == [{"broken": broken, "c": constant}]
     # The same constant given by hand makes the same images.
     given = advbench.run(**small | {"matrix": "white-box", "attack": f"lbfgs(steps=8, c={constant!r})"})
     one, other = (Store(result.out).examples(run.cells[0]) for run in (result, given))
