@@ -145,8 +145,7 @@ def _compare(findings: Findings) -> Sequence[Comparison]:
 
 def _average(radii: Sequence[float], accuracy: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> Sequence[float]:
     """The mean of each column over the radii, by the trapezoid rule."""
-    means: list[float] = (np.trapezoid(accuracy, radii, axis=0) / radii[-1]).tolist()
-    return means
+    return [float(area) / radii[-1] for area in np.atleast_1d(np.trapezoid(accuracy, radii, axis=0))]
 
 
 def _smooth_runs(scale: Scale) -> Mapping[str, Settings]:
