@@ -88,7 +88,7 @@ class SoftRounded(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images of the same shape."""
-        levels = 2**self.bits - 1
+        levels = float(2**self.bits - 1)
         return soft_round(x * levels) / levels
 
 
