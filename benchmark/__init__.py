@@ -1,6 +1,7 @@
 """advbench: a benchmark and leaderboard harness for adversarial robustness.
 
-`advbench.run` does what ``advbench run`` does, `advbench.evaluate` attacks a model of yours. Importing the package is cheap: public names are loaded when first used.
+`advbench.run` does what ``advbench run`` does, `advbench.evaluate` attacks a model of yours. Importing the package is cheap:
+public names are loaded when first used.
 """
 
 from __future__ import annotations
