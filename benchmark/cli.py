@@ -343,7 +343,7 @@ def reproduce(
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="The output folders of runs; several make one report.")],
+    folders: Annotated[list[Path], typer.Argument(help="Output folders of runs, or archives of records (.tar.xz).")],
     to: Annotated[Path | None, typer.Option(help="Where the files go. [default: the folder, where there is one]")] = None,
     format: Annotated[
         ReportFormat | None,
@@ -367,7 +367,7 @@ def report(
 
 @app.command()
 def publish(
-    folders: Annotated[list[Path], typer.Argument(help="The output folders of runs.")],
+    folders: Annotated[list[Path], typer.Argument(help="Output folders of runs, or archives of records (.tar.xz).")],
     to: Annotated[Path, typer.Option(help="The site's folder; what an earlier publication left there is replaced.")],
     title: Annotated[str | None, typer.Option(help="The site's title.")] = None,
     every: Annotated[bool, typer.Option("--all", help="All records in a folder, not only those of its last run.")] = False,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from advbench.results.archive import SUFFIX, unpack
 from advbench.results.store import Store
 
 _MANIFEST = "run.json"
@@ -19,24 +22,27 @@ def report(*outs: str | Path, every: bool = False, to: str | Path | None = None,
 
     every: all records in the folders, not only the cells of their last runs. to: where the files go, by default the folder
     itself where there is one; several make one report there. format: in place of the reports, every figure as ``svg``,
-    ``png`` or ``pdf``, all cells as ``csv``, or the model_info of ``robustbench``; these need `to`. Returns the files.
+    ``png`` or ``pdf``, all cells as ``csv``, or the model_info of ``robustbench``; these need `to`, as an archive of records
+    (``.tar.xz``, `advbench.results.archive`) does in place of a folder. Returns the files.
     Raises ValueError where there are no records, or no `to` where it is needed.
     """
-    folders = _folders(outs, every)
     if format is not None and format not in FORMATS:
         raise ValueError(f"Expected `format` to be one of {', '.join(FORMATS)}, got {format!r}")
     if to is None:
-        if format is not None or len(folders) > 1:
-            what = f"the format {format}" if format else "a report of several folders"
+        packed = any(_is_archive(out) for out in outs)
+        if format is not None or len(set(outs)) > 1 or packed:
+            what = f"the format {format}" if format else "an archive" if packed else "a report of several folders"
             raise ValueError(f"Expected a folder for {what}, got none: give --to DIR")
-        to = next(iter(folders))
-    if format is None:
-        from advbench.reports.write import write_merged
+        to = next(iter(outs), "")
+    with ExitStack() as stack:
+        folders = _folders(_opened(outs, stack), every)
+        if format is None:
+            from advbench.reports.write import write_merged
 
-        return write_merged(folders, Path(to))
-    from advbench.reports.export import export
+            return write_merged(folders, Path(to))
+        from advbench.reports.export import export
 
-    return export(folders, Path(to), format)
+        return export(folders, Path(to), format)
 
 
 def publish(*outs: str | Path, to: str | Path, every: bool = False, title: str | None = None) -> list[Path]:
@@ -47,15 +53,32 @@ def publish(*outs: str | Path, to: str | Path, every: bool = False, title: str |
     """
     from advbench.reports.site import write_site
 
-    folders = _folders(outs, every)
-    return write_site(folders, Path(to), title=title, settings={folder: read_settings(folder) for folder in folders})
+    with ExitStack() as stack:
+        folders = _folders(_opened(outs, stack), every)
+        return write_site(folders, Path(to), title=title, settings={folder: read_settings(folder) for folder in folders})
 
 
-def _folders(outs: Sequence[str | Path], every: bool) -> dict[Path, list[str] | None]:
+def _is_archive(out: str | Path) -> bool:
+    return str(out).endswith(SUFFIX)
+
+
+def _opened(outs: Sequence[str | Path], stack: ExitStack) -> list[Path]:
+    """The folders of records, archives unpacked into folders that go when `stack` is left."""
+    folders = []
+    for out in outs:
+        folder = Path(out)
+        if _is_archive(out):
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="advbench-")))
+            unpack(Path(out), Store(folder))
+        folders.append(folder)
+    return folders
+
+
+def _folders(outs: Sequence[Path], every: bool) -> dict[Path, list[str] | None]:
     """The cells to report by folder, each folder once."""
     if not outs:
         raise ValueError("Expected at least one folder of records, got none")
-    folders = list(dict.fromkeys(Path(out) for out in outs))
+    folders = list(dict.fromkeys(outs))
     for folder in folders:
         if not Store(folder).keys():
             raise ValueError(

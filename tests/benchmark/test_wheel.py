@@ -43,7 +43,7 @@ def expected() -> set[str]:
     packages = {folder: package.replace(".", "/") for package, folder in folders.items()}
     names = set()
     for path in tracked():
-        if path.parts[0] in {folder.split("/")[0] for folder in packages} and path.suffix != ".png":
+        if path.parts[0] in {folder.split("/")[0] for folder in packages} and "published" not in path.parts:
             names.add(f"{packages[path.parent.as_posix()]}/{path.name}")
     return names
 

@@ -11,6 +11,7 @@ from advbench import reporting
 from advbench.reports.boards import boards
 from advbench.reports.cells import load
 from advbench.reports.merge import merge, run_names
+from advbench.results.archive import pack
 from advbench.results.store import Store
 
 
@@ -140,3 +141,17 @@ def test_the_report_of_several_folders_needs_a_place(tmp_path, make_suite):
     assert not (tmp_path / "one" / "leaderboard.md").exists()
     stamps = [Path(path).stat().st_mtime_ns for path in paths]
     assert [path.stat().st_mtime_ns for path in reporting.report(*folders, to=tmp_path / "all")] == stamps
+
+
+def test_an_archive_of_records_is_reported_like_the_folder_that_it_was_packed_from(tmp_path, make_suite):
+    make_suite().write(Store(tmp_path / "one"))
+    packed = tmp_path / "one.tar.xz"
+    pack(Store(tmp_path / "one"), packed)
+    with pytest.raises(ValueError, match="Expected a folder for an archive, got none: give --to DIR"):
+        reporting.report(packed)
+    reporting.report(packed, to=tmp_path / "unpacked")
+    reporting.report(tmp_path / "one", to=tmp_path / "plain", every=True)
+    tables = [(tmp_path / name / "results.csv").read_text() for name in ("unpacked", "plain")]
+    assert tables[0] == tables[1]
+    with pytest.raises(FileNotFoundError, match="Expected an archive of records at"):
+        reporting.report(tmp_path / "nothing.tar.xz", to=tmp_path / "all")
