@@ -78,13 +78,15 @@ class Guard:
 
     detector: images (n, c, h, w) -> scores (n,), an image with one above zero is rejected; called with the model's rng too
     where `stochastic`. y: true labels of the access's examples, (n,). scale: the worth of one unit of the score in logits,
-    so that neither margin drowns the other.
+    so that neither margin drowns the other. weight: of the score in the sum of both margins whose gradient is taken
+    (`summed`); None where it is that of whichever margin stands in the way.
     """
 
     detector: nn.Module
     y: Tensor
     stochastic: bool = False
     scale: float = 1.0
+    weight: float | None = None
 
     def select(self, rows: Tensor | slice) -> Guard:
         """The guard of the given rows: a bool mask, int64 positions or a slice."""
@@ -95,7 +97,10 @@ class Guard:
         score = self.detector(x, rng) if self.stochastic else self.detector(x)
         if score.shape != (len(x),):
             raise ValueError(f"Expected a detector's scores of shape ({len(x)},), got {tuple(score.shape)}")
-        return guarded(logits, self.y.repeat(len(logits) // len(self.y)), score * self.scale)
+        y = self.y.repeat(len(logits) // len(self.y))
+        if self.weight is None:
+            return guarded(logits, y, score * self.scale)
+        return summed(logits, y, score * self.scale, self.weight)
 
 
 def guarded(logits: Tensor, y: Tensor, score: Tensor) -> Tensor:
@@ -118,6 +123,18 @@ def guarded(logits: Tensor, y: Tensor, score: Tensor) -> Tensor:
     fixed = logits.detach()
     watched = fixed.scatter(1, column, -torch.inf).amax(dim=1, keepdim=True) + score.unsqueeze(1)
     return torch.where(watched > fixed.gather(1, column), fixed.scatter(1, column, watched), logits)
+
+
+def summed(logits: Tensor, y: Tensor, score: Tensor, weight: float) -> Tensor:
+    """The values of `guarded` logits with the slopes of the classifier's margin and `weight` times the detector's together.
+
+    Carlini & Wagner 2017 (arXiv:1705.07263), section 4: one loss that asks for both at once. A small weight goes round a
+    detector on the way to the error, where the gradient of one margin at a time zigzags between them; with a large one it
+    stalls. It is an attack beside that of `guarded`, not in its place. Shapes as there; weight: >= 0.
+    """
+    values = guarded(logits.detach(), y, score.detach())
+    slopes = logits.scatter_add(1, y.unsqueeze(1), weight * score.unsqueeze(1))
+    return values + (slopes - slopes.detach())
 
 
 class Access:

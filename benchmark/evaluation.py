@@ -133,7 +133,7 @@ def guard_of(surrogate: Surrogate, y: Tensor, scale: float = 1.0) -> Guard | Non
     """The detector that the attacker of a surrogate evades, for images of the labels y (n,); None where there is none."""
     if surrogate.detector is None:
         return None
-    return Guard(surrogate.detector.model, y, surrogate.detector.stochastic, scale)
+    return Guard(surrogate.detector.model, y, surrogate.detector.stochastic, scale, surrogate.weight)
 
 
 def count(defended: Defended, split: Split, *, seed: int, draws: int, batch: int, device: torch.device) -> Counts:

@@ -99,7 +99,7 @@ def watched(base: Defended, squeezers: Sequence[nn.Module], *, threshold: float)
 
     detector = beside(base.model, base.stochastic, base.detector)
     surrogates: dict[str, Surrogate] = {}
-    for position, (name, inner) in enumerate(base.surrogates.items()):
+    for position, (name, inner) in enumerate(base.own_surrogates.items()):
         own = detector if inner.model is base.model else beside(inner.model, inner.stochastic, inner.detector)
         label = "faithful" if position == 0 else f"faithful-{name}"
         surrogates[label] = Surrogate(inner.model, inner.stochastic, own)

@@ -63,7 +63,7 @@ def test_noise_that_squeezing_takes_away_is_rejected_more_often_than_clean_image
 
 def test_the_attacker_evades_the_detector_with_a_gradient_through_every_squeezer(lab):
     defended, split = lab.fitted(SPEC), lab.data.validation
-    assert list(defended.surrogates) == ["faithful", "base"]
+    assert list(defended.surrogates) == ["faithful", "base", "faithful-sum"]
     assert defended.surrogates["faithful"].detector is defended.detector
     assert not defended.surrogates["base"].guarded
     x = split.x.clone().requires_grad_()
@@ -85,7 +85,8 @@ def test_the_gradient_through_the_rounding_is_that_of_the_identity(lab):
 def test_watches_any_defense(lab, base):
     behind, defended, split = lab.fitted(base), lab.fitted(f"feature-squeezing(base={base!r})"), lab.data.validation
     assert defended.stochastic == defended.detector.stochastic == behind.stochastic
-    assert len(defended.surrogates) == len(behind.surrogates) + 1
+    assert len(defended.own_surrogates) == len(behind.own_surrogates) + 1
+    assert [name for name, one in defended.surrogates.items() if one.weight is not None] == ["faithful-sum"]
     assert score(defended, split.x, split.index).shape == (len(split),)
     if behind.detector is not None:  # either one rejects
         assert (score(defended, split.x, split.index) >= score(behind, split.x, split.index)).all()
