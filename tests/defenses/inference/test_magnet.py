@@ -83,7 +83,11 @@ def test_the_classifier_sees_the_reconstruction(lab):
 
 def test_every_surrogate_but_the_base_meets_the_detector(lab):
     surrogates = lab.fitted("magnet").surrogates
-    assert [name for name, surrogate in surrogates.items() if surrogate.detector is not None] == ["faithful", "bpda", "faithful-sum"]
+    assert [name for name, surrogate in surrogates.items() if surrogate.detector is not None] == [
+        "faithful",
+        "bpda",
+        "faithful-sum",
+    ]
 
 
 @pytest.mark.parametrize("arguments", [{"detector": 0.5}, {"detector": math.inf}, {"fpr": 1.0}, {"fpr": -0.1}])
