@@ -387,7 +387,7 @@ def publish(
 def check(
     out: Annotated[list[Path], typer.Argument(help="The output folder of a run, or several, such as one for each seed.")],
     baseline: Annotated[Path, typer.Option(help="A file of `advbench baseline`, or the output folder of another run.")],
-    alpha: Annotated[float, typer.Option(help="The chance of any false alarm.")] = 0.01,
+    alpha: Annotated[float, typer.Option(help="The nominal chance of any false alarm.")] = 0.01,
     tolerance: Annotated[float, typer.Option(help="A change of at most so much, such as 0.01 for a point, is none.")] = 0.0,
     format: Annotated[GateFormat, typer.Option(help="How the verdicts are printed.")] = GateFormat.text,
     checkpoints_only: Annotated[

@@ -13,6 +13,7 @@ import importlib
 import inspect
 import sys
 import types
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, make_dataclass
 from functools import cache
@@ -53,7 +54,7 @@ class Traits:
     minimal: bool = False
 
 
-class Foreign:
+class Foreign(ABC):
     """An attack of another library. Subclasses are made by `resolve`, with the library's arguments for fields."""
 
     name: ClassVar[str]
@@ -96,8 +97,9 @@ class Foreign:
                 counted.settle()
         return x_adv.detach().clone(), claims
 
+    @abstractmethod
     def _attack(self, model: Counted, x: Tensor, y: Tensor, threat: ThreatModel) -> tuple[Tensor, Tensor | None]:
-        raise NotImplementedError
+        """The library's images, and which of them it says are successes, if it says so."""
 
     def _given(self, model: Counted, x: Tensor, norms: Mapping[str, Any], threat: ThreatModel) -> dict[str, Any]:
         """The arguments of the harness's that the library's attack takes."""

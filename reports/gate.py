@@ -105,7 +105,7 @@ FORMATS: Mapping[str, Callable[[Verdicts], str]] = {
 def conclusion(found: Verdicts) -> str:
     """The gate's answer in a line."""
     tested = sum(row.p_value is not None for row in found.rows)
-    level = f"{wording.plural(tested, 'number')} tested, chance of any false alarm at most {found.terms.alpha:g} (Holm)"
+    level = f"{wording.plural(tested, 'number')} tested, nominal chance of any false alarm {found.terms.alpha:g} (Holm)"
     if not found.failures:
         return f"passed: nothing is worse than the baseline; {level}"
     names = ", ".join(f"{row.target} ({row.quantity} {row.verdict})" for row in found.failures[:_LINES])

@@ -136,7 +136,8 @@ def _differs(scale: Scale) -> Sequence[str]:
         }[scale],
         "the target label is drawn uniformly from the wrong ones, and images that the net gets wrong are not attacked "
         "(the paper prints neither)",
-        "one constant c per net, the largest that breaks 99% of held-out validation images",
+        "one constant c per net, the largest that breaks 99% of held-out validation images, the smallest tried where none "
+        "does",
     )
 
 

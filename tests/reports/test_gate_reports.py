@@ -62,5 +62,5 @@ def test_failures_come_first_and_their_cells_are_shown():
 
 def test_the_conclusion_names_what_fails_and_the_level():
     assert conclusion(verdicts()).startswith("failed: <script>")
-    assert "2 numbers tested, chance of any false alarm at most 0.01 (Holm)" in conclusion(verdicts())
+    assert "2 numbers tested, nominal chance of any false alarm 0.01 (Holm)" in conclusion(verdicts())
     assert conclusion(Verdicts(terms=Terms())).startswith("passed: nothing is worse")
