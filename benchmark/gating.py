@@ -31,9 +31,10 @@ def check(
     baseline: a file of `write_baseline`, the output folder of another run, or the name of a baseline that ships with
     advbench, such as ``digits``.
 
-    alpha: the nominal chance of any false alarm. tolerance: a change of at most so much, a share, counts as none. The other
-    terms are those of `advbench.results.gate.Terms`. The verdicts' `exit_code` is 0 where nothing is worse, 1 for a regression, 2
-    where the runs cannot be compared. Raises ValueError, in one line, for a file or a folder that cannot be read.
+    alpha: the nominal chance of any false alarm. tolerance: a change of at most so much, a share, counts as none. The
+    other terms are those of `advbench.results.gate.Terms`. The verdicts' `exit_code` is 0 where nothing is worse, 1 for
+    a regression, 2 where the runs cannot be compared. Raises ValueError, in one line, for a file or a folder that cannot
+    be read.
     """
     terms = Terms(
         alpha=alpha,
