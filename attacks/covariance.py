@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -22,7 +23,7 @@ _ROWS = 1024
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Covariance:
-    """A covariance of images (c, h, w) of unit mean variance, in the form that noise is drawn from; float64.
+    """A covariance of images (c, h, w), in the form that noise is drawn from; float64.
 
     Either `factor`, (c h w, rank), whose product with its transpose is the covariance matrix, or `root`, the Hermitian
     square root of the spectrum of a field that is stationary on a torus of 2 h - 1 by 2 w - 1 pixels, complex,
@@ -74,8 +75,8 @@ def estimate(x: Tensor, form: Form = "matrix") -> Covariance:
 
     matrix: the covariance matrix itself. displacement: the mean over all pairs of pixels with one displacement, for each
     pair of channels (`covariance_function`). radial: the mean over all displacements of one rounded length, as Roth et al.
-    2018 (arXiv:1805.08736) take it. A function of displacement is sampled by circulant embedding where that is positive,
-    else by a factor of its matrix; averaging may leave negative eigenvalues there, which are set to zero and reported.
+    2018 (arXiv:1805.08736) take it. Averaging may leave negative eigenvalues, which are set to zero and reported
+    (`of_function`).
 
     Raises ValueError for another form, fewer than two images, images that are all alike, or more than 4096 values where a
     matrix has to be factored.
@@ -86,12 +87,32 @@ def estimate(x: Tensor, form: Form = "matrix") -> Covariance:
         raise ValueError(f"Expected two images or more that differ, to estimate a covariance, got {len(x)}")
     c, h, w = x.shape[1:]
     if form == "matrix":
-        return _factored(covariance_matrix(x), (c, h, w))
+        return _normalised(_factored(covariance_matrix(x), (c, h, w)))
     function = covariance_function(x)
     if form == "radial":
         function = _radial(function)
-    root = _embedded(function / function[..., h - 1, w - 1].diagonal().mean())
-    return _factored(stationary_matrix(function), (c, h, w)) if root is None else Covariance(shape=(c, h, w), root=root)
+    return _normalised(of_function(function / function[..., h - 1, w - 1].diagonal().mean()))
+
+
+def of_function(function: Tensor) -> Covariance:
+    """The covariance of a covariance function (c, c, 2 h - 1, 2 w - 1), laid out as that of `covariance_function`.
+
+    It is sampled by circulant embedding where that is positive, in O(c h w log(h w)) per image, else by a factor of its
+    matrix, whose negative eigenvalues are set to zero and reported.
+
+    Raises ValueError for images of more than 4096 values whose embedding is not positive.
+    """
+    function = function.to(torch.float64)
+    shape = (len(function), (function.shape[-2] + 1) // 2, (function.shape[-1] + 1) // 2)
+    root = _embedded(function)
+    if root is not None:
+        return Covariance(shape=shape, root=root)
+    if math.prod(shape) > _MOST_VALUES:
+        raise ValueError(
+            f"Expected a covariance function whose embedding on a torus is positive, or images of at most {_MOST_VALUES} "
+            f"values, got {math.prod(shape)}: shorten its range"
+        )
+    return _factored(stationary_matrix(function), shape)
 
 
 def covariance_matrix(x: Tensor) -> Tensor:
@@ -162,12 +183,18 @@ def _embedded(function: Tensor) -> Tensor | None:
 
 
 def _factored(matrix: Tensor, shape: tuple[int, int, int]) -> Covariance:
-    """The positive part of a symmetric matrix, scaled to a mean diagonal of 1, by its eigenvectors."""
+    """The positive part of a symmetric matrix, by its eigenvectors."""
     values, vectors = torch.linalg.eigh(matrix)
     kept = values > _NEGLIGIBLE * values.max()
     factor = vectors[:, kept] * values[kept].sqrt()
-    factor = factor / factor.square().sum(dim=1).mean().sqrt()
     return Covariance(shape=shape, factor=factor, clipped=float(-values.clamp(max=0).sum() / values.abs().sum()))
+
+
+def _normalised(covariance: Covariance) -> Covariance:
+    """The covariance whose factor has a mean variance of 1; a root is that of a function which has it already."""
+    if covariance.factor is None:
+        return covariance
+    return replace(covariance, factor=covariance.factor / covariance.factor.square().sum(dim=1).mean().sqrt())
 
 
 def _parts(x: Tensor) -> Iterator[Tensor]:

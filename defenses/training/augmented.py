@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from advbench.attacks.correlated_noise import correlated
+from advbench.attacks.covariance import Covariance, of_function
 from advbench.attacks.rng import ExampleRNG
 from advbench.defenses.kernels.covariance import exponential
-from advbench.defenses.kernels.covariance_sampling import Sampler
 from advbench.defenses.training.ascent import unchanged
 from advbench.defenses.training.robust_optimisation import RobustLinf
 from advbench.defenses.training.trained import Trained, stream
@@ -88,12 +88,12 @@ class CorrelatedAugmented(Trained):
         c, h, w = x.shape[1:]
         if h * w <= _MOST_FACTORED:
             return correlated(x, rng, self.decay_length, self.channel_correlation)
-        return _sampler((c, h, w), self.decay_length, self.channel_correlation).draw(rng, x.dtype)
+        return _covariance((c, h, w), self.decay_length, self.channel_correlation).sample(x, rng)
 
 
 @lru_cache(maxsize=2)
-def _sampler(shape: tuple[int, int, int], decay_length: float, channel_correlation: float) -> Sampler:
-    return Sampler.of(exponential(shape, decay_length, channel_correlation))
+def _covariance(shape: tuple[int, int, int], decay_length: float, channel_correlation: float) -> Covariance:
+    return of_function(exponential(shape, decay_length, channel_correlation))
 
 
 def predicted(model: nn.Module, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Running moments against their closed form, and the samplers against the covariance that they are given."""
+"""Running moments against their closed form."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advbench.attacks.rng import ExampleRNG
-from advbench.defenses.kernels.covariance import autocorrelation, exponential, matrix_of, radial
+from advbench.defenses.kernels.covariance import autocorrelation, matrix_of, radial
 from advbench.defenses.kernels.covariance_running import RunningFunction, RunningMatrix
-from advbench.defenses.kernels.covariance_sampling import Sampler
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 SHAPE = (2, 3, 4)
@@ -96,55 +94,3 @@ def test_an_update_keeps_no_graph_and_leaves_the_batch_alone():
 def test_bad_input_is_refused_in_a_line(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-INDEFINITE = autocorrelation(torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64).view(1, 1, 1, 3))
-
-
-def shifted_channels():
-    """Channel 1 is channel 0 one column to the right, and noise: its covariance with it depends on the direction."""
-    function = torch.zeros(2, 2, 7, 9, dtype=torch.float64)
-    function[0, 0, 3, 4], function[1, 1, 3, 4] = 1, 1.5
-    function[0, 1, 3, 5] = function[1, 0, 3, 3] = 1
-    return function
-
-
-def positive_part(matrix):
-    values, vectors = torch.linalg.eigh(matrix)
-    return vectors * values.clamp_min(0) @ vectors.T
-
-
-@pytest.mark.parametrize(
-    ("function", "method"),
-    [
-        (exponential((2, 4, 5), 0.7, 0.5), "fft"),
-        (shifted_channels(), "fft"),
-        (exponential((2, 4, 5), 8.0, 0.5), "cholesky"),
-        (INDEFINITE, "low-rank"),
-    ],
-)
-def test_noise_has_the_covariance_that_it_was_asked_for(function, method):
-    sampler = Sampler.of(function)
-    assert sampler.method == method
-    n = 20000
-    noise = sampler.draw(ExampleRNG.make(0, "attack", torch.arange(n)), torch.float64).flatten(1)
-    expected = positive_part(matrix_of(function))
-    # The standard error of a sampled covariance is at most sqrt(2 / n) times the largest variance; five of them are allowed.
-    tolerance = 5 * (2 / n) ** 0.5 * float(expected.diagonal().max())
-    torch.testing.assert_close(noise.T @ noise / n, expected, rtol=0, atol=tolerance)
-    assert noise.mean(dim=0).abs().max() < tolerance
-
-
-def test_an_example_s_noise_does_not_depend_on_its_batch():
-    for length in (0.7, 8.0):
-        sampler = Sampler.of(exponential((1, 4, 5), length, 0.5))
-        together = sampler.draw(ExampleRNG.make(0, "attack", torch.arange(5)))
-        alone = sampler.draw(ExampleRNG.make(0, "attack", torch.tensor([3])))
-        torch.testing.assert_close(together[[3]], alone)
-
-
-def test_an_image_too_large_to_factor_needs_a_positive_embedding():
-    function = exponential((1, 65, 65), 200.0, 0.5)
-    with pytest.raises(ValueError, match="or images of at most 4096 values, got 4225: shorten the decay length"):
-        Sampler.of(function)
-    assert Sampler.of(exponential((1, 65, 65), 4.0, 0.5)).method == "fft"

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from advbench.attacks.correlated_noise import correlated
+from advbench.attacks.covariance import of_function
 from advbench.attacks.threat import ThreatModel
 from advbench.defenses.kernels.covariance import exponential
-from advbench.defenses.kernels.covariance_sampling import Sampler
 from advbench.defenses.training.ascent import ascend
 from advbench.defenses.training.augmented import CorrelatedAugmented, FGSMAugmented, PGDAugmented, predicted
 from advbench.defenses.training.label_leaking import label_leaking
@@ -84,7 +84,7 @@ def test_large_images_get_their_noise_by_fft():
             return x.flatten(1)[:, :2]
 
     defense.objective(Watcher(), x, torch.zeros(1, dtype=torch.int64), step(1))
-    noise = Sampler.of(exponential((1, 70, 70), 3.0, 0.5)).draw(stream(step(1)))
+    noise = of_function(exponential((1, 70, 70), 3.0, 0.5)).sample(x, stream(step(1)))
     torch.testing.assert_close(seen[0], (x + 0.3 * noise).clamp(0, 1))
 
 
