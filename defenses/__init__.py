@@ -42,6 +42,7 @@ DEFENSES: dict[str, str] = {
     "denoising-autoencoder": f"{_INFERENCE}.autoencoder:DenoisingAutoencoder",
     "bit-depth": f"{_INFERENCE}.bit_depth:BitDepth",
     "median-smoothing": f"{_INFERENCE}.median:MedianSmoothing",
+    "non-local-means": f"{_INFERENCE}.non_local_means:NonLocalMeans",
     "jpeg": f"{_INFERENCE}.jpeg:JPEG",
     "total-variation": f"{_INFERENCE}.total_variation:TotalVariation",
     "feature-squeezing": f"{_INFERENCE}.feature_squeezing:FeatureSqueezing",
