@@ -72,8 +72,8 @@ class NonLocal(nn.Module):
 
     Three channels are RGB and are filtered in CIELAB, lightness with weights of its own and both colours with common ones,
     as OpenCV does, which takes pixels as linear intensities; any other number of channels has common weights. Means of
-    colours that RGB has need not be such colours: they are clipped, and the slope of the clipping is taken as 1, or black and
-    white pixels, which come back a rounding error outside, would hide their gradient.
+    colours that RGB has need not be such colours: they are clipped, and the slope of the clipping is taken as 1, or black
+    and white pixels, which come back a rounding error outside, would hide their gradient.
     """
 
     def __init__(self, search: int, patch: int, strength: float) -> None:
