@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeAlias
 
 import torch
@@ -108,7 +109,7 @@ class Langevin(nn.Module):
         def step(state: State, t: int) -> State:
             x = state[0]
             moved = x.add(state[1], alpha=a[t]) if self.metropolis else x.lerp(self.denoiser(x), a[t])
-            proposed = moved if noise is None else moved.add(noise(t), alpha=d[t])
+            proposed = moved if noise is None else moved.add_(noise(t), alpha=d[t])
             if odds is None:
                 return (proposed,)
             residual = self._residual(proposed)
@@ -133,7 +134,7 @@ class Noise:
         self.steps = steps
         self.at_once = max(1, _AT_ONCE // max(1, x.numel()))
         self.first = -1
-        self.drawn = x
+        self.drawn: tuple[Tensor, ...] = ()
 
     def __call__(self, t: int) -> Tensor:
         """The noise of step t, (n, c, h, w)."""
@@ -142,13 +143,14 @@ class Noise:
             self.first, self.drawn = first, self._draw(first, min(self.at_once, self.steps - first))
         return self.drawn[t - first]
 
-    def _draw(self, first: int, count: int) -> Tensor:
-        """The noise of `count` steps, (count, n, c, h, w): of step t at the draws beyond t * 2**24."""
-        n = len(self.rng.index)
-        step = torch.arange(first, first + count, device=self.rng.index.device).repeat_interleave(n)
-        rows = torch.arange(n, device=step.device).repeat(count)
-        rng = self.rng.select(rows)
-        return rng.at(rng.draw + step * _DRAWS).normal(self.shape, self.dtype).view(count, n, *self.shape)
+    def _draw(self, first: int, count: int) -> tuple[Tensor, ...]:
+        """The noise of `count` steps, (n, c, h, w) each: of step t at the draws beyond t * 2**24."""
+        index, draw = self.rng.index, self.rng.draw
+        beyond = torch.arange(first * _DRAWS, (first + count) * _DRAWS, _DRAWS, device=index.device).unsqueeze(1)
+        rng = replace(self.rng, index=index.repeat(count), draw=(draw + beyond).flatten())
+        with torch.inference_mode():  # its small operations cost a tenth less
+            drawn = rng.normal(self.shape, self.dtype)
+        return drawn.clone().view(count, len(index), *self.shape).unbind()
 
 
 def log_acceptance(before: Tensor, after: Tensor, a: float, d: float) -> Tensor:

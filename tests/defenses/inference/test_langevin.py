@@ -165,6 +165,29 @@ def test_the_noise_is_the_same_however_many_steps_are_drawn_at_once(monkeypatch,
     assert torch.equal(alone(4), wanted[4][1:2])
 
 
+def test_the_noise_of_a_step_is_the_stream_of_its_examples_at_a_draw_of_its_own():
+    stream, x = rng(3).at(2), torch.zeros(3, 1, 5, 5)
+    noise = Noise(stream, x, 4)
+    for t in range(4):
+        assert torch.equal(noise(t), stream.at(2 + t * 2**24).normal((1, 5, 5)))
+        assert not noise(t).is_inference()
+
+
+def test_the_noise_of_an_image_is_drawn_once_for_all_steps(monkeypatch):
+    drawn, normal = [], ExampleRNG.normal
+
+    def counted(self: ExampleRNG, *args) -> Tensor:
+        drawn.append(len(self.index))
+        return normal(self, *args)
+
+    monkeypatch.setattr(ExampleRNG, "normal", counted)
+    x = torch.zeros(1, 1, 28, 28)
+    relaxed = langevin(nn.Identity(), 0.4, 0.1, steps=50).float()(x, rng(1))
+    assert drawn == [50]
+    assert torch.equal(x, torch.zeros_like(x))
+    assert relaxed.std() > 0.1
+
+
 def test_clips_the_last_image_alone_where_asked():
     x = torch.full((2, 1, 4, 4), 0.5, dtype=torch.float64)
     free, clipped = (langevin(nn.Identity(), 1.0, 2.0, clip=clip)(x, rng(2)) for clip in (False, True))
