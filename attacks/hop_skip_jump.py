@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch import Tensor
 from advbench.attacks import balls
 from advbench.attacks.access import Access, DecisionBased
 from advbench.attacks.attack import check_norm, check_positive
+from advbench.attacks.calibration import HeldOut, Need
 from advbench.attacks.iterates import BestSoFar
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, Targeted, ThreatModel
@@ -36,7 +39,15 @@ class HopSkipJump:
     distance (gamma / d of the perturbation's).
 
     The paper starts from uniform noise; where that is classified correctly, noise of coarser grain is tried, 40 images in
-    all. Images that the model gets wrong, and those for which no start is found, come back unchanged; of the others the
+    all. A detector beside the model, whose rejections count as correct answers, may reject all noise, so that a held-out
+    image of another class is a start too: the nearest of `pool`, as many of each class, which the harness hands over before
+    the attack runs; where it is classified correctly or rejected, the next nearest, 40 in all. From either start goes a
+    search to the boundary, and, where that takes no more than a tenth of the queries, one or two iterations; the walk goes
+    on from the nearer image. Without held-out images, as in a call of the attack itself, or with a `pool` of 0, noise alone
+    is the start. In a ball with a radius a start that stays misclassified when it is projected on the ball, or blended with
+    the image, is moved there first.
+
+    Images that the model gets wrong, and those for which no start is found, come back unchanged; of the others the
     nearest image that was misclassified when asked. Epsilon is disregarded. Of a stochastic oracle every label is a fresh
     draw, and the whole batch is asked each time.
     """
@@ -44,44 +55,130 @@ class HopSkipJump:
     queries: int = 5000
     evaluations: int = 100
     gamma: float = 1.0
+    pool: int = 500
 
     norms: ClassVar[frozenset[str]] = frozenset({"l2", "linf"})
     minimal_norm: ClassVar[bool] = True
     knowledge: ClassVar[type[Access]] = DecisionBased
     targeted: ClassVar[bool] = False
+    works_without_held_out: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_positive(self, "queries", "evaluations", "gamma")
+        if self.pool < 0:
+            raise ValueError(f"Expected `pool` >= 0, got {self.pool}")
+
+    @property
+    def need(self) -> Need | None:
+        """Held-out images alone, where there are to be starts among them."""
+        return Need("validation", model=False) if self.pool else None
+
+    def calibrate(self, held_out: HeldOut) -> dict[str, Tensor]:
+        """The images `x`, (m, c, h, w), and the labels `y`, (m,), of the pool: the first of every class in turn."""
+        order = held_out.y.argsort(stable=True)
+        sorted_y = held_out.y[order]
+        turn = torch.arange(len(order), device=order.device) - torch.searchsorted(sorted_y, sorted_y)
+        rows = order[turn.argsort(stable=True)[: self.pool]]
+        return {"x": held_out.x[rows], "y": held_out.y[rows]}
+
+    def calibrated(self, values: Mapping[str, Tensor]) -> StartedFromImages:
+        """The attack with the pool that `calibrate` found."""
+        return StartedFromImages(attack=self, x=values["x"], y=values["y"])
 
     def __call__(self, access: DecisionBased, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
         """Return the nearest misclassified image found, else the image itself, shape (n, c, h, w), inside the box."""
+        return self.from_pool(access, x, goal, threat, rng, x[:0], goal.y[:0])
+
+    def from_pool(
+        self,
+        access: DecisionBased,
+        x: Tensor,
+        goal: Goal,
+        threat: ThreatModel,
+        rng: ExampleRNG,
+        pool: Tensor,
+        labels: Tensor,
+    ) -> Tensor:
+        """The same with the images `pool`, (m, c, h, w), m >= 0, of the classes `labels`, (m,), as starts beside noise."""
         check_norm(self, threat)
         if isinstance(goal, Targeted):
             raise ValueError("Expected an untargeted goal for HopSkipJump, got a targeted one")
         oracle, best = _Oracle(access, x, goal.y, self.queries), BestSoFar(x)
         bisections = self._bisections(x, threat)
-        x_adv, rows = _starts(oracle, x, threat, rng.fork("start"))
-        iteration = 0
-        while True:
-            iteration += 1
+        everyone = torch.arange(len(x), device=x.device)
+        right = everyone[~oracle.misclassified(x, everyone)]
+        trial = self._trial(bisections) if len(pool) else 0
+        for start in _starts(x, goal.y, pool, labels, threat, rng.fork("start")):
+            seeking = right[~best.achieved[right]] if start.spare else right
+            x_adv, rows = _first(oracle, x, seeking, start)
+            x_adv = _inside(oracle, x_adv, x[rows], rows, threat)
             _note(best, x_adv, x, rows, threat)
             x_adv, rows = _with(bisections, oracle, x_adv, rows)
             x_adv = _to_boundary(oracle, x_adv, x[rows], rows, threat, bisections)
             _note(best, x_adv, x, rows, threat)
-            probes = round(self.evaluations * math.sqrt(iteration))
-            x_adv, rows = _with(probes + _HALVINGS + bisections, oracle, x_adv, rows)
+            self._walk(oracle, best, x_adv, rows, threat, rng, range(1, trial + 1))
+        rows = best.achieved.nonzero().squeeze(1)
+        self._walk(oracle, best, best.x_adv[rows], rows, threat, rng, itertools.count(trial + 1))
+        return best.x_adv
+
+    def _walk(
+        self,
+        oracle: _Oracle,
+        best: BestSoFar,
+        x_adv: Tensor,
+        rows: Tensor,
+        threat: ThreatModel,
+        rng: ExampleRNG,
+        iterations: Iterable[int],
+    ) -> None:
+        """The numbered iterations from boundary images, (m, c, h, w), of the examples `rows`, as far as their queries go."""
+        x, bisections = oracle.x, self._bisections(oracle.x, threat)
+        for iteration in iterations:
+            x_adv, rows = _with(self._probes(iteration) + _HALVINGS + bisections, oracle, x_adv, rows)
             if not len(rows):
-                return best.x_adv
+                return
             distance = balls.distance(x_adv - x[rows], threat.norm)
             reach = self.gamma * distance / x[0].numel() if iteration > 1 else torch.full_like(distance, _FIRST_PROBE)
             stream = rng.fork("probe", iteration).select(rows)
-            normal = _normal(oracle, x_adv, reach, probes, rows, threat, stream)
+            normal = _normal(oracle, x_adv, reach, self._probes(iteration), rows, threat, stream)
             x_adv = _jump(oracle, x_adv, normal, distance / math.sqrt(iteration), rows, threat)
+            _note(best, x_adv, x, rows, threat)
+            x_adv = _to_boundary(oracle, x_adv, x[rows], rows, threat, bisections)
+            _note(best, x_adv, x, rows, threat)
+
+    def _probes(self, iteration: int) -> int:
+        return round(self.evaluations * math.sqrt(iteration))
+
+    def _trial(self, bisections: int) -> int:
+        """The iterations, two at most, that every start is given: they take a tenth of the queries at most."""
+        costs = [self._probes(iteration) + _HALVINGS + bisections for iteration in (1, 2)]
+        return sum(10 * cost <= self.queries for cost in itertools.accumulate(costs))
 
     def _bisections(self, x: Tensor, threat: ThreatModel) -> int:
         """Halvings of the way between the image and a misclassified one, down to the threshold of the paper."""
         share = self.gamma * max(1, x[0:1].numel()) ** (-1.5 if threat.norm == "l2" else -2.0)
         return max(1, math.ceil(-math.log2(share)))
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class StartedFromImages:
+    """HopSkipJump that starts from noise and from images of other classes.
+
+    attack: the attack. x: the images, (m, c, h, w). y: their classes, (m,).
+    """
+
+    attack: HopSkipJump
+    x: Tensor = field(repr=False)
+    y: Tensor = field(repr=False)
+
+    norms: ClassVar[frozenset[str]] = HopSkipJump.norms
+    minimal_norm: ClassVar[bool] = True
+    knowledge: ClassVar[type[Access]] = DecisionBased
+    targeted: ClassVar[bool] = False
+
+    def __call__(self, access: DecisionBased, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
+        """Return the nearest misclassified image found, else the image itself, shape (n, c, h, w), inside the box."""
+        return self.attack.from_pool(access, x, goal, threat, rng, self.x.to(x), self.y.to(x.device))
 
 
 class _Oracle:
@@ -115,20 +212,72 @@ class _Oracle:
         return self.misclassified(x_adv.flatten(0, 1), rows.repeat_interleave(x_adv.shape[1])).view(x_adv.shape[:2])
 
 
-def _starts(oracle: _Oracle, x: Tensor, threat: ThreatModel, rng: ExampleRNG) -> tuple[Tensor, Tensor]:
-    """Misclassified noise images (m, c, h, w) of the examples `rows`, (m,), that the model gets right and that have one."""
-    everyone = torch.arange(len(x), device=x.device)
-    seeking = everyone[~oracle.misclassified(x, everyone)]
-    start, found = x.clone(), torch.zeros_like(everyone, dtype=torch.bool)
-    for number in range(_STARTS):
+_Propose: TypeAlias = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+"""(examples (k,), number of the try) -> images (m, c, h, w) and those of the examples that they are for, (m,)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Start:
+    """A kind of start. numbers: of the tries. spare: whether it is for the examples that have none yet alone."""
+
+    propose: _Propose
+    numbers: range
+    spare: bool = False
+
+
+def _starts(x: Tensor, y: Tensor, pool: Tensor, labels: Tensor, threat: ThreatModel, rng: ExampleRNG) -> tuple[_Start, ...]:
+    """Images of the pool, nearest first; noise of every grain; and more noise where nothing has been found."""
+
+    def noise(rows: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        return _noise(x[rows], threat, rng.select(rows).at(number), _GRAINS[number % len(_GRAINS)]), rows
+
+    few, grains = min(_STARTS, len(pool)), len(_GRAINS)
+    noises = (_Start(noise, range(grains)), _Start(noise, range(grains, _STARTS), spare=True))
+    return (_Start(_neighbours(x, y, pool, labels, threat), range(few)), *noises) if few else noises
+
+
+def _neighbours(x: Tensor, y: Tensor, pool: Tensor, labels: Tensor, threat: ThreatModel) -> _Propose:
+    """The images of the pool of other classes, from the nearest on."""
+    lengths = torch.cdist(
+        x.flatten(1),
+        pool.flatten(1),
+        p=2.0 if threat.norm == "l2" else torch.inf,
+        compute_mode="donot_use_mm_for_euclid_dist",  # the other's rounding depends on the batch
+    ).masked_fill(y.unsqueeze(1) == labels, torch.inf)
+    lengths, order = lengths.sort(dim=1, stable=True)
+
+    def propose(rows: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        rows = rows[lengths[rows, number].isfinite()]
+        return _boxed(pool[order[rows, number]], threat), rows
+
+    return propose
+
+
+def _first(oracle: _Oracle, x: Tensor, seeking: Tensor, start: _Start) -> tuple[Tensor, Tensor]:
+    """The first misclassified proposal, (m, c, h, w), for those of the examples `seeking` that have one, (m,)."""
+    x_adv, found = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    for number in start.numbers:
         seeking = seeking[~found[seeking] & (oracle.left(seeking) > 0)]
         if not len(seeking):
             break
-        grain = _GRAINS[number % len(_GRAINS)]
-        start[seeking] = _noise(x[seeking], threat, rng.select(seeking).at(number), grain)
-        found[seeking] = oracle.misclassified(start[seeking], seeking)
+        images, rows = start.propose(seeking, number)
+        x_adv[rows] = images
+        found[rows] = oracle.misclassified(images, rows)
     rows = found.nonzero().squeeze(1)
-    return start[rows], rows
+    return x_adv[rows], rows
+
+
+def _inside(oracle: _Oracle, x_adv: Tensor, x: Tensor, rows: Tensor, threat: ThreatModel) -> Tensor:
+    """The misclassified images, (m, c, h, w), inside the threat's ball where they are so there too, blended or projected."""
+    if threat.epsilon is None:
+        return x_adv
+    share = threat.epsilon / balls.distance(x_adv - x, threat.norm).clamp(min=threat.epsilon)
+    blended = torch.lerp(x, x_adv, balls.per_example(share, x))
+    for nearer in (blended, balls.project(x_adv, x, threat))[: 1 if threat.norm == "l2" else 2]:
+        asking = (oracle.left(rows) > 0).nonzero().squeeze(1)
+        wrong = asking[oracle.misclassified(nearer[asking], rows[asking])]
+        x_adv = x_adv.index_put((wrong,), nearer[wrong])
+    return x_adv
 
 
 def _with(needed: int, oracle: _Oracle, x_adv: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

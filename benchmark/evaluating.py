@@ -288,7 +288,9 @@ def _data_set(test: Split, validation: Split | None) -> DataSet:
 def _check_held_out(config: Config, validation: Split | None) -> None:
     """Refuse attacks that are calibrated on held-out images where there are none."""
     for spec in config.attack or ():
-        if validation is None and need_of(registry.create("attacks", spec)) is not None:
+        attack = registry.create("attacks", spec)
+        needs = need_of(attack) is not None and not getattr(attack, "works_without_held_out", False)
+        if validation is None and needs:
             raise ValueError(f"Expected `held_out`, images and labels that {spec} is calibrated on, got none")
 
 

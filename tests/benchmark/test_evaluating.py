@@ -283,6 +283,18 @@ def test_an_attack_that_is_calibrated_asks_for_held_out_images():
     assert result.complete
 
 
+def test_an_attack_that_can_do_without_held_out_images_takes_them_where_there_are_some():
+    model, x, y, _ = problem()
+    spent = []
+    for held_out in (None, (0.97 * x, y)):
+        result = evaluate(model, x, y, epsilon=EPSILON, attack="hop-skip-jump(queries=150)", held_out=held_out, batch=N)
+        assert result.complete
+        assert result.robust.value < result.clean.value
+        ((record, _),) = result.outcomes
+        spent.append(record.counts["queries"])
+    assert spent[0] != spent[1]
+
+
 def test_nothing_is_left_behind_without_a_folder(tmp_path, cache, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model, x, y, _ = problem()
