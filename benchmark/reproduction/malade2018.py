@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from advbench.reproduction import malade2018_blackbox, malade2018_relaxation, malade2018_timing, malade2018_whitebox
+from advbench.reproduction import (
+    malade2018_blackbox,
+    malade2018_relaxation,
+    malade2018_sweeps,
+    malade2018_timing,
+    malade2018_whitebox,
+)
 from advbench.reproduction.study import Study
 
 STUDIES: tuple[Study, ...] = tuple(
@@ -10,6 +16,7 @@ STUDIES: tuple[Study, ...] = tuple(
         (
             *malade2018_blackbox.STUDIES,
             *malade2018_whitebox.STUDIES,
+            *malade2018_sweeps.STUDIES,
             *malade2018_timing.STUDIES,
             *malade2018_relaxation.STUDIES,
         ),

@@ -25,6 +25,14 @@ DEFENSES = {
     "magnet": "magnet",
 }
 """The paper's columns and our defenses."""
+NAMES = {
+    "no_defense": "no defense",
+    "mala": "MALA",
+    "malade": "MALADE",
+    "defense_gan": "Defense-GAN",
+    "magnet": "MagNet",
+}
+"""The columns as the paper calls them."""
 COMMON: Mapping[Scale, Settings] = {
     "smoke": {
         "dataset": "digits",
@@ -41,9 +49,9 @@ COMMON: Mapping[Scale, Settings] = {
         "dataset": "mnist",
         "epochs": 4,
         "train_examples": 8_000,
+        "batch_size": 32,
         "n_examples": 100,
         "batch": 25,
-        "draws": 2,
         "score_draws": 3,
         "substitute_rounds": 3,
     },
@@ -96,6 +104,23 @@ def black_box(scale: Scale, classifier: str, defenses: Sequence[Settings], **set
     }
 
 
+def white_box(scale: Scale, classifier: str, defenses: Sequence[Settings], **settings: object) -> Settings:
+    """Attackers who know the defenses of one classifier."""
+    return {
+        **COMMON[scale],
+        "matrix": ["white-box"],
+        "architecture": [CLASSIFIERS[classifier]],
+        "defense": list(defenses),
+        **settings,
+    }
+
+
+def one_pair(scale: Scale, classifier: str, defenses: Sequence[Settings], **settings: object) -> Settings:
+    """FGSM through the last substitute of one classifier, for every defense."""
+    last = CLASSIFIERS[PAIRS[scale][classifier][-1]]
+    return black_box(scale, classifier, defenses, **{"substitute": [last], **settings})
+
+
 def once(scale: Scale) -> Settings:
     """One training seed, for the costliest runs; as many as are asked for at full scale."""
     return _ONE_SEED[scale]
@@ -138,15 +163,37 @@ def _has(cell: Cell, arguments: Mapping[str, object]) -> bool:
     return all(given[name] == value for name, value in arguments.items())
 
 
+def accuracy(cell: Cell) -> float:
+    """Under the attack, in percent."""
+    return cell.accuracy
+
+
+def clean(cell: Cell) -> float:
+    """Accuracy without an attack, in percent."""
+    return cell.clean_accuracy
+
+
+def letter_of(label: str) -> str:
+    """The paper's letter of a substitute's label."""
+    return next(letter for letter in CLASSIFIERS if source(letter) == label)
+
+
+def pair_of(run: RunFindings) -> str:
+    """The paper's letters of a run's classifier and its last substitute."""
+    name = (run.plan.config.architecture or ())[0].name
+    classifier = next(letter for letter, each in CLASSIFIERS.items() if each == name)
+    return f"{classifier}/{letter_of(substitutes(run)[-1])}"
+
+
 def differs(scale: Scale) -> tuple[str, ...]:
     """What is other than in the paper."""
     sizes = {
         "smoke": "digits, classifier D alone; 3 epochs on 400 images, 10 test images; 4 Langevin steps of a given strength; "
         "Defense-GAN with 5 steps, one restart and a small dense generator; substitutes from 60 images and one round of "
         "augmentation",
-        "small": "pairs C/D and D/D; 4 epochs on 8,000 images, 100 test images, gradients over 2 draws, stochastic models "
-        "scored on 3; Defense-GAN with L=10, R=1 and a generator of a quarter of the width after 500 updates; 3 rounds of "
-        "augmentation in place of 6",
+        "small": "pairs C/D and D/D; 4 epochs on 8,000 images, 100 test images, stochastic models scored on 3 draws; "
+        "Defense-GAN with L=10, R=1 and a generator of a quarter of the width after 500 updates; 3 rounds of augmentation in "
+        "place of 6",
         "full": "optimizer and schedule, which the paper does not print",
     }
     return (

@@ -15,12 +15,13 @@ from advbench.plan import scored_split
 from advbench.reports.images import image_grid
 from advbench.reports.section import ImageGrid
 from advbench.reproduction.findings import Findings, RunFindings
-from advbench.reproduction.malade2018_nets import DEFENSES, black_box, defense, differs, once, substitutes
+from advbench.reproduction.malade2018_nets import DEFENSES, NAMES, defense, differs, one_pair, substitutes
 from advbench.reproduction.study import Comparison, Ours, Pair, Plot, Scale, Series, Settings, Study
 
 _SHOWN = 6
 """Images in a grid."""
-_NAMES = {"mala": "MALA", "malade": "MALADE"}
+_COLUMNS = ("mala", "malade")
+"""The defenses that relax."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,19 +40,19 @@ class Way:
 
 
 def _runs(scale: Scale) -> Mapping[str, Settings]:
-    return {"D": black_box(scale, "D", [defense(name, scale) for name in DEFENSES], **once(scale))}
+    return {"D": one_pair(scale, "D", [defense(name, scale) for name in _COLUMNS])}
 
 
 def _compare(findings: Findings) -> Sequence[Comparison]:
     run = findings["D"]
     seeds = run.plan.config.seed
-    ways = {column: [relaxed(run, column, seed) for seed in seeds] for column in _NAMES}
+    ways = {column: [relaxed(run, column, seed) for seed in seeds] for column in _COLUMNS}
     rows, series = [], []
     for column, found in ways.items():
         away = [_distance(way) for way in found]
         rows.append(
             (
-                _NAMES[column],
+                NAMES[column],
                 (
                     Pair(None, Ours(tuple(float(one[0]) for one in away))),
                     Pair(None, Ours(tuple(float(one[-1]) for one in away))),
@@ -60,21 +61,31 @@ def _compare(findings: Findings) -> Sequence[Comparison]:
             )
         )
         steps = tuple(float(t) for t in range(len(away[0])))
-        series.append(Series(_NAMES[column], steps, tuple(Ours(tuple(float(one[int(t)]) for one in away)) for t in steps)))
+        series.append(Series(NAMES[column], steps, tuple(Ours(tuple(float(one[int(t)]) for one in away)) for t in steps)))
     caption = "Adversarial images relaxed by the defenses (figure 2 and appendix D show images alone)"
     columns = (("distance before", "l2"), ("distance after", "l2"), ("restored of those that fool the bare net", "%"))
     plot = Plot("Mean distance to the clean image by Langevin step", "step", "l2 distance", tuple(series))
-    grids = tuple(grid for column, found in ways.items() for grid in _grids(found[0], _NAMES[column]))
-    note = "clean images of a relaxed adversarial's class need not be where it goes: a distance is no accuracy"
-    return (Comparison(caption, columns, tuple(rows), (), (note,), (plot,), grids),)
+    pair = {column: relaxed(run, column, seeds[0], shown_to="malade") for column in _COLUMNS}
+    images = (_side_by_side(pair), *(grid for column, found in ways.items() for grid in grids(found[0], NAMES[column])))
+    notes = (
+        "each defense has a substitute, and with it adversarial images, of its own; where both are shown, one image, they "
+        "are those of MALADE",
+        "clean images of a relaxed adversarial's class need not be where it goes: a distance is no accuracy",
+    )
+    return (Comparison(caption, columns, tuple(rows), (), notes, (plot,), images),)
 
 
-def relaxed(run: RunFindings, column: str, seed: int) -> Way:
-    """FGSM images of the last substitute, relaxed by a defense, on its first report draw."""
-    cell = run.first(seed=seed, defense=DEFENSES[column], source=substitutes(run)[-1])
+def relaxed(run: RunFindings, column: str, seed: int, *, shown_to: str | None = None) -> Way:
+    """FGSM images of the last substitute, relaxed by a defense, on its first report draw.
+
+    column: the defense. shown_to: the defense whose substitute made the images, by default the same.
+    """
+    cell, other = (
+        run.first(seed=seed, defense=DEFENSES[one], source=substitutes(run)[-1]) for one in (column, shown_to or column)
+    )
     defended = run.defended(cell)
     split = scored_split(run.plan.data, run.plan.config.n_examples)
-    _, x_adv = run.images(cell)
+    _, x_adv = run.images(other)
     rng = ExampleRNG.make(seed, "report", split.index)
     bare = defended.surrogates["base"].model
     with torch.inference_mode():
@@ -90,7 +101,30 @@ def _distance(way: Way) -> Tensor:
     return away.mean(dim=1)
 
 
-def _grids(way: Way, name: str) -> list[ImageGrid]:
+def _side_by_side(ways: Mapping[str, Way]) -> ImageGrid:
+    """One adversarial image relaxed by each defense, by column: if there is one, an image that the last alone restores."""
+    *others, last = ways.values()
+    told = torch.stack([last.fooled, last.fooled & last.restored, *(last.restored & ~way.restored for way in others)])
+    row = int(told.sum(dim=0).argmax())
+    steps = range(len(last.states))
+    images = torch.stack([torch.stack([way.clean[row], *way.states[:, row].clamp(0, 1)]) for way in ways.values()])
+    names = [NAMES[column] for column in ways]
+    ends = ", ".join(f"{name} {'restores' if way.restored[row] else 'does not restore'} it" for name, way in _named(ways))
+    return image_grid(
+        images.numpy().astype(np.float32),
+        rows=names,
+        columns=["clean", *(f"step {t}" for t in steps)],
+        alt=f"One adversarial image relaxed by {' and by '.join(names)}, step by step",
+        caption=f"An adversarial image of class {int(last.label[row])}: {ends}",
+        group="Figure 2",
+    )
+
+
+def _named(ways: Mapping[str, Way]) -> list[tuple[str, Way]]:
+    return [(NAMES[column], way) for column, way in ways.items()]
+
+
+def grids(way: Way, name: str) -> list[ImageGrid]:
     """Grids of images that were restored, and of images that were not; none where there are no such images."""
     steps = len(way.states) - 1
     shown = sorted({0, 1, 2, 4, steps // 2, steps} & set(range(steps + 1)))
@@ -114,7 +148,10 @@ def _grids(way: Way, name: str) -> list[ImageGrid]:
 
 
 def _differs(scale: Scale) -> Sequence[str]:
-    return (*differs(scale), "no images of CIFAR-10, which appendix D has; the images shown are of one training seed")
+    return (
+        *differs(scale),
+        "appendix D shows images of CIFAR-10, which table 4 has at full scale; the images shown are of one training seed",
+    )
 
 
 STUDIES = (Study("malade2018.fig2", "figure 2: images on their way through the Langevin steps", _runs, _compare, _differs),)

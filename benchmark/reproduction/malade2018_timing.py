@@ -11,13 +11,10 @@ from torch import nn
 
 from advbench.attacks.access import frozen
 from advbench.clocks import device_name, resolve_devices, single_thread
-from advbench.defenses.inference.denoiser import Denoiser
-from advbench.purification import SHAPE, defense_gan_case, malade_case
+from advbench.purification import CASES, network
 from advbench.reproduction.findings import Findings
 from advbench.reproduction.malade2018_nets import table
 from advbench.reproduction.study import Claim, Comparison, Inequality, Ours, Pair, Scale, Settings, Study
-from advbench.zoo.architectures.defense_gan import convolutional_generator
-from advbench.zoo.training import seeded
 
 STEPS = (10, 25, 50)
 _REPEATS = 2
@@ -51,10 +48,9 @@ def _compare(findings: Findings) -> Sequence[Comparison]:
 
 def _seconds(steps: int, device: torch.device) -> tuple[float, float]:
     """Seconds of MALADE and of Defense-GAN on one image, untrained networks of the papers' sizes, taking turns."""
-    with seeded(0, device):
-        denoiser, generator = Denoiser(SHAPE).to(device).eval(), convolutional_generator(SHAPE).to(device).eval()
-    with frozen(nn.ModuleList([denoiser, generator])), single_thread():
-        calls = (malade_case(denoiser, steps, 1, device).clean, defense_gan_case(generator, steps, 1, device).clean)
+    networks = {purifier: network(purifier, device) for purifier in ("malade", "defense-gan")}
+    with frozen(nn.ModuleList(networks.values())), single_thread():
+        calls = [CASES[purifier](net, steps, 1, device).clean for purifier, net in networks.items()]
         best = [math.inf, math.inf]
         for _ in range(_REPEATS + 1):
             best = [min(least, _timed(call, device)) for least, call in zip(best, calls, strict=True)]

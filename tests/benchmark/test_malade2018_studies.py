@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from advbench import registry
 from advbench.config import make_config
-from advbench.reproduction import malade2018_relaxation, malade2018_whitebox
+from advbench.reproduction import malade2018_blackbox, malade2018_relaxation, malade2018_sweeps, malade2018_whitebox
 from advbench.reproduction.findings import Findings
 from advbench.reproduction.malade2018 import STUDIES
-from advbench.reproduction.malade2018_nets import DEFENSES, PAIRS, RADIUS, by_seed, substitutes, table
+from advbench.reproduction.malade2018_nets import CLASSIFIERS, DEFENSES, PAIRS, RADIUS, by_seed, substitutes, table
 from advbench.reproduction.malade2018_relaxation import Way
+from advbench.reproduction.verdicts import verdict
+from advbench.results.record import Examples
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
@@ -40,30 +44,65 @@ def test_full_scale_has_the_papers_pairs_and_budgets():
     assert "seed" not in full
 
 
-def cell(seed: int = 0, *, defense: str, attack: str, candidates: dict[str, float], accuracy: float = 50.0, **arguments):
-    """A white-box or black-box cell as far as the studies look at it."""
+IMAGES = 200
+
+
+def outcomes(right: np.ndarray) -> Examples:
+    """Of a deterministic model that is right on all clean images, and on those images under attack."""
+    names = ("distance_l0", "distance_l1", "distance_l2", "distance_linf", "rms", "image_l2")
+    index, counts = np.arange(IMAGES), right.astype(np.int16)
+    return Examples(
+        index=index,
+        label=index,
+        clean_prediction=index,
+        draws=1,
+        clean_correct=np.ones(IMAGES, np.int16),
+        select_correct=counts,
+        report_correct=counts,
+        **dict.fromkeys(names, np.zeros(IMAGES)),
+    )
+
+
+def cell(
+    seed: int = 0,
+    *,
+    defense: str,
+    attack: str,
+    candidates: dict[str, float | None],
+    accuracy: float = 50.0,
+    right: np.ndarray | None = None,
+    **arguments,
+):
+    """A white-box or black-box cell as far as the studies look at it: the first images are right, or those of `right`."""
     record = SimpleNamespace(
         seed=seed,
-        target={"defense": {"name": defense, "arguments": arguments}},
+        target={"defense": {"name": defense, "arguments": arguments}, "stochastic": False},
         attack={"name": attack, "minimal_norm": attack == "carlini-wagner"},
-        details={"candidates": candidates},
+        threat={"norm": "linf", "epsilon": RADIUS},
+        details={"candidates": candidates, "substitute": {"fidelity": 0.9}},
     )
-    return SimpleNamespace(record=record, accuracy=accuracy, clean_accuracy=99.0)
+    kept = np.arange(IMAGES) < accuracy / 100 * IMAGES if right is None else right
+    return SimpleNamespace(record=record, accuracy=accuracy, clean_accuracy=99.0, examples=outcomes(kept))
 
 
 class Run:
     """The cells of a run, found as `RunFindings` finds them."""
 
-    def __init__(self, *cells, seeds=(0,), substitute=()):
+    def __init__(self, *cells, seeds=(0,), substitute=("malade2018/d",), classifier="malade2018/d", epsilon=(RADIUS,)):
         self.cells = cells
-        self.plan = SimpleNamespace(config=SimpleNamespace(seed=seeds, substitute=substitute))
+        names = [SimpleNamespace(name=name) for name in substitute]
+        config = SimpleNamespace(
+            seed=seeds, substitute=names, architecture=[SimpleNamespace(name=classifier)], epsilon=epsilon
+        )
+        self.plan = SimpleNamespace(config=config)
 
-    def all(self, *, seed, defense, attack=None, **_):
+    def all(self, *, seed, defense, attack=None, epsilon=None, **_):
         return [
             one
             for one in self.cells
             if (one.record.seed, one.record.target["defense"]["name"]) == (seed, defense)
             and attack in (None, one.record.attack["name"])
+            and epsilon in (None, one.record.threat["epsilon"])
         ]
 
 
@@ -97,6 +136,11 @@ def test_the_stretched_images_of_a_minimal_norm_attack_do_not_count():
     assert malade2018_whitebox.worst(found) == pytest.approx(40.0)
 
 
+def test_a_defense_without_a_gradient_of_its_own_has_no_number_there():
+    blind = cell(defense="malade", attack="fgsm", candidates={"faithful": None, "base": 0.9})
+    assert math.isnan(malade2018_whitebox.through(blind))
+
+
 def white_box(accuracies: dict[str, float]) -> Run:
     """FGSM, R+FGSM and PGD on every defense of classifier D, PGD leaving the given accuracies."""
     return Run(
@@ -108,12 +152,33 @@ def white_box(accuracies: dict[str, float]) -> Run:
     )
 
 
+def test_the_adaptive_attacker_takes_the_worst_attack_for_every_image():
+    even = np.arange(IMAGES) % 2 == 0
+    cells = [
+        cell(defense="magnet", attack=name, candidates={}, right=right) for name, right in (("fgsm", even), ("pgd", ~even))
+    ]
+    assert malade2018_whitebox._least_white_box(Findings({"D": Run(*cells)}, (0,)), "D", "magnet") == (0.0,)
+
+
+def test_the_row_of_the_adaptive_attacks_has_the_smallest_of_their_figures():
+    run = Run(
+        *(
+            cell(defense="magnet", attack=name, candidates={"faithful": left}, accuracy=100 * left)
+            for name, left in (("fgsm", 0.1), ("pgd", 0.4), ("apgd-ce", 0.3))
+        )
+    )
+    assert malade2018_whitebox._smallest(run, "magnet", "adaptive", malade2018_whitebox.through) == pytest.approx((30.0,))
+    assert malade2018_whitebox._smallest(run, "magnet", "FGSM", malade2018_whitebox.through) == pytest.approx((10.0,))
+    with pytest.raises(ValueError, match="Expected a cell of CW on magnet with seed=0; got none"):
+        malade2018_whitebox._smallest(run, "magnet", "CW", malade2018_whitebox.through)
+
+
 def test_a_line_says_what_the_adaptive_attack_breaks_and_by_how_much():
     findings = Findings({"D": white_box({"malade": 3.0})}, (0,))
     printed = table("table2")
     assert min(printed.cell("malade", attack, "D") for attack in ("FGSM", "R+FGSM")) == 94.74
     assert malade2018_whitebox._broken(findings) == [
-        "malade on D: the adaptive attack leaves 3.0% at radius 0.3 where the paper reports 94.7% under FGSM and R+FGSM, "
+        "MALADE on D: the adaptive attack leaves 3.0% at radius 0.3 where the paper reports 94.7% under FGSM and R+FGSM, "
         "91.7 points less"
     ]
     (nothing,) = malade2018_whitebox._broken(Findings({"D": white_box({})}, (0,)))
@@ -125,8 +190,7 @@ def test_the_headline_takes_the_least_of_black_box_and_adaptive_accuracy():
         *(
             cell(defense=name, attack="fgsm", candidates={}, accuracy=left)
             for name, left in zip(DEFENSES.values(), (10.0, 60.0, 70.0, 20.0, 50.0), strict=True)
-        ),
-        substitute=(SimpleNamespace(name="malade2018/d"),),
+        )
     )
     assert substitutes(black) == ["substitute malade2018/d"]
     white = white_box({"malade": 65.0, "defense_gan": 40.0, "magnet": 55.0})
@@ -134,12 +198,131 @@ def test_the_headline_takes_the_least_of_black_box_and_adaptive_accuracy():
     assert part.differences == pytest.approx((65.0 - 50.0,))
 
 
+SEEDS = (0, 1, 2)
+
+
+def black_box(accuracies: dict[str, float], **settings) -> Run:
+    """FGSM by substitute on every defense, with three seeds that agree."""
+    cells = [
+        cell(seed, defense=name, attack="fgsm", candidates={}, accuracy=accuracies.get(column, 50.0))
+        for column, name in DEFENSES.items()
+        for seed in SEEDS
+    ]
+    return Run(*cells, seeds=SEEDS, **settings)
+
+
+def test_magnet_may_win_a_quarter_of_the_pairs_and_defense_gan_none():
+    def claim(magnet: list[float], gan: float = 20.0):
+        runs = {
+            letter: black_box(
+                {"malade": 70.0, "defense_gan": gan, "magnet": left}, classifier=CLASSIFIERS[letter], substitute=[one]
+            )
+            for letter, one, left in zip(
+                "ABCD", ("malade2018/b", "malade2018/a", "malade2018/d", "malade2018/d"), magnet, strict=True
+            )
+        }
+        (comparison,) = malade2018_blackbox._pairs(Findings(runs, SEEDS))
+        return next(one for one in comparison.claims if one.id == "malade2018.claim.blackbox")
+
+    assert verdict(claim([60.0, 60.0, 60.0, 90.0])) == "holds"
+    assert verdict(claim([60.0, 60.0, 90.0, 90.0])) == "fails"
+    assert verdict(claim([60.0, 60.0, 60.0, 60.0], gan=80.0)) == "fails"
+
+
+def test_a_substitute_without_held_out_images_has_no_fidelity():
+    run = black_box({})
+    for one in run.cells:
+        one.record.details["substitute"]["fidelity"] = None
+    assert all(math.isnan(share) for share in malade2018_blackbox._fidelity(run, "substitute malade2018/d"))
+
+
+def radii(malade: dict[float, float]) -> Run:
+    cells = []
+    for seed in SEEDS:
+        for radius, left in malade.items():
+            for name, accuracy in (("none", 98.0 if radius == 0.1 else 40.0), ("malade", left)):
+                cells.append(cell(seed, defense=name, attack="fgsm", candidates={}, accuracy=accuracy))
+                cells[-1].record.threat["epsilon"] = radius
+    return Run(*cells, seeds=SEEDS, epsilon=tuple(malade))
+
+
+@pytest.mark.parametrize(("malade", "said"), [({0.1: 98.0, 0.3: 96.0}, "holds"), ({0.1: 97.0, 0.3: 96.0}, "fails")])
+def test_equal_accuracies_are_not_below_each_other(malade, said):
+    (comparison,) = malade2018_blackbox._radius(Findings({"radii": radii(malade)}, SEEDS))
+    (claim,) = comparison.claims
+    assert verdict(claim) == said
+    assert [row[1][2].paper for row in comparison.rows] == [98.98, 97.18]
+
+
+def test_the_sweep_of_training_noise_stands_beside_the_paper():
+    cells = [
+        cell(seed, defense="malade", attack="fgsm", candidates={}, accuracy=90.0 - 100 * abs(sigma - 0.3), sigma=sigma)
+        for seed in SEEDS
+        for sigma in (0.1, 0.3, 0.4)
+    ]
+    (comparison,) = malade2018_sweeps._sigma(Findings({"sigmas": Run(*cells, seeds=SEEDS)}, SEEDS))
+    assert [(label, pairs[0].paper) for label, pairs in comparison.rows] == [("0.1", 91.98), ("0.3", 97.18), ("0.4", 96.3)]
+    assert [pairs[0].ours.centre for _, pairs in comparison.rows] == pytest.approx([70.0, 90.0, 80.0])
+    assert verdict(comparison.claims[0]) == "holds"
+    assert [series.x for series in comparison.plots[0].series] == [(0.1, 0.3, 0.4)] * 2
+
+
+def test_strengths_are_drawn_by_noise_and_schedules_compared_with_the_usual_one():
+    schedules = malade2018_sweeps._SCHEDULES
+    given = [
+        cell(seed, defense="malade", attack="fgsm", candidates={}, accuracy=10 * step, step_size=step, noise=noise)
+        for seed in SEEDS
+        for step, noise in ((1.0, 0.0), (2.0, 0.0), (2.0, 0.1))
+    ]
+    falling = [
+        cell(seed, defense="malade", attack="fgsm", candidates={}, accuracy=left, step_size=None, noise=None, **schedule)
+        for seed in SEEDS
+        for left, schedule in zip((60.0, 70.0, 80.0), schedules.values(), strict=True)
+    ]
+    for one in falling:
+        one.record.details["train_facts"] = {"step_size": 0.4, "noise": 0.02}
+    runs = {"strengths": Run(*given, seeds=SEEDS), "schedules": Run(*falling, seeds=SEEDS)}
+    strengths, fall = malade2018_sweeps._strength(Findings(runs, SEEDS))
+    assert {series.name: series.x for series in strengths.plots[0].series} == {"d_0 = 0": (1.0, 2.0), "d_0 = 0.1": (2.0,)}
+    assert [label for label, _ in fall.rows] == list(schedules)
+    assert [pair.ours.centre for pair in fall.rows[2][1]] == pytest.approx([99.0, 80.0, 0.4, 0.02])
+    assert verdict(fall.claims[0]) == "holds"
+
+
+def test_the_term_is_left_out_by_running_mala():
+    cells = [
+        cell(seed, defense=name, attack="fgsm", candidates={}, accuracy=left, **arguments)
+        for seed in SEEDS
+        for name, left, arguments in (("mala", 80.0, {}), ("malade", 85.0, {"weight": None}))
+    ]
+    (comparison,) = malade2018_sweeps._weight(Findings({"weights": Run(*cells, seeds=SEEDS)}, SEEDS))
+    assert [(label, pairs[1].ours.centre) for label, pairs in comparison.rows] == [
+        ("0 * 2 sigma^2, MALA", 80.0),
+        ("1 * 2 sigma^2, usual", 85.0),
+    ]
+    assert verdict(comparison.claims[0]) == "holds"
+    full = next(study for study in STUDIES if study.name == "malade2018.ablation").runs("full")["weights"]
+    assert [one.get("weight") for one in full["defense"]] == [None, 0.09, None, 0.36, 0.72]
+
+
 def test_relaxed_images_are_shown_by_whether_they_were_restored():
     clean = torch.zeros(3, 1, 2, 2)
     states = torch.stack([clean + height for height in (1.0, 0.5, 0.25)])
     way = Way(clean, states, torch.arange(3), torch.tensor([True, True, False]), torch.tensor([True, False, True]))
     torch.testing.assert_close(malade2018_relaxation._distance(way), torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64))
-    restored, failed = malade2018_relaxation._grids(way, "MALA")
+    restored, failed = malade2018_relaxation.grids(way, "MALA")
     assert restored.rows == ("class 0",)
     assert failed.rows == ("class 1",)
     assert restored.columns == ("clean", "step 0", "step 1", "step 2")
+
+
+def test_side_by_side_stands_the_image_that_only_the_last_defense_restores():
+    clean = torch.zeros(3, 1, 2, 2)
+    states = torch.stack([clean, clean])
+    label, fooled = torch.arange(3), torch.tensor([True, True, False])
+    mala = Way(clean, states, label, fooled, torch.tensor([True, False, True]))
+    malade = Way(clean, states, label, fooled, torch.tensor([True, True, True]))
+    grid = malade2018_relaxation._side_by_side({"mala": mala, "malade": malade})
+    assert grid.rows == ("MALA", "MALADE")
+    assert grid.columns == ("clean", "step 0", "step 1")
+    assert grid.caption == "An adversarial image of class 1: MALA does not restore it, MALADE restores it"
