@@ -344,7 +344,10 @@ def reproduce(
 @app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(help="Output folders of runs, or archives of records (.tar.xz).")],
-    to: Annotated[Path | None, typer.Option(help="Where the files go. [default: the folder, where there is one]")] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(help="Where the files go; FILE.tar.xz gets the records. [default: the folder, where there is one]"),
+    ] = None,
     format: Annotated[
         ReportFormat | None,
         typer.Option(help="In place of the reports: all figures as svg, png or pdf, all cells as csv, or robustbench."),

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from advbench.results.archive import SUFFIX, unpack
+from advbench.results.archive import SUFFIX, pack, unpack
 from advbench.results.store import Store
 
 _MANIFEST = "run.json"
@@ -23,11 +23,14 @@ def report(*outs: str | Path, every: bool = False, to: str | Path | None = None,
     every: all records in the folders, not only the cells of their last runs. to: where the files go, by default the folder
     itself where there is one; several make one report there. format: in place of the reports, every figure as ``svg``,
     ``png`` or ``pdf``, all cells as ``csv``, or the model_info of ``robustbench``; these need `to`, as an archive of records
-    (``.tar.xz``, `advbench.results.archive`) does in place of a folder. Returns the files.
+    (``.tar.xz``, `advbench.results.archive`) does in place of a folder. Where `to` is an archive, the records of the one
+    folder are packed into it, and no report is written. Returns the files.
     Raises ValueError where there are no records, or no `to` where it is needed.
     """
     if format is not None and format not in FORMATS:
         raise ValueError(f"Expected `format` to be one of {', '.join(FORMATS)}, got {format!r}")
+    if to is not None and _is_archive(to):
+        return [_packed(outs, Path(to), every, format)]
     if to is None:
         packed = any(_is_archive(out) for out in outs)
         if format is not None or len(set(outs)) > 1 or packed:
@@ -56,6 +59,17 @@ def publish(*outs: str | Path, to: str | Path, every: bool = False, title: str |
     with ExitStack() as stack:
         folders = _folders(_opened(outs, stack), every)
         return write_site(folders, Path(to), title=title, settings={folder: read_settings(folder) for folder in folders})
+
+
+def _packed(outs: Sequence[str | Path], to: Path, every: bool, format: str | None) -> Path:
+    """The archive `to` of a folder's records."""
+    if format is not None or len(set(outs)) != 1:
+        what = f"the format {format}" if format else f"{len(set(outs))} folders"
+        raise ValueError(f"Expected one folder and no format for an archive of records, got {what}")
+    with ExitStack() as stack:
+        for folder, keys in _folders(_opened(outs, stack), every).items():
+            pack(Store(folder), to, keys)
+    return to
 
 
 def _is_archive(out: str | Path) -> bool:

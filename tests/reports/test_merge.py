@@ -11,7 +11,7 @@ from advbench import reporting
 from advbench.reports.boards import boards
 from advbench.reports.cells import load
 from advbench.reports.merge import merge, run_names
-from advbench.results.archive import pack
+from advbench.results.archive import pack, unpack
 from advbench.results.store import Store
 
 
@@ -155,3 +155,19 @@ def test_an_archive_of_records_is_reported_like_the_folder_that_it_was_packed_fr
     assert tables[0] == tables[1]
     with pytest.raises(FileNotFoundError, match="Expected an archive of records at"):
         reporting.report(tmp_path / "nothing.tar.xz", to=tmp_path / "all")
+
+
+def test_a_report_to_an_archive_packs_the_records_of_one_folder(tmp_path, make_suite):
+    make_suite().write(Store(tmp_path / "one"))
+    packed, again = tmp_path / "one.tar.xz", tmp_path / "again.tar.xz"
+    assert reporting.report(tmp_path / "one", to=packed) == [packed]
+    assert reporting.report(packed, to=again) == [again]
+    assert packed.read_bytes() == again.read_bytes()
+    assert unpack(packed, Store(tmp_path / "back")) == Store(tmp_path / "one").keys()
+    reporting.write_manifest(tmp_path / "one", Store(tmp_path / "one").keys()[:2])
+    reporting.report(tmp_path / "one", to=again)
+    assert len(unpack(again, Store(tmp_path / "few"))) == 2
+    for arguments, got in (({"format": "csv"}, "the format csv"), ({}, "2 folders")):
+        outs = [tmp_path / "one"] if arguments else [tmp_path / "one", tmp_path / "back"]
+        with pytest.raises(ValueError, match=f"Expected one folder and no format for an archive of records, got {got}"):
+            reporting.report(*outs, to=packed, **arguments)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import json
 import tarfile
 
 import numpy as np
@@ -18,8 +20,10 @@ KEYS = ["0123456789abcdef" * 4, "f" * 64, "a" * 64]
 @pytest.fixture
 def store(tmp_path, make_record, make_examples):
     store = Store(tmp_path / "out")
-    store.write(make_record(key=KEYS[0]), make_examples(draws=7, distance_linf=np.array([0.0, 0.25, np.nan, np.inf])))
-    store.write(make_record(key=KEYS[1]), make_examples())
+    minimal = {**make_record().attack, "minimal_norm": True}
+    distance = np.array([0.0, 0.25, np.nan, np.inf])
+    store.write(make_record(key=KEYS[0], attack=minimal), make_examples(draws=7, distance_linf=distance))
+    store.write(make_record(key=KEYS[1], attack=minimal), make_examples())
     store.write(make_record(key=KEYS[2], status="error", reason="it broke", counts={}))
     return store
 
@@ -53,6 +57,80 @@ def test_a_missing_record_cannot_be_packed(store, tmp_path):
 def test_some_records_can_be_packed_alone(store, tmp_path):
     assert pack(store, tmp_path / "a.tar.xz", KEYS[:1]) == 1
     assert unpack(tmp_path / "a.tar.xz", Store(tmp_path / "back")) == KEYS[:1]
+
+
+def _write_first_form(store, path):
+    """An archive as it was before rows were shared: every array of every record, in double precision."""
+    entries = {}
+    for key in KEYS:
+        entries[f"{key}/record.json"] = store.read(key).to_json().encode()
+        if store.status(key) == "ok":
+            examples = store.examples(key)
+            for name in (*EXAMPLE_DTYPES, "draws"):
+                buffer = io.BytesIO()
+                np.save(buffer, np.asarray(getattr(examples, name)))
+                entries[f"{key}/{name}.npy"] = buffer.getvalue()
+    _archive(path, entries)
+
+
+def test_archives_of_the_first_form_are_read(store, tmp_path):
+    _write_first_form(store, tmp_path / "old.tar.xz")
+    back = Store(tmp_path / "back")
+    assert unpack(tmp_path / "old.tar.xz", back) == sorted(KEYS)
+    pack(back, tmp_path / "a.tar.xz")
+    pack(store, tmp_path / "b.tar.xz")
+    assert (tmp_path / "a.tar.xz").read_bytes() == (tmp_path / "b.tar.xz").read_bytes()
+
+
+@pytest.mark.parametrize("minimal_norm", [True, False])
+def test_distances_are_exact_where_they_are_the_result_else_of_single_precision(
+    minimal_norm, tmp_path, make_record, make_examples
+):
+    store, back = Store(tmp_path / "out"), Store(tmp_path / "back")
+    record = make_record(key=KEYS[0])
+    attack = {**record.attack, "minimal_norm": minimal_norm}
+    distance = np.array([1 / 3, np.pi, np.nan, np.inf])
+    lengths = {"distance_l2": distance, "distance_l1": 2 * distance, "rms": distance / 784**0.5}
+    detected = {"clean_score": distance[[0, 1, 0, 1]], "clean_rejected": np.array([0, 1, 0, 0])}
+    store.write(dataclasses.replace(record, attack=attack), make_examples(**lengths, **detected))
+    pack(store, tmp_path / "a.tar.xz")
+    unpack(tmp_path / "a.tar.xz", back)
+    found = back.examples(KEYS[0])
+    for name, wanted in lengths.items():
+        np.testing.assert_allclose(getattr(found, name), wanted, rtol=0 if minimal_norm else 2**-23)
+        assert np.array_equal(getattr(found, name), wanted, equal_nan=True) == minimal_norm
+    for name, wanted in detected.items():
+        np.testing.assert_array_equal(getattr(found, name), wanted)
+
+
+def test_what_many_records_share_is_kept_once(tmp_path, make_record, make_examples):
+    distances = {name: np.random.default_rng(0).uniform(size=500) for name in ("distance_l1", "distance_l2")}
+    sizes = []
+    for count in (1, 8):
+        store = Store(tmp_path / str(count))
+        for i in range(count):
+            store.write(make_record(key=f"{i:064x}"), make_examples(500, **distances))
+        pack(store, tmp_path / "a.tar.xz")
+        sizes.append((tmp_path / "a.tar.xz").stat().st_size)
+    assert sizes[1] < sizes[0] + 7 * 100
+
+
+@pytest.mark.parametrize("spoilt", ["places", "short", "huge"])
+def test_tables_that_do_not_fit_their_records_say_so(spoilt, store, tmp_path):
+    pack(store, tmp_path / "a.tar.xz")
+    with tarfile.open(tmp_path / "a.tar.xz") as archive:
+        entries = {entry.name: archive.extractfile(entry).read() for entry in archive}
+    places = json.loads(entries["examples.json"])
+    if spoilt == "places":
+        del places[KEYS[0]]
+    elif spoilt == "short":
+        places[KEYS[0]]["rows"]["label"] = ["int64", 7]
+    else:
+        places[KEYS[0]]["n"] = 2**40
+    entries["examples.json"] = json.dumps(places).encode()
+    _archive(tmp_path / "b.tar.xz", entries)
+    with pytest.raises(ValueError, match="Expected whole records"):
+        unpack(tmp_path / "b.tar.xz", Store(tmp_path / "back"))
 
 
 def _archive(path, entries):
