@@ -111,6 +111,8 @@ def _run(
         comparisons = tuple(study.compare(findings))
     except ValueError as error:
         problem = problem or str(error)
+    except KeyboardInterrupt:
+        return Outcome(study, (), "interrupted", failures, time.monotonic() - start), True
     return Outcome(study, comparisons, problem, failures, time.monotonic() - start), False
 
 

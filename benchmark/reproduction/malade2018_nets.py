@@ -192,8 +192,8 @@ def differs(scale: Scale) -> tuple[str, ...]:
         "Defense-GAN with 5 steps, one restart and a small dense generator; substitutes from 60 images and one round of "
         "augmentation",
         "small": "pairs C/D and D/D; 4 epochs on 8,000 images, 100 test images, stochastic models scored on 3 draws; "
-        "Defense-GAN with L=10, R=1 and a generator of a quarter of the width after 500 updates; 3 rounds of augmentation in "
-        "place of 6",
+        "Defense-GAN with L=10, R=1 and a generator of a quarter of the width after 500 updates; 3 rounds of augmentation, "
+        "not 6",
         "full": "optimizer and schedule, which the paper does not print",
     }
     return (

@@ -246,8 +246,8 @@ def _differs(scale: Scale) -> Sequence[str]:
     sizes = {
         "smoke": ("one training seed, 5 test images; PGD of 3 steps and CW of 5",),
         "small": (
-            "one training seed, which decides no claim; 30 test images, scored on 10 draws; PGD of 40 steps; CW on 20 images of "
-            "D alone",
+            "one training seed, which decides no claim; 30 test images, scored on 10 draws; PGD of 40 steps; CW on 20 images"
+            " of D alone",
         ),
         "full": (),
     }
@@ -255,8 +255,8 @@ def _differs(scale: Scale) -> Sequence[str]:
         *differs(scale),
         *sizes[scale],
         "the paper does not say what its white-box gradients run through: here all steps, with fresh noise, averaged over "
-        "as many draws as held-out images ask for; beside it stands the worst of the defense's surrogates (BPDA, the classifier alone) per example, "
-        "and the worst of all attacks within the radius",
+        "as many draws as held-out images ask for; beside it stands the worst of the defense's surrogates (BPDA, the "
+        "classifier alone) per example, and the worst of all attacks within the radius",
         "R+FGSM takes a sixth of the radius at random and CW one constant of 100, as the code of Samangouei et al. 2018; CW "
         "has a rate of 0.1 in place of 10; its images count at any distance, those of its best surrogate",
     )

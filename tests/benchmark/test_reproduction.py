@@ -162,6 +162,20 @@ def test_a_study_that_cannot_be_compared_says_so_and_keeps_the_rest(tmp_path, mo
     assert "Incomplete: Expected one cell" in (tmp_path / "reproduction.md").read_text()
 
 
+def test_an_interrupted_comparison_keeps_the_records_and_is_continued(tmp_path, monkeypatch, cache):
+    def interrupted(_: Findings) -> list[Comparison]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(studies, "STUDIES", (_study(interrupted),))
+    result = engine.reproduce(scale="smoke", out=tmp_path, seeds=(0,), jobs=1)
+    assert (result.exit_code, result.outcomes[0].problem) == (130, "interrupted")
+    assert "Incomplete: interrupted" in (tmp_path / "reproduction.md").read_text()
+    records = {path: path.stat().st_mtime_ns for path in (tmp_path / "records").rglob("record.json")}
+    monkeypatch.setattr(studies, "STUDIES", (_study(),))
+    assert engine.reproduce(scale="smoke", out=tmp_path, seeds=(0,), jobs=1).exit_code == 0
+    assert records == {path: path.stat().st_mtime_ns for path in (tmp_path / "records").rglob("record.json")}
+
+
 def test_numbers_show_three_digits():
     texts = [rendering.number_text(value) for value in (0.0, 0.0871, 1.234, 12.34, 99.96, -0.5, math.nan, math.inf)]
     assert texts == ["0.0", "0.087", "1.23", "12.3", "100.0", "-0.500", "–", "∞"]
