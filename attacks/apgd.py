@@ -14,7 +14,7 @@ from advbench.attacks.access import Access, WhiteBox
 from advbench.attacks.aims import Aim, likeliest_targets
 from advbench.attacks.apgd_l1 import climb_sparsely, sparse_phase
 from advbench.attacks.attack import check_norm, check_positive
-from advbench.attacks.iterates import Search, Stop, look
+from advbench.attacks.iterates import Search, Stop, look, settle
 from advbench.attacks.losses import loss_named, margin
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, Targeted, ThreatModel
@@ -32,7 +32,8 @@ class APGD:
     is left alone after its first success; one that is wrong from the outset then stays as it is.
 
     In l2 the projection is the exact one on ball and box; in l1 a run is that of `climb_sparsely`. A run costs steps
-    backwards and steps + 1 forwards; stopping at success or targets cost one forward more, of the clean images.
+    backwards and steps + 1 forwards; stopping at success or targets cost one forward more, of the clean images. A stochastic
+    model's strongest iterates are settled on fresh draws (`iterates.settle`).
     """
 
     steps: int = 100
@@ -62,7 +63,7 @@ class APGD:
             for restart in range(self.restarts):
                 if search:
                     self.climb(search, aim, threat, search.rng.fork(number, restart))
-        return search.best.x_adv
+        return settle(search, margin)
 
     def _aims(self, search: Search[WhiteBox]) -> list[Aim]:
         """What the runs ascend, after a look at the clean images where that tells something."""

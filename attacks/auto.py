@@ -5,7 +5,8 @@ price is a bet: an example that only thousands of squares would break, while nei
 its margin off, is left standing; results to be compared with the literature need `autoattack`. Little is saved where nearly
 all examples break in AutoAttack's first run, and an example that falls late in that run may cost more here. Time is saved
 less than passes on small networks in small batches, where a few last examples hold up a long sequence of squares. With
-``stop="never"``, and for a stochastic model, every example that breaks costs all of the 3,800 passes.
+``stop="never"``, and for a stochastic model, every example that breaks costs all of the 3,800 passes, and a stochastic
+model's best images of every run are settled on fresh draws (`iterates.settle`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from advbench.attacks.aims import Aim, likeliest_targets
 from advbench.attacks.apgd import APGD
 from advbench.attacks.attack import check_norm, check_positive
 from advbench.attacks.fab import FAB
-from advbench.attacks.iterates import BestSoFar, Search, Stop, look
+from advbench.attacks.iterates import BestSoFar, Search, Stop, look, settle
 from advbench.attacks.losses import dlr, margin
 from advbench.attacks.nearest import log_odds
 from advbench.attacks.rng import ExampleRNG
@@ -211,5 +212,6 @@ class Standings:
         search = self._search(rows, name)
         if search:
             run(search)
+            settle(search, margin)
         self.best.update(search.best.x_adv, search.best.achieved, search.best.loss, rows)
         return search.best

@@ -16,7 +16,7 @@ from advbench.attacks import ATTACKS, balls
 from advbench.attacks.access import Access, ScoreBased, WhiteBox
 from advbench.attacks.attack import Attack, check_norm
 from advbench.attacks.calibration import HeldOut, Need, need_of
-from advbench.attacks.iterates import Search, Stop, look
+from advbench.attacks.iterates import Search, Stop, look, settle
 from advbench.attacks.losses import margin
 from advbench.attacks.nearest import keep_nearest
 from advbench.attacks.progress import part
@@ -49,7 +49,7 @@ def worst_case(
         look(search, x, margin)
     for x_adv in _proposals(attacks, search, threat):
         look(search, balls.project(x_adv, search.x, threat), margin)
-    return search.best.x_adv
+    return settle(search, margin)
 
 
 def _proposals(attacks: Sequence[Attack], search: Search[WhiteBox | ScoreBased], threat: ThreatModel) -> Iterator[Tensor]:

@@ -49,6 +49,63 @@ class BestSoFar:
         self.loss[rows] = loss[better]
 
 
+class Contenders:
+    """The iterates of a stochastic model's examples that did best when they were looked at, and the last one.
+
+    Of a hundred looks at a few draws each, the best is the luckiest rather than the strongest. So the best `places` and the
+    last are all looked at again, on fresh draws, before one of them is handed out (`settled`).
+
+    x_adv: (places, n, c, h, w); achieved, loss: (places, n), minus infinity where a place is free. latest: the last ones.
+    """
+
+    def __init__(self, x: Tensor, places: int = 3) -> None:
+        self.x_adv = x.detach().unsqueeze(0).repeat(places, *(1 for _ in x.shape))
+        self.achieved = torch.zeros(places, len(x), dtype=torch.bool, device=x.device)
+        self.loss = torch.full((places, len(x)), -torch.inf, dtype=x.dtype, device=x.device)
+        self.latest = x
+
+    def update(self, x_adv: Tensor, achieved: Tensor, loss: Tensor) -> None:
+        """Let the iterates of all examples, (n, c, h, w), take the place of the worst that are held, where they are better.
+
+        achieved: (n,), bool; loss: (n,). An iterate whose loss is NaN is never held.
+        """
+        loss = loss.detach().to(self.loss.dtype)
+        # The worst place by (achieved, loss): the smallest loss among those that did not achieve, where there are any.
+        weak = self.loss.masked_fill(self.achieved & ~self.achieved.all(dim=0), torch.inf)
+        place, example = weak.argmin(dim=0), torch.arange(len(loss), device=loss.device)
+        held, least = self.achieved[place, example], self.loss[place, example]
+        better = ((achieved & ~held & ~loss.isnan()) | ((achieved == held) & (loss > least))).nonzero().squeeze(1)
+        place = place[better]
+        self.x_adv[place, better] = x_adv.detach()[better]
+        self.achieved[place, better] = achieved[better]
+        self.loss[place, better] = loss[better]
+        self.latest = x_adv.detach()
+
+    def settled(
+        self, access: WhiteBox | ScoreBased, goal: Goal, loss: Loss, draws: int = 8
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The strongest contenders (n, c, h, w), by the share of fresh draws that achieve the goal, then by the mean loss.
+
+        draws: fresh ones for each contender, at the least as many as the access averages. Returns with them whether at least
+        half of their draws achieved the goal, (n,) bool, and their mean losses, (n,).
+        """
+        pool = torch.cat([self.x_adv, self.latest.unsqueeze(0)])
+        free = torch.cat([self.loss.isneginf(), torch.zeros_like(self.achieved[:1])])
+        judged = [_judged(access.averaging(1), x_adv, goal, loss, max(draws, access.draws)) for x_adv in pool]
+        share, mean = (torch.stack(column) for column in zip(*judged, strict=True))
+        share, mean = share.masked_fill(free, -1.0), mean.nan_to_num(nan=-torch.inf)
+        choice = mean.masked_fill(share < share.amax(dim=0), -torch.inf).argmax(dim=0)
+        example = torch.arange(len(choice), device=choice.device)
+        return pool[choice, example], share[choice, example] >= 0.5, mean[choice, example].to(self.loss.dtype)
+
+
+def _judged(access: WhiteBox | ScoreBased, x_adv: Tensor, goal: Goal, loss: Loss, draws: int) -> tuple[Tensor, Tensor]:
+    """The share of draws on which the goal is achieved and the mean loss, (n,) each, float64."""
+    answers = [access.logits(x_adv) for _ in range(draws)]
+    shares = torch.stack([goal.achieved(logits) for logits in answers]).to(torch.float64).mean(dim=0)
+    return shares, torch.stack([loss(logits, goal) for logits in answers]).to(torch.float64).mean(dim=0)
+
+
 class Search(Generic[AccessT]):
     """The examples that are still attacked (access, clean images, goal, random streams) and the best iterates of all.
 
@@ -75,6 +132,7 @@ class Search(Generic[AccessT]):
         self.rng = rng
         self.rows = torch.arange(len(x), device=x.device)
         self.best = BestSoFar(x)
+        self.contenders = Contenders(x) if access.stochastic else None
         self._leaving = stop == "success" and not access.stochastic
         self._kept: Tensor | None = None
 
@@ -91,6 +149,8 @@ class Search(Generic[AccessT]):
         if within is not None:
             achieved &= within
         self.best.update(x_adv, achieved, loss, self.rows)
+        if self.contenders is not None:
+            self.contenders.update(x_adv, achieved, loss)
         tell(self.access.rows, achieved)
         self._kept = None
         if self._leaving and achieved.any():
@@ -108,3 +168,15 @@ def look(search: Search[LogitsT], x_adv: Tensor, loss: Loss) -> None:
     if search:
         logits = search.access.logits(x_adv)
         search.record(x_adv, logits, loss(logits, search.goal))
+
+
+def settle(search: Search[LogitsT], loss: Loss) -> Tensor:
+    """The best images of all examples, (n, c, h, w): what an attack hands out.
+
+    Of a stochastic model they are chosen among the `Contenders` on fresh draws, which costs four times eight forwards, more
+    where the access averages over more than eight draws; the search's best iterates are those from then on.
+    """
+    if search.contenders is not None and search:
+        best, settled = search.best, search.contenders.settled(search.access, search.goal, loss)
+        best.x_adv, best.achieved, best.loss = settled
+    return search.best.x_adv

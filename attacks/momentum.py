@@ -11,7 +11,7 @@ from torch import Tensor
 from advbench.attacks import balls
 from advbench.attacks.access import Access, Evaluation, WhiteBox
 from advbench.attacks.attack import check_norm, check_positive
-from advbench.attacks.iterates import Search, Stop, look
+from advbench.attacks.iterates import Search, Stop, look, settle
 from advbench.attacks.losses import loss_named
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, ThreatModel
@@ -65,7 +65,7 @@ class MIFGSM:
             length = self.step_size * threat.radius
             x_adv = balls.project(x_adv + length * balls.steepest(momentum, threat), search.x, threat)
         look(search, x_adv, loss_named(self.loss))
-        return search.best.x_adv
+        return settle(search, loss_named(self.loss))
 
     def _evaluate(self, search: Search[WhiteBox], x_adv: Tensor, step: int) -> Evaluation:  # noqa: ARG002
         """Loss and logits of the live iterates, and the gradient to follow; `step` counts from 0."""

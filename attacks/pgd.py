@@ -10,7 +10,7 @@ from torch import Tensor
 from advbench.attacks import balls
 from advbench.attacks.access import Access, WhiteBox
 from advbench.attacks.attack import check_norm, check_positive
-from advbench.attacks.iterates import Search, Stop, look
+from advbench.attacks.iterates import Search, Stop, look, settle
 from advbench.attacks.losses import loss_named
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, ThreatModel
@@ -26,7 +26,7 @@ class PGD:
     one that is wrong from the outset then stays as it is.
 
     A restart costs steps backwards and steps + 1 forwards; stopping at success with a random start costs one forward more,
-    of the clean images.
+    of the clean images. A stochastic model's strongest iterates are settled on fresh draws (`iterates.settle`).
     """
 
     steps: int = 40
@@ -55,7 +55,7 @@ class PGD:
         for restart in range(self.restarts):
             start = balls.random_start(search.x, threat, search.rng.at(restart)) if self.random_start else search.x
             self._climb(search, start, threat)
-        return search.best.x_adv
+        return settle(search, loss_named(self.loss))
 
     def _climb(self, search: Search[WhiteBox], x_adv: Tensor, threat: ThreatModel) -> None:
         for _ in range(self.steps):

@@ -13,7 +13,7 @@ from torch import Tensor
 from advbench.attacks import balls
 from advbench.attacks.access import Access, ScoreBased, WhiteBox
 from advbench.attacks.attack import check_norm, check_positive
-from advbench.attacks.iterates import LogitsT, Search, Stop, look
+from advbench.attacks.iterates import LogitsT, Search, Stop, look, settle
 from advbench.attacks.losses import margin
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, ThreatModel
@@ -64,7 +64,7 @@ class Square:
             look(search, search.x, margin)
         self.begin(search, threat)
         self.ask(search, threat, range(1, self.queries))
-        return search.best.x_adv
+        return settle(search, margin)
 
     def begin(self, search: Search[LogitsT], threat: ThreatModel) -> None:
         """The first query, stripes or tiles."""

@@ -212,7 +212,8 @@ def test_the_rand_version_averages_twenty_draws():
     y = torch.zeros(4, dtype=torch.int64)
     with WhiteBox(Noisy(), rng(index), stochastic=True, draws=3) as access:
         x_adv = AutoAttackRand(steps=5)(access, x, Untargeted(y), ThreatModel("linf", 0.1), rng(index))
-    looks = 1 + 2 * (1 + 6 + 1)
+    contenders = 4
+    looks = 1 + 2 * (1 + 6 + contenders + 1) + contenders
     assert access.ledger.forwards.tolist() == [20 * looks] * 4
     assert access.ledger.backwards.tolist() == [20 * 2 * 5] * 4
     assert not balls.violations(x_adv, x, ThreatModel("linf", 0.1)).any()
