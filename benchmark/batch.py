@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +23,32 @@ DEFAULT_BATCH = 128
 _SECONDS = 0.15
 _LONG = 1.0
 """A pass of so many seconds keeps a processor busy: larger batches are not tried."""
-_LIMITS = {"cpu": (32, 512), "cuda": (256, 8192)}
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """The batches that are tried on a kind of device, powers of two.
+
+    start: the first. least: smaller ones are taken only where the doubling ends before it. largest: the last. memory: bytes
+    that a pass may take beyond the first one; the next batch is not tried where it would take more.
+    """
+
+    start: int
+    least: int
+    largest: int
+    memory: float
+
+
+_LADDERS = {"cpu": Ladder(1, 32, 512, 2**30), "cuda": Ladder(256, 256, 8192, math.inf)}
+"""A processor's tasks share its memory, and a purifier may take seconds for an image; a GPU is idle with few images."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """A forward and backward of a batch: seconds, and the peak of memory in bytes while it ran."""
+
+    seconds: float
+    peak: int
 
 
 def compute_batch(
@@ -43,44 +70,73 @@ def compute_batch(
     return known[name]
 
 
+def fastest(measured: Callable[[int], Pass], ladder: Ladder) -> int:
+    """The smallest batch within 5% of the best throughput, 1 where none fits.
+
+    measured: a pass of so many images, or torch.OutOfMemoryError. Batches double until a pass takes more than a second, is
+    slower for each image, or the next would take too much memory; where the first does not fit, they halve until one does.
+    """
+    passes: dict[int, Pass] = {}
+    batch, largest = ladder.start, ladder.largest
+    while 1 <= batch <= largest:
+        try:
+            last = passes[batch] = measured(batch)
+        except torch.OutOfMemoryError:
+            if passes:
+                break
+            batch = largest = batch // 2
+            continue
+        growth = last.peak - next(iter(passes.values())).peak
+        slower = batch / last.seconds < 0.8 * max(size / one.seconds for size, one in passes.items())
+        if last.seconds > _LONG or 2 * growth > ladder.memory or (slower and batch > ladder.least):
+            break
+        batch *= 2
+    counted = [size for size in passes if size >= ladder.least] or list(passes)
+    best = max((size / passes[size].seconds for size in counted), default=0.0)
+    return min((size for size in counted if size / passes[size].seconds >= 0.95 * best), default=1)
+
+
 def _measure(defended: Defended, shape: tuple[int, int, int], draws: int, device: torch.device) -> int:
-    smallest, largest = _LIMITS[device.type]
-    speeds: dict[int, float] = {}
     defended.model.to(device)
+    ladder = _LADDERS[device.type]
     with single_thread():
-        batch = smallest
-        while batch <= largest:
-            try:
-                speeds[batch] = _images_per_second(defended, shape, draws, device, batch)
-            except torch.OutOfMemoryError:
-                break
-            if speeds[batch] < 0.8 * max(speeds.values()) or batch / speeds[batch] > _LONG:
-                break
-            batch *= 2
-    if not speeds:
-        return 1
-    return min(batch for batch, speed in speeds.items() if speed >= 0.95 * max(speeds.values()))
+        return fastest(lambda batch: _pass(defended, shape, draws, device, batch, ladder.least), ladder)
 
 
-def _images_per_second(
-    defended: Defended, shape: tuple[int, int, int], draws: int, device: torch.device, batch: int
-) -> float:
+def _pass(defended: Defended, shape: tuple[int, int, int], draws: int, device: torch.device, batch: int, least: int) -> Pass:
+    """A forward and backward of `batch` images: the shortest of several from `least` on, a single one below.
+
+    Of one image the forward of one draw, or of all, where that alone takes long.
+    """
     index = torch.arange(batch, device=device)
     x = ExampleRNG.make(0, "throughput", index).uniform(shape)
     goal = Untargeted(torch.zeros_like(index))
     rng = ExampleRNG.make(0, "throughput", index)
-    best, spent = 0.0, 0.0
+    for few in (1, draws) if batch == 1 else ():
+        with WhiteBox(defended.model, rng, stochastic=defended.stochastic, draws=few) as access:
+            forward = _timed(partial(access.logits, x), device)
+        if forward.seconds > _LONG:
+            return forward
     with WhiteBox(defended.model, rng, stochastic=defended.stochastic, draws=draws) as access:
+        ask: Callable[[], object] = partial(access.loss_gradient, x, goal, cross_entropy)
         try:
-            ask: Callable[[], object] = partial(access.loss_gradient, x, goal, cross_entropy)
-            ask()
+            first = _timed(ask, device)
         except NoGradientError:  # attacks differentiate a surrogate; the model itself is only asked
             ask = partial(access.logits, x)
+            first = _timed(ask, device)
+        if batch < least or first.seconds > _LONG:
+            return first
+        best, spent = math.inf, 0.0
         while spent < _SECONDS:
-            with stopwatch(device) as measured:
-                ask()
-            best, spent = max(best, batch / measured.seconds), spent + measured.seconds
-    return best
+            again = _timed(ask, device)
+            best, spent = min(best, again.seconds), spent + again.seconds
+    return Pass(best, first.peak)
+
+
+def _timed(ask: Callable[[], object], device: torch.device) -> Pass:
+    with stopwatch(device) as measured:
+        ask()
+    return Pass(measured.seconds, measured.peak_memory_bytes)
 
 
 def _name(defended: Defended, shape: tuple[int, int, int], draws: int, device: torch.device) -> str:

@@ -1,0 +1,105 @@
+"""The compute batch: how far the doubling goes, with passes of known cost and with a clock of our own."""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+
+from advbench import batch as batches
+from advbench.batch import Ladder, Pass, compute_batch, fastest
+from advbench.clocks import Measured
+from advbench.defenses.defended import Defended
+
+CPU = Ladder(1, 32, 512, 2**30)
+
+
+class Machine:
+    """Passes that take `start` seconds and `each` more for every image; memory likewise. asked: the batches, in order."""
+
+    def __init__(self, start=0.0, each=1e-4, *, size=0.0, full=math.inf):
+        self.start, self.each, self.size, self.full = start, each, size, full
+        self.asked = []
+
+    def __call__(self, batch):
+        self.asked.append(batch)
+        if batch > self.full:
+            raise torch.OutOfMemoryError
+        return Pass(self.start + self.each * batch, int(5e8 + self.size * batch))
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected", "last"),
+    [
+        (Machine(each=1e-4), 32, 512),  # no larger batch is any faster
+        (Machine(start=0.02, each=1e-4), 512, 512),
+        (Machine(start=0.005, each=1e-3), 128, 512),  # within 5% of the best: 1000 / (1 + 5 / n) images a second
+        (Machine(each=0.011), 32, 128),  # 128 take more than a second
+        (Machine(each=0.05), 32, 32),
+        (Machine(start=0.4, each=0.05), 16, 16),
+        (Machine(each=90.0), 1, 1),  # one look at a slow purifier
+    ],
+)
+def test_batches_double_while_passes_are_short(machine, expected, last):
+    assert fastest(machine, CPU) == expected
+    assert machine.asked == [2**i for i in range(int(math.log2(last)) + 1)]
+
+
+def test_no_batch_is_tried_that_would_take_too_much_memory():
+    machine = Machine(start=0.02, each=1e-4, size=2**22)
+    assert fastest(machine, CPU) == 256
+    assert max(machine.asked) * machine.size <= CPU.memory
+    assert fastest(Machine(start=0.02, each=1e-4, size=2**28), CPU) == 4
+
+
+def test_what_a_device_has_no_memory_for_is_not_taken():
+    assert fastest(Machine(start=0.02, each=1e-4, full=100), CPU) == 64
+    gpu = Ladder(256, 256, 8192, math.inf)
+    machine = Machine(start=0.02, each=1e-4, full=50)
+    assert fastest(machine, gpu) == 32
+    assert machine.asked == [256, 128, 64, 32]
+    assert fastest(Machine(full=0), gpu) == 1
+
+
+def test_hiccups_on_few_images_do_not_end_the_doubling():
+    def measured(batch):
+        return Pass(0.5 if batch == 4 else 0.01, 0)
+
+    assert fastest(measured, CPU) == 512
+
+
+class Slow(nn.Module):
+    """A linear model that takes so many seconds for each image of each forward, and as many for its gradient."""
+
+    def __init__(self, seconds):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.seconds, self.now, self.seen = seconds, 0.0, []
+
+    def forward(self, x):
+        self.seen.append(len(x))
+        self.now += self.seconds * len(x)
+        return self.linear(x.flatten(1))
+
+
+@pytest.mark.parametrize(("seconds", "expected", "forwards"), [(30.0, 1, [1]), (0.3, 1, [1, 1, 1, 2, 4]), (1e-3, 32, None)])
+def test_a_slow_model_is_looked_at_once(seconds, expected, forwards, tmp_path, monkeypatch):
+    model = Slow(seconds)
+
+    @contextmanager
+    def clock(_device):
+        measured, start = Measured(), model.now
+        yield measured
+        measured.seconds = model.now - start
+
+    monkeypatch.setattr(batches, "stopwatch", clock)
+    memory = tmp_path / "compute-batch.json"
+    for _ in range(2):  # the second time from memory
+        found = compute_batch(Defended(model), (1, 2, 2), draws=1, device=torch.device("cpu"), memory=memory, measure=True)
+        assert found == expected
+    assert forwards is None or model.seen == forwards
+    assert list(json.loads(memory.read_text()).values()) == [expected]
