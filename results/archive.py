@@ -148,10 +148,11 @@ def _tables(scored: Mapping[str, tuple[Record, Examples]]) -> dict[str, bytes]:
 def _kept(record: Record, examples: Examples) -> dict[str, NDArray[Any]]:
     """The arrays that the others do not tell, in the precision that is kept."""
     rows: dict[str, NDArray[Any]] = {name: getattr(examples, name) for name in EXAMPLE_DTYPES}
-    filled_in = Examples(draws=examples.draws, **{name: row for name, row in rows.items() if name not in ADDED})
-    for name in ADDED:
-        if np.array_equal(rows[name], getattr(filled_in, name), equal_nan=rows[name].dtype.kind == "f"):
-            del rows[name]
+    for name in sorted(ADDED):
+        others = {other: row for other, row in rows.items() if other != name}
+        filled_in = getattr(Examples(draws=examples.draws, **others), name)
+        if np.array_equal(rows[name], filled_in, equal_nan=filled_in.dtype.kind == "f"):
+            rows = others
     if _values(examples) is not None:
         del rows["rms"]
     if not record.attack["minimal_norm"]:

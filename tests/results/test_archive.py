@@ -91,7 +91,12 @@ def test_distances_are_exact_where_they_are_the_result_else_of_single_precision(
     attack = {**record.attack, "minimal_norm": minimal_norm}
     distance = np.array([1 / 3, np.pi, np.nan, np.inf])
     lengths = {"distance_l2": distance, "distance_l1": 2 * distance, "rms": distance / 784**0.5}
-    detected = {"clean_score": distance[[0, 1, 0, 1]], "clean_rejected": np.array([0, 1, 0, 0])}
+    detected = {
+        "clean_score": distance[[0, 1, 0, 1]],
+        "clean_rejected": np.array([0, 1, 0, 0]),
+        "report_rejected": np.array([0, 1, 1, 0]),
+        "report_wrong": np.array([1, 1, 0, 0]),
+    }
     store.write(dataclasses.replace(record, attack=attack), make_examples(**lengths, **detected))
     pack(store, tmp_path / "a.tar.xz")
     unpack(tmp_path / "a.tar.xz", back)
