@@ -13,6 +13,7 @@ from advbench.reproduction.malade2018_nets import (
     clean,
     defense,
     differs,
+    once,
     one_pair,
     pair_of,
     substitutes,
@@ -134,7 +135,7 @@ def _arguments(cell: Cell) -> Mapping[str, Any]:
 def _strength_runs(scale: Scale) -> Mapping[str, Settings]:
     given = [defense("malade", scale, step_size=step, noise=noise) for step, noise in _STRENGTHS[scale]]
     falling = [defense("malade", scale, **schedule) for schedule in _SCHEDULES.values()]
-    return {"strengths": _run(scale, given), "schedules": _run(scale, falling)}
+    return {"strengths": {**_run(scale, given), **once(scale)}, "schedules": _run(scale, falling)}
 
 
 def _strength(findings: Findings) -> Sequence[Comparison]:
@@ -231,8 +232,13 @@ def _differs(scale: Scale) -> Sequence[str]:
     return (*differs(scale), *pair)
 
 
+def _strength_differs(scale: Scale) -> Sequence[str]:
+    seeds = () if scale == "full" else ("given step sizes and noise on one training seed; how they fall on all",)
+    return (*_differs(scale), *seeds)
+
+
 STUDIES = (
     Study("malade2018.table5", "table 5: the denoiser's training noise", _sigma_runs, _sigma, _differs),
-    Study("malade2018.stepsize", "step sizes and noise of the Langevin steps", _strength_runs, _strength, _differs),
+    Study("malade2018.stepsize", "step sizes and noise of the Langevin steps", _strength_runs, _strength, _strength_differs),
     Study("malade2018.ablation", "the sDAE without its term", _weight_runs, _weight, _differs),
 )
