@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from advbench.reports import wording
 from advbench.reports.markdown import escape
-from advbench.results.gate import TIME, CellChange, Row, Verdicts
+from advbench.results.verdicts import TIME, CellChange, Row, Verdicts
 
 _COLUMNS = ("Target", "Number", "Baseline", "Candidate", "Change", "p (Holm)", "Verdict", "Test", "Note")
 _VERDICT = _COLUMNS.index("Verdict")

@@ -1,0 +1,200 @@
+"""Which target of a run the gate holds against which of the baseline, by which attackers, and what needs no test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from advbench.results.baseline import Attacker, Board, Model, Target, Threat
+from advbench.results.comparable import comparable
+from advbench.results.record import Facts
+from advbench.results.statistics import Values
+from advbench.results.verdicts import CLEAN, TIME, WORST, Question, Row, Terms
+
+BASELINE_SEEDS, CANDIDATE_SEEDS = 5, 3
+"""The training seeds that a comparison over seeds takes."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pair:
+    """A target on both sides, and the attackers that count. question: what is fixed. dropped: sources left out."""
+
+    threat: Threat
+    before: Target
+    after: Target
+    attackers: frozenset[Attacker]
+    question: Question
+    note: str = ""
+
+    def models(self) -> tuple[tuple[Model, ...], tuple[Model, ...]]:
+        """The models that are compared: those of common seeds where they are paired, else all."""
+        if self.question == "re-trained":
+            return self.before.models, self.after.models
+        common = _common_seeds(self.before, self.after)
+        if not common:
+            return self.before.models, self.after.models
+        old, new = (tuple(one for one in side.models if one.seed in common) for side in (self.before, self.after))
+        return old, new
+
+    def values(self, quantity: str) -> tuple[list[Values], list[Values]]:
+        """Shares by example of each model, before and after."""
+        old, new = self.models()
+        if quantity == CLEAN:
+            return [one.clean_values() for one in old], [one.clean_values() for one in new]
+        return [one.worst_case(self.attackers) for one in old], [one.worst_case(self.attackers) for one in new]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Match:
+    """A board on both sides.
+
+    rows: what needs no test. lacking: what is missing for a test. untimed: why times are not compared.
+    """
+
+    before: Board
+    pairs: tuple[Pair, ...]
+    rows: tuple[Row, ...]
+    lacking: tuple[str, ...]
+    untimed: tuple[str, ...] = ()
+
+
+def match(before: Board, after: Board, terms: Terms) -> Match:
+    """The pairs of two boards that can be compared, and the rows of what has no other side, or no test."""
+    rows, pairs, lacking = list[Row](), list[Pair](), list[str]()
+    for target in before.targets:
+        other = after.target(target.label)
+        failures = {} if other is None else other.failures
+        if other is None or failures:
+            reason = "not in the candidate" if other is None else _first(failures)
+            rows.append(_missing(before.threat, target, reason))
+            continue
+        pair = _pair(before, after, target, other, terms)
+        pairs.append(pair)
+        lacking += _lacking(pair)
+    rows += [new_row(after.threat, target) for target in after.targets if before.target(target.label) is None]
+    untimed: list[str] = []
+    if terms.time_bound is not None:
+        for pair in pairs:
+            row = _time(pair, terms.time_bound)
+            if isinstance(row, Row):
+                rows.append(row)
+            else:
+                untimed.append(row)
+    return Match(before, tuple(pairs), tuple(rows), tuple(lacking), tuple(untimed))
+
+
+def _pair(before: Board, after: Board, target: Target, other: Target, terms: Terms) -> Pair:
+    attackers = comparable(target, after) & comparable(other, before)
+    lone = sorted({one.source for one in target.attackers | other.attackers if one not in attackers})
+    notes = [f"without transfers from {', '.join(lone)}, which only one side has"] if lone else []
+    if _same_weights(target, other):
+        sources = {one.source for one in attackers if one.matrix == "transfer"}
+        moved = {source for source in sources if not _same_source(before, after, source)}
+        steady = {one for one in attackers if one.source not in moved}
+        if steady:
+            notes += [f"without transfers from {', '.join(sorted(moved))}, re-trained"] if moved else []
+            return Pair(before.threat, target, other, frozenset(steady), "same weights", "; ".join(notes))
+    notes += _fact_differences(target.facts, other.facts)
+    question: Question = "checkpoints" if terms.checkpoints_only else "re-trained"
+    return Pair(before.threat, target, other, frozenset(attackers), question, "; ".join(notes))
+
+
+def _common_seeds(before: Target, after: Target) -> set[int]:
+    return {one.seed for one in before.models} & {one.seed for one in after.models}
+
+
+def _same_weights(before: Target, after: Target) -> bool:
+    """Whether the models of common seeds are the same, of the same configuration; seeds of one side say nothing."""
+    old, new = ({one.seed: one.weights for one in side.models} for side in (before, after))
+    common = old.keys() & new.keys()
+    return before.facts == after.facts and bool(common) and all(old[seed] == new[seed] for seed in common)
+
+
+def _fact_differences(before: Facts, after: Facts) -> list[str]:
+    """What a target is configured otherwise."""
+    found = []
+    for part in ("defense", "architecture"):
+        old, new = (side[part]["arguments"] | {part: side[part]["name"]} for side in (before, after))
+        found += [
+            f"{name} {old.get(name, 'absent')}, now {new.get(name, 'absent')}"
+            for name in sorted(old.keys() | new.keys())
+            if old.get(name, ...) != new.get(name, ...)
+        ]
+    return found
+
+
+def _same_source(before: Board, after: Board, source: str) -> bool:
+    old, new = before.target(source), after.target(source)
+    return old is not None and new is not None and _same_weights(old, new)
+
+
+def _lacking(pair: Pair) -> list[str]:
+    """What a pair lacks for its test."""
+    old, new = (len(side) for side in pair.models())
+    name = pair.before.label
+    if pair.question == "re-trained" and (old < BASELINE_SEEDS or new < CANDIDATE_SEEDS):
+        return [
+            f"{name} was re-trained, which takes {BASELINE_SEEDS} training seeds in the baseline (got {old}) and "
+            f"{CANDIDATE_SEEDS} in the candidate (got {new}): run both with `--seed 0,1,...`, or compare these very models "
+            "with --checkpoints-only"
+        ]
+    if pair.question == "checkpoints" and old != new:
+        return [f"{name} has {old} and {new} models without a common seed: which ones to compare is not known"]
+    return []
+
+
+# --- rows without a test
+
+
+def _missing(threat: Threat, target: Target, reason: str) -> Row:
+    """A target that the candidate has not, or not wholly."""
+    attackers = {one for model in target.models for one in model.answers}
+    value = float(np.mean([model.worst_case(attackers).mean() for model in target.models]))
+    return Row(
+        threat=threat, target=target.label, quantity=WORST, baseline=value, verdict="missing", fails=True, note=reason
+    )
+
+
+def new_row(threat: Threat, target: Target) -> Row:
+    """A target that only the candidate has."""
+    models = [model for model in target.models if model.answers]
+    value = float(np.mean([model.worst_case(set(model.answers)).mean() for model in models])) if models else None
+    failures = target.failures
+    note = f"incomplete: {_first(failures)}" if failures else ""
+    return Row(threat=threat, target=target.label, quantity=WORST, candidate=value, verdict="new", note=note)
+
+
+def _first(failures: Mapping[Attacker, str]) -> str:
+    (attacker, reason), *rest = failures.items()
+    return f"{attacker}: {reason}" + (f", and {len(rest)} more" if rest else "")
+
+
+def _time(pair: Pair, bound: float) -> Row | str:
+    """The ratio of attack times, or why there is none."""
+    old, new = pair.models()
+    devices = {one.device for one in (*old, *new)}
+    if len(devices) > 1:
+        return f"{pair.before.label}: times of {' and '.join(sorted(devices))} are not compared"
+    before, after = _seconds(old, pair.attackers), _seconds(new, pair.attackers)
+    if not before or not after:
+        return f"{pair.before.label}: no times were measured"
+    slower = after / before > bound
+    return Row(
+        threat=pair.threat,
+        target=pair.before.label,
+        quantity=TIME,
+        baseline=before,
+        candidate=after,
+        verdict="worse" if slower else "same",
+        fails=slower,
+        note=f"more than {bound:g} times as long" if slower else "",
+    )
+
+
+def _seconds(models: Sequence[Model], attackers: Iterable[Attacker]) -> float:
+    """Attack seconds per image, summed over the attackers that were timed, the mean over models."""
+    wanted = set(attackers)
+    sums = [sum(one.seconds or 0.0 for name, one in model.answers.items() if name in wanted) for model in models]
+    return float(np.mean(sums))
