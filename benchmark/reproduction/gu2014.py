@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from advbench.reproduction import gu2014_defenses
+from advbench.reproduction import gu2014_autoencoders, gu2014_noise
 from advbench.reproduction.findings import Findings
 from advbench.reproduction.gu2014_nets import NETS, PLAIN, TRAINED, attacked, found, plain, plain_runs, training_of
 from advbench.reproduction.study import Claim, Comparison, Inequality, Ours, Pair, Scale, Settings, Study, above
@@ -143,7 +143,8 @@ def _differs(scale: Scale) -> Sequence[str]:
 
 STUDIES = (
     Study("gu2014.table1", "table 1: the nets and their adversarials", _table1_runs, _table1, _differs),
-    *gu2014_defenses.STUDIES,
+    *gu2014_noise.STUDIES,
+    *gu2014_autoencoders.STUDIES,
     Study("gu2014.table5", "table 5: deep contractive networks", _table5_runs, _table5, _differs),
     Study("gu2014.table6", "table 6: contraction and noise on N200-200-10", _table6_runs, _table6, _differs),
 )

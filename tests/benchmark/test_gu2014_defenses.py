@@ -12,8 +12,8 @@ from advbench.attacks.rng import ExampleRNG
 from advbench.config import make_config
 from advbench.defenses.defended import Defended
 from advbench.plan import make_plan
-from advbench.reproduction import gu2014_defenses as section
-from advbench.reproduction import studies
+from advbench.reproduction import gu2014_autoencoders, gu2014_noise, studies
+from advbench.reproduction.gu2014_attacker import radius, verdict_of_the_attacker
 from advbench.reproduction.shown import answers, distortion, error
 from advbench.zoo.data import Split
 
@@ -101,7 +101,7 @@ def test_the_line_names_what_the_adaptive_attack_breaks():
         ("still helps", (40.0, 50.0), (60.0, 62.0), (100.0, 98.0)),
         ("never helped", (97.0, 99.0), (98.0, 98.0), (100.0, 98.0)),
     ]
-    claim, line = section._verdict_of_the_attacker("blur", rows)
+    claim, line = verdict_of_the_attacker("blur", rows)
     assert claim.id == "gu2014.adaptive.blur"
     assert [part.differences for part in claim.parts] == [(59.0, 47.0), (20.0, 12.0), (1.0, -1.0)]
     assert "1 of 3: broken 45% -> 98% (bare 99%)" in line
@@ -109,8 +109,8 @@ def test_the_line_names_what_the_adaptive_attack_breaks():
 
 
 def test_the_radius_is_the_papers_distortion():
-    assert section._radius("N100-100-10") == pytest.approx(0.084 * 28)
-    for study in section.STUDIES:
+    assert radius("N100-100-10") == pytest.approx(0.084 * 28)
+    for study in (*gu2014_noise.STUDIES, *gu2014_autoencoders.STUDIES):
         for settings in study.runs("small").values():
             for epsilon in settings.get("epsilon", []):
                 assert 2 < epsilon < 3
