@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from advbench.attacks.rng import ExampleRNG
 from advbench.defenses.defended import Defended
 from advbench.defenses.inference.defense_gan import DefenseGAN
+from advbench.defenses.inference.denoiser import Denoiser
 from advbench.defenses.inference.malade import MALADE
+from advbench.zoo.architectures.defense_gan import convolutional_generator
 from advbench.zoo.data import DataSet, Split
+from advbench.zoo.training import seeded
 
 SHAPE = (1, 28, 28)
 """That of the paper's images."""
@@ -57,6 +60,20 @@ def defense_gan_case(generator: nn.Module, steps: int, batch: int, device: torch
             generator(z)
 
     return Case(f"Defense-GAN, L={steps}", lambda: purify(x, rng), floor, f"{steps} forwards and backwards, 1 forward")
+
+
+CASES: Mapping[str, Callable[[nn.Module, int, int, torch.device], Case]] = {
+    "malade": malade_case,
+    "defense-gan": defense_gan_case,
+}
+"""name of a purifier -> (its network, steps, images, device) -> the case."""
+
+
+def network(purifier: str, device: torch.device) -> nn.Module:
+    """The untrained network of a purifier of `CASES`, of the size that its paper has."""
+    with seeded(0, device):
+        made: nn.Module = Denoiser(SHAPE) if purifier == "malade" else convolutional_generator(SHAPE)
+    return made.to(device).eval()
 
 
 def _built(defended: Defended, batch: int, device: torch.device) -> tuple[Callable[..., Tensor], Tensor, ExampleRNG]:

@@ -1,16 +1,20 @@
-"""What purification costs: ``pytest tests/benches --benchmark-enable -s`` prints the table of ratios.
+"""What purification costs: ``pytest tests/benches --benchmark-enable -s`` prints the table of ratios and of memory.
 
 The bar is 1.2 times the passes of the purifier's own networks.
 """
+
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from advbench import benches
+from advbench.benches.purifiers import STEPS, printed_ratio
 from advbench.clocks import device_name, single_thread
 from advbench.defenses.inference.denoiser import Denoiser
-from advbench.purification import SHAPE, defense_gan_case, malade_case
+from advbench.purification import CASES, SHAPE, defense_gan_case, malade_case
 from advbench.zoo.architectures.defense_gan import convolutional_generator
 
 CPU = torch.device("cpu")
@@ -43,6 +47,39 @@ def test_each_floor_is_the_passes_that_the_purifier_makes():
     malade, gan = malade_case(denoiser, 4, 3, CPU), defense_gan_case(generator, 5, 3, CPU)
     assert passes(denoiser, malade.clean) == passes(denoiser, malade.floor) == [4, 12, 0]
     assert passes(generator, gan.clean) == passes(generator, gan.floor) == [6, 18, 5]
+
+
+@pytest.mark.parametrize("steps", STEPS)
+def test_the_passes_of_the_benchs_steps_are_those_of_the_floor_on_one_image(steps):
+    networks = {"malade": Denoiser(SHAPE), "defense-gan": convolutional_generator(SHAPE, width=1)}
+    wanted = {"malade": [steps, steps, 0], "defense-gan": [steps + 1, steps + 1, steps]}
+    for purifier, net in networks.items():
+        case = CASES[purifier](net.requires_grad_(False), steps, 1, CPU)
+        assert passes(net, case.clean) == passes(net, case.floor) == wanted[purifier]
+
+
+def kept(mebibytes):
+    """A call that holds so much memory; at its start twice as much was held and is free again."""
+    bytearray(mebibytes * 2**21)
+    return lambda: len(bytearray(b"1") * (mebibytes * 2**20))
+
+
+@pytest.mark.parametrize("mebibytes", [8, 48])
+def test_the_memory_of_a_call_is_what_it_holds_beyond_the_start(mebibytes):
+    assert benches.fresh_peak_bytes(partial(kept, mebibytes), CPU) / 2**20 == pytest.approx(mebibytes, abs=2)
+
+
+def test_the_table_has_the_milliseconds_of_an_image_where_images_are_counted():
+    row = benches.Row(case="a", measure="b", device="c", against="d", seconds=0.5, reference_seconds=0.25, peak_bytes=2**21)
+    assert "ms an image" not in benches.table([row])
+    header, _, counted, other = benches.table([replace(row, images=20), row]).splitlines()
+    assert [cell.strip() for cell in header.split("|")[-3:-1]] == ["peak MiB", "ms an image"]
+    assert [cell.strip() for cell in counted.split("|")[-3:-1]] == ["2.0", "25"]
+    assert [cell.strip() for cell in other.split("|")[-3:-1]] == ["2.0", ""]
+
+
+def test_the_papers_ratios_are_those_of_table_6():
+    assert [printed_ratio(steps) for steps in (10, 25, 50)] == pytest.approx([5.375, 4.375, 4.893], abs=1e-3)
 
 
 @pytest.fixture
