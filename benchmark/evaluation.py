@@ -48,8 +48,8 @@ class Counts:
 
     prediction: (n,) int64, the label that most report draws gave. select, report: (n,) int64, answers of `draws` that are
     correct and that no detector rejects. select_rejected, report_rejected: (n,) int64, answers that a detector rejects.
-    wrong: (n,) int64, report draws with a wrong label, rejected or not. score: (n,) float64, the detector's mean score over
-    the report draws; NaN without one.
+    wrong: (n,) int64, report draws with a wrong label, rejected or not; fooled: (n,) int64, those of them that a detector
+    rejects. score: (n,) float64, the detector's mean score over the report draws; NaN without one.
     """
 
     prediction: Tensor
@@ -58,14 +58,15 @@ class Counts:
     select_rejected: Tensor
     report_rejected: Tensor
     wrong: Tensor
+    fooled: Tensor
     score: Tensor
     draws: int
 
     @staticmethod
     def of(columns: Iterable[Tensor], draws: int) -> Counts:
-        """The counts of seven columns in the order of the fields."""
-        prediction, select, report, select_rejected, report_rejected, wrong, score = columns
-        return Counts(prediction, select, report, select_rejected, report_rejected, wrong, score, draws)
+        """The counts of eight columns in the order of the fields."""
+        prediction, select, report, select_rejected, report_rejected, wrong, fooled, score = columns
+        return Counts(prediction, select, report, select_rejected, report_rejected, wrong, fooled, score, draws)
 
     @property
     def withstood(self) -> tuple[Tensor, Tensor]:
@@ -176,6 +177,7 @@ def score(
         for x_adv in candidates
     ]
     withstood, pool = [one.withstood for one in found], list(candidates)
+    fooled_rejected = _fooled(found, candidates, split, norm, epsilon if minimal_norm else None)
     accuracies = tuple(
         _accuracy(clean, report, x_adv - split.x, norm, epsilon if minimal_norm else None)
         for (_, report), x_adv in zip(withstood, candidates, strict=True)
@@ -207,6 +209,7 @@ def score(
         clean_rejected=clean.report_rejected.numpy(),
         report_rejected=rejected.numpy(),
         report_wrong=wrong.numpy(),
+        fooled_rejected=fooled_rejected.numpy(),
         clean_score=clean.score.numpy(),
         report_score=detector_score.numpy(),
         **_distances(x_adv, split.x, failed=failed, untouched=untouched),
@@ -217,9 +220,24 @@ def score(
 def _accuracy(clean: Counts, report: Tensor, delta: Tensor, norm: Norm, epsilon: float | None) -> float:
     """Robust accuracy under one candidate per image: report (n,) withstood draws, delta (n, c, h, w)."""
     if epsilon is not None:
-        near = balls.distance(delta, norm).to(torch.float64) <= epsilon * (1 + TOLERANCE)
-        report = torch.where(near, report, clean.report)
+        report = torch.where(_near(delta, norm, epsilon), report, clean.report)
     return float(torch.where(clean.report > 0, report, 0).to(torch.float64).mean()) / clean.draws
+
+
+def _fooled(
+    found: Sequence[Counts], candidates: Sequence[Tensor], split: Split, norm: Norm, epsilon: float | None
+) -> Tensor:
+    """The most report draws, (n,), in which the model was wrong about a candidate, within epsilon, that was rejected."""
+    counts = [
+        one.fooled if epsilon is None else one.fooled * _near(x_adv - split.x, norm, epsilon)
+        for one, x_adv in zip(found, candidates, strict=True)
+    ]
+    return torch.stack(counts).amax(dim=0)
+
+
+def _near(delta: Tensor, norm: Norm, epsilon: float) -> Tensor:
+    """Which perturbations (n, c, h, w) lie within epsilon, (n,), bool."""
+    return balls.distance(delta, norm).to(torch.float64) <= epsilon * (1 + TOLERANCE)
 
 
 def _distances(x_adv: Tensor, x: Tensor, *, failed: Tensor, untouched: Tensor) -> dict[str, Any]:
@@ -238,18 +256,20 @@ def _count(defended: Defended, part: Split, seed: int, passes: int) -> tuple[Ten
     """The fields of `Counts` of one batch, (n,) each, but for the number of draws."""
     if not defended.stochastic:
         label, rejected, score = _answer(defended, part.x, None)
-        right = (label == part.y) & ~rejected
-        return label, *(one.to(torch.int64) for one in (right, right, rejected, rejected, label != part.y)), score
+        right, wrong = (label == part.y) & ~rejected, label != part.y
+        counts = (right, right, rejected, rejected, wrong, wrong & rejected)
+        return label, *(one.to(torch.int64) for one in counts), score
     counted: dict[str, tuple[Tensor, ...]] = {}
     for purpose in ("select", "report"):
         streams = (ExampleRNG.make(seed, purpose, part.index).at(draw) for draw in range(passes))
         answers = [_answer(defended, part.x, rng) for rng in streams]
         label, rejected, score = (torch.stack(column) for column in zip(*answers, strict=True))
-        counts = ((label == part.y) & ~rejected, rejected, label != part.y)
+        wrong = label != part.y
+        counts = (~wrong & ~rejected, rejected, wrong, wrong & rejected)
         counted[purpose] = (label.mode(dim=0).values, *(one.sum(dim=0) for one in counts), score.mean(dim=0))
-    _, select, select_rejected, _, _ = counted["select"]
-    label, report, report_rejected, wrong, score = counted["report"]
-    return label, select, report, select_rejected, report_rejected, wrong, score
+    _, select, select_rejected, *_ = counted["select"]
+    label, report, report_rejected, wrong, fooled, score = counted["report"]
+    return label, select, report, select_rejected, report_rejected, wrong, fooled, score
 
 
 def _answer(defended: Defended, x: Tensor, rng: ExampleRNG | None) -> tuple[Tensor, Tensor, Tensor]:

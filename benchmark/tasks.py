@@ -265,7 +265,7 @@ def _score(task: Task, context: Context, device: torch.device) -> None:
 _BLIND = "no_gradient"
 """What a calibration holds where the source gave no gradient."""
 
-_COUNTED = ("prediction", "select", "report", "select_rejected", "report_rejected", "wrong", "score")
+_COUNTED = ("prediction", "select", "report", "select_rejected", "report_rejected", "wrong", "fooled", "score")
 """The arrays of `Counts`, in order."""
 
 _SHOWN = 32

@@ -27,8 +27,9 @@ def masking_section(board: Board) -> Section | None:
         title="Incomplete evaluations",
         context=board.threat.title,
         anchor=wording.anchor(f"flags {board.threat.title}"),
-        text="Symptoms of gradients that mislead an attack. A flag does not say that a model is weak: it says that its "
-        "robust accuracy here is an upper bound, until attacks that fit the model have been run.",
+        text="Symptoms of gradients that mislead an attack, and of robustness that a detector alone upholds. A flag does "
+        "not say that a model is weak: it says that its robust accuracy here is an upper bound, until attacks that fit the "
+        "model have been run.",
         tables=(table,),
     )
 

@@ -98,8 +98,8 @@ def _flag_section(model: Model) -> Section:
         if standing.flags
     ]
     text = (
-        "Symptoms of gradients that mislead an attack were found: the robust accuracy above is an upper bound, until "
-        "attacks that fit the model have been run."
+        "Symptoms of gradients that mislead an attack, or of robustness that a detector alone upholds, were found: the "
+        "robust accuracy above is an upper bound, until attacks that fit the model have been run."
         if tables
         else "No symptom of masked gradients was found. A check needs the cells that it compares, and is silent without."
     )

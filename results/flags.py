@@ -1,8 +1,9 @@
-"""Signs that an evaluation is incomplete: gradients that mislead, attacks that fail where they should not.
+"""Signs that an evaluation is incomplete: misleading gradients, attacks that fail where they should not, a lone detector.
 
 Each check follows a known symptom of masked gradients (Athalye et al. 2018, arXiv:1802.00420; Carlini et al. 2019,
-arXiv:1902.06705). A flag proves nothing about the model: it says that the robust accuracy beside it is an upper bound, and
-what to run next. Training seeds are pooled: a pair is one example of one seed.
+arXiv:1902.06705), or of robustness that hangs on a detector (Carlini & Wagner 2017, arXiv:1705.07263). A flag proves nothing
+about the model: it says that the robust accuracy beside it is an upper bound, and what to run next. Training seeds are
+pooled: a pair is one example of one seed.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from advbench.results.record import Record
-from advbench.results.statistics import Outcome, clean_correct, worst_case
+from advbench.results.record import Examples, Record
+from advbench.results.significance import binomial_tail, exact_mcnemar
+from advbench.results.statistics import Outcome, clean_correct, within, worst_case
 
 P_VALUE = 0.01
 """Below which a difference is no accident."""
@@ -31,6 +33,8 @@ GREY = 0.5
 """The linf radius from which every image can be made grey, so that no classifier can tell them apart."""
 
 CARLINI = "Carlini et al. 2019, arXiv:1902.06705"
+BYPASSED = "Carlini & Wagner 2017, arXiv:1705.07263"
+ADAPTIVE = "Tramer et al. 2020, arXiv:2002.08347"
 ATHALYE = "Athalye et al. 2018, arXiv:1802.00420"
 
 NOISE = frozenset({"uniform-noise", "correlated-noise", "estimated-noise"})
@@ -102,8 +106,7 @@ class Paired:
     @property
     def p(self) -> float:
         """Two-sided p-value of the exact McNemar test (McNemar 1947): under the null each discordant pair is a fair coin."""
-        discordant = self.first + self.second
-        return min(1.0, 2 * tail(max(self.first, self.second), discordant, 0.5))
+        return float(exact_mcnemar(self.first, self.second))
 
     def clear(self, points: float = POINTS) -> bool:
         """Whether the first is better by more than `points`, and not by accident."""
@@ -123,13 +126,6 @@ def flags(outcomes: Sequence[Outcome], epsilon: float | None, others: Sequence[O
     evidence = Evidence(outcomes, epsilon, others)
     found = (check(evidence) for check in CHECKS)
     return tuple(flag for flag in found if flag is not None)
-
-
-def tail(k: int, n: int, p: float) -> float:
-    """The probability of at least `k` of `n` where each has probability `p`: the binomial's upper tail."""
-    from scipy.special import betainc
-
-    return 1.0 if k <= 0 else float(betainc(k, n - k + 1, p)) if k <= n else 0.0
 
 
 def black_box_beats_white_box(evidence: Evidence) -> Flag | None:
@@ -341,6 +337,32 @@ def undeclared_randomness(evidence: Evidence) -> Flag | None:
     )
 
 
+def rests_on_detector(evidence: Evidence) -> Flag | None:
+    """Of the images that count as robust, many fool the classifier, and only the detector stands."""
+    fooled, n, total = 0, 0, 0
+    for found in _by_seed(evidence.outcomes).values():
+        watched = [_only_rejected(record, examples, evidence) for record, examples in found if examples.detected]
+        if watched:
+            robust = ~_broken(found, evidence.epsilon)
+            fooled += int((robust & np.any(watched, axis=0)).sum())
+            n += int(robust.sum())
+            total += len(robust)
+    if not _exceeds(fooled, n, SHARE):
+        return None
+    return Flag(
+        name="rests on the detector",
+        finding="The classifier is fooled on images that count as robust: the detector alone stands there",
+        measured=f"{fooled} of {n} robust images ({_percent(fooled, n)}) have an adversarial that is misclassified and only "
+        f"rejected; without the detector {_percent(n - fooled, total)} at most would be robust",
+        n=n,
+        why="Such an image is robust only until the detector is evaded. Most detectors are, by an attack that is made for "
+        "them, so that the number is an upper bound.",
+        paper=f"{BYPASSED}; {ADAPTIVE}",
+        remedy="Look at the detector with an attack made for it: more steps and restarts that hold the error while the "
+        "score falls, a surrogate for what gives no gradients in it (BPDA), and square and hop-skip-jump, which ask it too.",
+    )
+
+
 CHECKS: tuple[Callable[[Evidence], Flag | None], ...] = (
     black_box_beats_white_box,
     one_step_beats_many,
@@ -352,6 +374,7 @@ CHECKS: tuple[Callable[[Evidence], Flag | None], ...] = (
     gradients_vanish,
     loss_does_not_rise,
     undeclared_randomness,
+    rests_on_detector,
 )
 
 
@@ -382,6 +405,14 @@ def _broken(outcomes: Sequence[Outcome], epsilon: float | None) -> NDArray[np.bo
     """Which examples the strategies together break, for a stochastic model in most of its reported draws; shape (n,)."""
     broken: NDArray[np.bool_] = worst_case(outcomes, epsilon).values < 0.5
     return broken
+
+
+def _only_rejected(record: Record, examples: Examples, evidence: Evidence) -> NDArray[np.bool_]:
+    """For which examples a candidate within the radius fooled the model, in most draws, and was rejected; shape (n,)."""
+    fooled: NDArray[np.bool_] = 2 * examples.fooled_rejected > examples.draws
+    if record.attack["minimal_norm"] and record.threat["epsilon"] is None:
+        return fooled & within(record, examples, evidence.epsilon)
+    return fooled
 
 
 def _compare(first: Iterable[Outcome], second: Iterable[Outcome], epsilon: float | None) -> Paired | None:
@@ -446,7 +477,7 @@ def _diagnosis(evidence: Evidence, name: str) -> tuple[int, int]:
 
 def _exceeds(k: int, n: int, share: float) -> bool:
     """Whether `k` of `n` is more than `share`, and not by accident."""
-    return n > 0 and tail(k, n, share) < P_VALUE
+    return n > 0 and float(binomial_tail(k, n, share)) < P_VALUE
 
 
 def _points(share: float) -> str:

@@ -36,9 +36,17 @@ _PARTS: dict[str, dict[str, tuple[type, ...]]] = {
     "measured": {},
 }
 _COUNTS = ("examples", "forwards", "backwards", "queries")
-_COUNTED = ("clean_correct", "select_correct", "report_correct", "clean_rejected", "report_rejected", "report_wrong")
-ADDED = frozenset({"clean_rejected", "report_rejected", "report_wrong", "clean_score", "report_score"})
-"""The arrays of examples that records of version 1 lack."""
+_COUNTED = (
+    "clean_correct",
+    "select_correct",
+    "report_correct",
+    "clean_rejected",
+    "report_rejected",
+    "report_wrong",
+    "fooled_rejected",
+)
+ADDED = frozenset({"clean_rejected", "report_rejected", "report_wrong", "fooled_rejected", "clean_score", "report_score"})
+"""The arrays of examples that records of version 1 lack, and of version 2 the first ones ``fooled_rejected``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +142,8 @@ class Examples:
     clean_correct counts draws that are right and accepted, select_correct and report_correct those right or rejected.
     clean_rejected, report_rejected: rejected report draws on the clean and on the adversarial image, zero by default.
     report_wrong: report draws with a wrong label, rejected or not; by default those that are not correct.
+    fooled_rejected: report draws in which the model was wrong and the detector alone stood, the most over all candidates
+    within the radius, not only for the one that was chosen; by default as many as that one must have had.
     clean_score, report_score: the detector's mean score over the report draws, above zero for rejected; NaN by default.
     distance_*: l0, l1, l2, linf of the perturbation in pixel units, rms: root of its mean square; NaN: not attacked, inf: a
     minimal-norm attack found nothing. image_l2: the clean image's l2 norm.
@@ -157,6 +167,7 @@ class Examples:
     clean_rejected: NDArray[np.int16] = field(default_factory=_absent)
     report_rejected: NDArray[np.int16] = field(default_factory=_absent)
     report_wrong: NDArray[np.int16] = field(default_factory=_absent)
+    fooled_rejected: NDArray[np.int16] = field(default_factory=_absent)
     clean_score: NDArray[np.float64] = field(default_factory=_absent)
     report_score: NDArray[np.float64] = field(default_factory=_absent)
 
@@ -167,6 +178,8 @@ class Examples:
         for name, value in self._without_detector().items():
             if np.size(getattr(self, name)) == 0:
                 object.__setattr__(self, name, value)
+        if np.size(self.fooled_rejected) == 0:
+            object.__setattr__(self, "fooled_rejected", self._surely_fooled())
         for name, dtype in EXAMPLE_DTYPES.items():
             object.__setattr__(self, name, _array(name, getattr(self, name), dtype, ndim=1))
         _check_lengths({name: getattr(self, name) for name in EXAMPLE_DTYPES})
@@ -185,6 +198,13 @@ class Examples:
         wrong = (self.draws - np.asarray(self.report_correct)).astype(np.int16)
         scores = {"clean_score": unknown, "report_score": unknown}
         return {"clean_rejected": none, "report_rejected": none, "report_wrong": wrong, **scores}
+
+    def _surely_fooled(self) -> NDArray[Any]:
+        """In how many draws the chosen image must have been both wrong and rejected."""
+        wrong, rejected = np.asarray(self.report_wrong), np.asarray(self.report_rejected)
+        if wrong.shape != rejected.shape:
+            return np.zeros(len(self), np.int16)  # they are refused below
+        return np.clip(wrong + rejected - self.draws, 0, None).astype(np.int16)
 
     @property
     def detected(self) -> bool:

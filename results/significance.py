@@ -44,19 +44,29 @@ def paired_test(first: Values, second: Values) -> Comparison:
     return Comparison(float(differences.mean()), sign_flip(differences), SIGN_FLIP)
 
 
-def exact_mcnemar(gained: ArrayLike, lost: ArrayLike) -> Values:
-    """The two-sided p-value of McNemar's exact test (McNemar 1947), for counts of any shape.
+def exact_mcnemar(gained: ArrayLike, lost: ArrayLike, *, one_sided: bool = False) -> Values:
+    """The p-value of McNemar's exact test (McNemar 1947), for counts of any shape.
 
     gained: examples that only the second gets right; lost: those that only the first does. Under the null hypothesis each of
-    these falls on either side like a fair coin.
+    these falls on either side like a fair coin. one_sided: how likely as many gained or more are, where only a gain would
+    count, rather than a difference either way.
     """
-    from scipy import special
-
     gained, lost = np.asarray(gained, dtype=np.int64), np.asarray(lost, dtype=np.int64)
     if (gained < 0).any() or (lost < 0).any():
         raise ValueError(f"Expected counts `gained` and `lost` >= 0, got {gained} and {lost}")
-    p_values: Values = np.minimum(1.0, 2 * special.bdtr(np.minimum(gained, lost, dtype=np.float64), gained + lost, 0.5))
-    return p_values
+    if one_sided:
+        return binomial_tail(gained, gained + lost, 0.5)
+    return np.minimum(1.0, 2 * binomial_tail(np.maximum(gained, lost), gained + lost, 0.5))
+
+
+def binomial_tail(k: ArrayLike, n: ArrayLike, p: float) -> Values:
+    """The probability of at least `k` of `n` where each has probability `p`, for counts of any shape."""
+    from scipy import special
+
+    k, n = np.asarray(k, dtype=np.float64), np.asarray(n, dtype=np.float64)
+    inside = special.betainc(np.clip(k, 1, None), np.clip(n - k + 1, 1, None), p)
+    tail: Values = np.where(k <= 0, 1.0, np.where(k <= n, inside, 0.0))
+    return tail
 
 
 def sign_flip(differences: Values, seed: int = 0) -> float:

@@ -204,6 +204,48 @@ def test_a_misclassified_image_that_is_rejected_counts_as_withstood():
     assert found.examples.report_correct.tolist() == [0, 0, 0, 1, 1, 1]
 
 
+def watched_candidates():
+    """Dark images, and two candidates: one that changes nothing, one that fools, but is rejected for the last two images."""
+    flipped = images(value=0.55)
+    defended = Defended(Linear(), detector=Detector(Bright()))
+    dark = Split.of(flipped.x - 0.1, 1 - flipped.y)
+    harmless, fooling = dark.x + 0.01, dark.x + 0.11
+    fooling[4:] += 0.05
+    return defended, dark, harmless, fooling
+
+
+def test_every_candidate_that_fools_the_classifier_and_is_only_rejected_is_kept_in_mind():
+    defended, dark, harmless, fooling = watched_candidates()
+    clean = count(defended, dark, seed=0, draws=1, batch=8, device=CPU)
+    assert clean.fooled.tolist() == [0] * 6
+    for candidates in ([harmless, fooling], [fooling, harmless]):
+        found = score(defended, dark, clean, candidates, norm="linf", minimal_norm=False, seed=0, batch=8, device=CPU)
+        assert found.examples.report_correct.tolist() == [0, 0, 0, 0, 1, 1]
+        assert found.examples.fooled_rejected.tolist() == [0, 0, 0, 0, 1, 1], "whichever was chosen"
+    found = score(defended, dark, clean, [harmless], norm="linf", minimal_norm=False, seed=0, batch=8, device=CPU)
+    assert found.examples.fooled_rejected.tolist() == [0] * 6
+
+
+@pytest.mark.parametrize(("epsilon", "expected"), [(None, 1), (0.2, 1), (0.12, 0)])
+def test_a_minimal_norm_candidate_beyond_the_radius_says_nothing_of_the_detector(epsilon, expected):
+    defended, dark, harmless, fooling = watched_candidates()
+    clean = count(defended, dark, seed=0, draws=1, batch=8, device=CPU)
+    how = {"norm": "linf", "minimal_norm": True, "epsilon": epsilon, "seed": 0, "batch": 8, "device": CPU}
+    found = score(defended, dark, clean, [harmless, fooling], **how)
+    assert found.examples.fooled_rejected.tolist() == [0, 0, 0, 0, expected, expected]
+
+
+def test_errors_that_a_stochastic_detector_rejects_are_counted_over_draws():
+    split = images(n=400, value=0.8)
+    defended = Defended(Coin(), stochastic=True, detector=Detector(Unsure(), stochastic=True))
+    clean = count(defended, split, seed=0, draws=10, batch=64, device=CPU)
+    assert abs(clean.fooled.double().mean() / 10 - 0.2 * 0.3) < 0.02  # by itself as often as both happen
+    assert (clean.fooled <= torch.minimum(clean.wrong, clean.report_rejected)).all()
+    moved = split.x - 0.7
+    found = score(defended, split, clean, [moved], norm="linf", minimal_norm=False, seed=0, batch=64, device=CPU)
+    assert abs(found.examples.fooled_rejected.mean() / 10 - 0.9 * 0.3) < 0.03
+
+
 def test_a_stochastic_detector_is_counted_over_draws():
     split = images(n=400, value=0.8)
     defended = Defended(Coin(), stochastic=True, detector=Detector(Unsure(), stochastic=True))

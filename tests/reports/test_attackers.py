@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -10,7 +11,10 @@ import pytest
 from advbench.reports.attackers import attackers_section, detector_rates, detectors_section
 from advbench.reports.boards import boards
 from advbench.reports.cells import Cells, load
+from advbench.reports.html import to_html
+from advbench.reports.markdown import to_markdown
 from advbench.reports.sections import sections
+from advbench.reports.site import site
 from advbench.results.record import Record
 from advbench.results.statistics import rate, robust, worst_case
 from advbench.results.store import Store
@@ -18,7 +22,7 @@ from advbench.results.store import Store
 NOISY = "input-noise"
 
 
-def written(suite, store, *, failed=(), queries=False, detector=False, capped=False):
+def written(suite, store, *, failed=(), queries=False, detector=None, capped=False):
     """The cells of a suite in which `NOISY` has test-time parts: its white-box cells again as oblivious ones."""
     suite.write(store)
     cells = []
@@ -30,7 +34,7 @@ def written(suite, store, *, failed=(), queries=False, detector=False, capped=Fa
             if queries:
                 cells.append(changed(record, examples, "black-box", {"label": "label queries", "kind": "queries"}))
             if detector:
-                examples = watched(examples)
+                examples = detector(examples)
             if capped:
                 preparation = {"faithful": {"draws": 64, "cosines": [0.95, 0.4], "capped": True}}
                 record = dataclasses.replace(record, details={**record.details, "preparation": preparation})
@@ -67,6 +71,12 @@ def make(store, make_suite):
         return written(make_suite(matrices=("white-box", "black-box"), n=60), store, **how)
 
     return run
+
+
+def lone(examples):
+    """The examples with a detector that stands alone on every image that counts as robust."""
+    robust_ones = np.where(2 * examples.report_correct >= examples.draws, examples.draws, 0).astype(np.int16)
+    return dataclasses.replace(watched(examples), fooled_rejected=robust_ones)
 
 
 def row(section, name):
@@ -157,7 +167,7 @@ def test_what_each_surrogate_reached_stands_beside_it(store, make_suite):
 
 
 def test_rates_of_a_detector_move_with_its_threshold(make):
-    cells = make(detector=True)
+    cells = make(detector=watched)
     (cell,) = [one for one in cells.scored if one.examples.detected and one.record.attack["label"] == "pgd"]
     examples = cell.examples
     thresholds = np.array([-np.inf, -1.0, 0.0, 1.0, np.inf])
@@ -174,7 +184,7 @@ def test_rates_of_a_detector_move_with_its_threshold(make):
 
 
 def test_the_detectors_section_shows_the_strongest_attack(make):
-    cells = make(detector=True)
+    cells = make(detector=watched)
     (board,) = boards(cells)
     section = detectors_section(board)
     assert "Detectors" in [one.title for one in sections(cells)]
@@ -189,3 +199,21 @@ def test_the_detectors_section_shows_the_strongest_attack(make):
     alarms = [row[3].order for row in section.tables[0].rows[1:]]
     assert all(share <= limit for share, limit in zip(alarms, (0.001, 0.01, 0.05, 0.1), strict=True))
     assert "adversarials caught" in section.figures[0].svg
+
+
+def test_a_number_that_rests_on_the_detector_is_flagged_wherever_flags_are_shown(make):
+    cells = make(detector=lone)
+    (board,) = boards(cells)
+    assert [one.label for one in board.standings for flag in one.flags if "detector" in flag.name] == [NOISY]
+    (standing,) = [one for one in board.standings if one.label == NOISY]
+    (flag,) = [one for one in standing.flags if one.name == "rests on the detector"]
+    assert flag.measured.startswith(f"{flag.n} of {flag.n} robust images (100.0%)")
+    assert "without the detector 0.0% at most would be robust" in flag.measured
+    everything = list(sections(cells))
+    for text in (to_markdown(everything, title="t", page="p"), to_html(everything, title="t")):
+        assert "the detector alone stands there" in text
+        assert "an attack made for it" in text
+    data = [text for name, text in site(cells, title="t", settings={}).items() if name.endswith("leaderboard.json")]
+    (shown,) = [one for each in json.loads(data[0]) for one in each["standings"] if one["model"] == NOISY]
+    assert {"name": flag.name, "measured": flag.measured, "n": flag.n} in shown["flags"]
+    assert shown["upper_bound_only"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from advbench.results.flags import CHECKS, Paired, flags, tail
+from advbench.results.flags import CHECKS, Paired, flags
 
 N = 200
 
@@ -15,7 +15,9 @@ N = 200
 def cell(make_record, make_examples):
     """`cell(attack, broken, ...)`: an outcome in which the examples `broken` (a range or indices) fall to the attack."""
 
-    def make(attack, broken, *, matrix="white-box", epsilon=0.3, seed=0, arguments=None, minimal=False, **changes):
+    def make(
+        attack, broken, *, matrix="white-box", epsilon=0.3, seed=0, arguments=None, minimal=False, rejected=None, **changes
+    ):
         record = make_record(
             matrix=matrix,
             source=None if matrix == "white-box" else {"label": changes.pop("source", "other"), "kind": "model"},
@@ -37,6 +39,10 @@ def cell(make_record, make_examples):
         if minimal:
             distance = np.where(correct == 0, distance, np.inf)
         arrays = dict.fromkeys(("distance_l0", "distance_l1", "distance_l2", "distance_linf", "rms"), distance)
+        if rejected is not None:  # a detector stands beside the model, and alone on these images
+            fooled = np.zeros(N, np.int16)
+            fooled[list(rejected)] = 1
+            arrays |= {"fooled_rejected": fooled, "clean_score": np.full(N, -1.0), "report_score": np.full(N, 0.0)}
         labels = np.arange(N) % 10
         return record, make_examples(
             N, select_correct=correct, report_correct=correct, label=labels, clean_prediction=labels, **arrays
@@ -47,12 +53,6 @@ def cell(make_record, make_examples):
 
 def names(*outcomes, others=(), epsilon=0.3):
     return [flag.name for flag in flags(outcomes, epsilon, others)]
-
-
-def test_the_tail_is_the_binomials():
-    for n, p in ((1, 0.3), (17, 0.5), (359, 0.01)):
-        for k in (0, 1, n // 2, n, n + 1):
-            assert tail(k, n, p) == pytest.approx(stats.binom.sf(k - 1, n, p), abs=1e-12)
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (12, 3), (3, 12), (9, 0), (50, 50)])
@@ -191,6 +191,44 @@ def test_seeds_are_pooled(cell):
     assert flag.n == 3 * N
 
 
+def test_robust_images_on_which_only_the_detector_stands(cell):
+    watched = cell("pgd", range(100), rejected=range(60, 140))
+    (flag,) = flags([watched], 0.3)
+    assert flag.name == "rests on the detector"
+    assert flag.n == 100
+    assert "40 of 100 robust images (40.0%)" in flag.measured
+    assert "without the detector 30.0% at most would be robust" in flag.measured
+    other = cell("auto", range(90, 130), rejected=range(130, 150))
+    (flag,) = flags([watched, other], 0.3)
+    assert flag.n == 70, "what another attack breaks is not robust"
+    assert "20 of 70" in flag.measured, "the detector stood alone in either"
+
+
+def test_a_detector_that_is_hardly_needed_is_no_flag(cell):
+    assert names(cell("pgd", range(100), rejected=range(100))) == [], "all of them fall"
+    assert names(cell("pgd", range(100), rejected=range(100, 106))) == [], "six of a hundred may be chance"
+    assert names(cell("pgd", range(100), rejected=())) == []
+    assert names(cell("pgd", range(100))) == [], "no detector"
+
+
+def test_a_perturbation_beyond_the_radius_shows_nothing_of_the_detector(cell):
+    def reach(epsilon):
+        return [cell("fmn", range(N), minimal=True, epsilon=None, rejected=range(150)), cell("pgd", (), epsilon=epsilon)]
+
+    assert names(*reach(0.05), epsilon=0.05) == [], "the images are at 0.1"
+    wide = [cell("fmn", (), minimal=True, epsilon=0.3, rejected=range(50)), cell("deepfool", range(N), minimal=True)]
+    assert "rests on the detector" not in names(*wide), "together they break all"
+    assert "rests on the detector" in names(wide[0])
+
+
+def test_the_seeds_of_a_detector_are_pooled(cell):
+    few = [cell("pgd", range(100), seed=seed, rejected=range(100, 110)) for seed in range(3)]
+    assert names(few[0]) == []
+    (flag,) = flags(few, 0.3)
+    assert flag.n == 300
+    assert "30 of 300" in flag.measured
+
+
 def test_every_flag_says_what_why_and_what_next(cell):
     seen = {}
     cases = [
@@ -200,6 +238,7 @@ def test_every_flag_says_what_why_and_what_next(cell):
         [cell("deepfool", range(100), minimal=True, epsilon=None)],
         [cell("pgd", range(9), arguments={"restarts": 1}), cell("pgd", range(60), arguments={"restarts": 2})],
         [cell("pgd", range(60), arguments={"steps": 5}), cell("pgd", range(9), arguments={"steps": 50})],
+        [cell("pgd", range(60), rejected=range(60, 120))],
     ]
     details = {"images": 64, "zero_gradient": 30, "zero_margin_gradient": 30, "flat": 30, "unstable": 1}
     cases.append([cell("pgd", range(60), details={"diagnosis": details})])

@@ -114,6 +114,18 @@ def test_narrower_integers_are_widened_and_infinite_distances_kept(make_examples
     np.testing.assert_array_equal(examples.distance_l2, [0.0, np.nan, np.inf, 1.0])
 
 
+def test_a_record_without_the_count_of_rejected_errors_has_what_the_chosen_images_show(make_examples):
+    wrong, rejected = np.array([0, 1, 0, 1], np.int16), np.array([0, 0, 1, 1], np.int16)
+    assert make_examples(report_wrong=wrong, report_rejected=rejected).fooled_rejected.tolist() == [0, 0, 0, 1]
+    draws = make_examples(draws=10, report_wrong=6 * wrong, report_rejected=7 * rejected)
+    assert draws.fooled_rejected.tolist() == [0, 0, 0, 3], "three of ten draws at least"
+    assert make_examples(draws=10).fooled_rejected.tolist() == [0] * 4
+    given = make_examples(draws=10, report_wrong=wrong, report_rejected=rejected, fooled_rejected=np.full(4, 2, np.int16))
+    assert given.fooled_rejected.tolist() == [2] * 4
+    with pytest.raises(ValueError, match=r"Expected `fooled_rejected` in \[0, 10\]"):
+        make_examples(draws=10, fooled_rejected=np.full(4, 11, np.int16))
+
+
 def test_a_gallery_holds_ten_images_at_most():
     labels = dict.fromkeys(("index", "label", "prediction"), np.zeros(11, np.int64))
     with pytest.raises(ValueError, match="at most 10 images"):

@@ -26,6 +26,18 @@ def test_mcnemar_takes_counts_of_any_shape_and_refuses_negative_ones():
         significance.exact_mcnemar(-1, 2)
 
 
+@given(st.integers(0, 400), st.integers(0, 400))
+def test_the_one_sided_test_counts_gains_alone(gained, lost):
+    expected = stats.binomtest(gained, gained + lost, alternative="greater").pvalue if gained + lost else 1.0
+    assert float(significance.exact_mcnemar(gained, lost, one_sided=True)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_binomials_tail_takes_counts_of_any_shape():
+    for n, p in ((1, 0.3), (17, 0.5), (359, 0.01)):
+        k = np.array([[0, 1, n // 2], [n, n + 1, n + 7]])
+        np.testing.assert_allclose(significance.binomial_tail(k, n, p), stats.binom.sf(k - 1, n, p), rtol=1e-9, atol=1e-300)
+
+
 def test_two_fixed_models_are_compared_on_the_examples_that_they_disagree_about():
     first = np.array([1.0] * 30 + [0.0] * 2 + [1.0] * 50 + [0.0] * 18)
     second = np.array([0.0] * 30 + [1.0] * 2 + [1.0] * 50 + [0.0] * 18)

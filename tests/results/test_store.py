@@ -45,6 +45,18 @@ def test_a_record_comes_back_as_it_was_written(store, make_record, make_examples
     assert not list((store.folder / ".writing").iterdir())
 
 
+def test_records_from_before_rejected_errors_were_counted_are_read(store, make_record, make_examples):
+    one = np.array([1, 0, 1, 0], np.int16)
+    record = make_record()
+    store.write(record, make_examples(report_wrong=one, report_rejected=one))
+    path = store.path(record.key) / "examples.npz"
+    with np.load(path) as file:
+        kept = {name: file[name] for name in file.files if name != "fooled_rejected"}
+    assert len(kept) > 10
+    np.savez_compressed(path, **kept)
+    assert store.examples(record.key).fooled_rejected.tolist() == one.tolist()
+
+
 def test_a_record_without_images_has_no_gallery(store, make_record, make_examples):
     store.write(make_record(), make_examples())
     assert store.gallery(KEY) is None
