@@ -256,20 +256,24 @@ def _count(defended: Defended, part: Split, seed: int, passes: int) -> tuple[Ten
     """The fields of `Counts` of one batch, (n,) each, but for the number of draws."""
     if not defended.stochastic:
         label, rejected, score = _answer(defended, part.x, None)
-        right, wrong = (label == part.y) & ~rejected, label != part.y
-        counts = (right, right, rejected, rejected, wrong, wrong & rejected)
-        return label, *(one.to(torch.int64) for one in counts), score
+        right, rejected, wrong, fooled = (one.to(torch.int64) for one in _became(label, rejected, part.y))
+        return label, right, right, rejected, rejected, wrong, fooled, score
     counted: dict[str, tuple[Tensor, ...]] = {}
     for purpose in ("select", "report"):
         streams = (ExampleRNG.make(seed, purpose, part.index).at(draw) for draw in range(passes))
         answers = [_answer(defended, part.x, rng) for rng in streams]
         label, rejected, score = (torch.stack(column) for column in zip(*answers, strict=True))
-        wrong = label != part.y
-        counts = (~wrong & ~rejected, rejected, wrong, wrong & rejected)
-        counted[purpose] = (label.mode(dim=0).values, *(one.sum(dim=0) for one in counts), score.mean(dim=0))
+        counts = (one.sum(dim=0) for one in _became(label, rejected, part.y))
+        counted[purpose] = (label.mode(dim=0).values, *counts, score.mean(dim=0))
     _, select, select_rejected, *_ = counted["select"]
     label, report, report_rejected, wrong, fooled, score = counted["report"]
     return label, select, report, select_rejected, report_rejected, wrong, fooled, score
+
+
+def _became(label: Tensor, rejected: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Which answers are right and accepted, rejected, wrong, and both wrong and rejected; bool, of the shape of `label`."""
+    wrong = label != y
+    return ~wrong & ~rejected, rejected, wrong, wrong & rejected
 
 
 def _answer(defended: Defended, x: Tensor, rng: ExampleRNG | None) -> tuple[Tensor, Tensor, Tensor]:

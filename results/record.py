@@ -204,7 +204,8 @@ class Examples:
         wrong, rejected = np.asarray(self.report_wrong), np.asarray(self.report_rejected)
         if wrong.shape != rejected.shape:
             return np.zeros(len(self), np.int16)  # they are refused below
-        return np.clip(wrong + rejected - self.draws, 0, None).astype(np.int16)
+        found: NDArray[Any] = np.clip(wrong + rejected - self.draws, 0, None).astype(np.int16)
+        return found
 
     @property
     def detected(self) -> bool:
