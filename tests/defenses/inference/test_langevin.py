@@ -103,7 +103,8 @@ def test_step_and_noise_are_annealed_towards_their_offsets():
 
 
 @pytest.mark.parametrize("metropolis", [False, True])
-def test_the_gradient_through_all_steps_is_that_of_plain_autograd(metropolis):
+def test_the_gradient_through_all_steps_is_that_of_plain_autograd(monkeypatch, metropolis):
+    monkeypatch.setattr("advbench.defenses.inference.langevin._KEPT_WHOLE", 0)
     torch.manual_seed(0)
     n = 6
     sampler = langevin(Denoiser((1, 6, 8)), 0.5, 0.1, decay=0.9, noise_offset=0.02, metropolis=metropolis)
@@ -125,7 +126,23 @@ def test_asks_the_denoiser_once_a_step(metropolis, asked):
     assert denoiser.asked == asked
 
 
-def test_the_gradient_needs_less_memory_than_the_steps():
+def test_a_small_graph_is_kept_whole_and_a_large_one_runs_again_for_the_same_gradient(monkeypatch):
+    calls, gradients, asked = [], [], []
+    denoiser = nn.Tanh()
+    denoiser.register_forward_hook(lambda *_: calls.append(1))
+    sampler = langevin(denoiser, 0.5, 0.1, steps=7)
+    for most in (2 * 4 * 7, 2 * 4 * 7 - 1):
+        monkeypatch.setattr("advbench.defenses.inference.langevin._KEPT_WHOLE", most)
+        x = torch.rand(2, 1, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+        calls.clear()
+        gradients.append(torch.autograd.grad(sampler(x, rng(2)).square().sum(), x)[0])
+        asked.append(len(calls))
+    assert asked[0] == 7
+    assert asked[1] > 8  # what nothing asks for is not run again
+    assert torch.equal(*gradients)
+
+
+def test_the_gradient_needs_less_memory_than_the_steps(monkeypatch):
     """What autograd keeps of 36 steps is less than a third of what 36 plain steps keep."""
 
     def kept(output) -> int:
@@ -141,6 +158,7 @@ def test_the_gradient_needs_less_memory_than_the_steps():
             output(x)
         return total
 
+    monkeypatch.setattr("advbench.defenses.inference.langevin._KEPT_WHOLE", 0)
     sampler = langevin(Denoiser((1, 8, 8)), 0.5, 0.1, steps=36)
     assert kept(lambda x: sampler(x, rng(2))) < kept(lambda x: sampler.trajectory(x, rng(2))) / 3
 
