@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from advbench import __version__
+from advbench.choices import BenchName, ListKind, Scale, TableFormat
+from advbench.record_commands import baseline, check, publish, report
+from advbench.terminal import print_plan, print_result, print_verdicts, refuse, watcher
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from advbench.api import RunResult
-    from advbench.conformance import Verdict
     from advbench.plan import Plan
-    from advbench.scheduler import Status, Watcher
 
 app = typer.Typer(
     name="advbench",
@@ -28,64 +23,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-_SELDOM = 30.0
-"""Seconds between two plain lines about one craft."""
-
-
-class ListKind(StrEnum):
-    """What can be listed."""
-
-    attacks = "attacks"
-    defenses = "defenses"
-    parts = "parts"
-    architectures = "architectures"
-    datasets = "datasets"
-
-
-class Scale(StrEnum):
-    """How large a reproduction is."""
-
-    smoke = "smoke"
-    small = "small"
-    full = "full"
-
-
-class ReportFormat(StrEnum):
-    """What a report can be in place of its usual files."""
-
-    svg = "svg"
-    png = "png"
-    pdf = "pdf"
-    csv = "csv"
-    robustbench = "robustbench"
-
-
-class GateFormat(StrEnum):
-    """What the gate's verdicts can be printed as."""
-
-    text = "text"
-    markdown = "markdown"
-    json = "json"
-    junit = "junit"
-
-
-class TableFormat(StrEnum):
-    """What the table of conformance can be printed as."""
-
-    text = "text"
-    markdown = "markdown"
-    json = "json"
-
-
-class BenchName(StrEnum):
-    """What can be measured."""
-
-    jacobian = "jacobian"
-    covariance = "covariance"
-    training = "training"
-    purifiers = "purifiers"
 
 
 def main() -> None:
@@ -167,9 +104,9 @@ def run(
 
         plan = make_plan(make_config(config, compile=compile or None, fresh=fresh or None, **settings), measure=not dry_run)
     except (ValueError, OSError) as error:
-        _refuse(error)
+        refuse(error)
     if dry_run:
-        _print_plan(plan)
+        print_plan(plan)
         return
     raise typer.Exit(_run(plan))
 
@@ -215,10 +152,10 @@ def evaluate(
 
         plan = plan_target(target, fresh=fresh or None, **settings)
     except (ValueError, OSError) as error:
-        _refuse(error)
+        refuse(error)
     from rich.console import Console
 
-    with _watcher(Console(), len(plan.pending())) as watch:
+    with watcher(Console(), len(plan.pending())) as watch:
         result = run_target(plan, watch)
     print(f"\n{result}\n")
     try:
@@ -226,7 +163,7 @@ def evaluate(
             json.parent.mkdir(parents=True, exist_ok=True)
             json.write_text(result.to_json() + "\n", encoding="utf-8")
     except OSError as error:
-        _refuse(error)
+        refuse(error)
     if result.interrupted:
         print("interrupted: what is finished is kept; the same command continues")
     for path in (*result.reports, *([json] if json is not None else [])):
@@ -268,8 +205,8 @@ def conformance(
                     holds = sum(verdict.status == "holds" for verdict in found)
                     print(f"{spec}: {holds} of {len(found)} hold", file=sys.stderr, flush=True)
     except (ValueError, OSError) as error:
-        _refuse(error)
-    _print_verdicts(verdicts, format)
+        refuse(error)
+    print_verdicts(verdicts, format)
     raise typer.Exit(1 if checks.lines(verdicts) else 0)
 
 
@@ -323,7 +260,7 @@ def reproduce(
         from advbench.reproduction.terminal import print_reproduction
 
         seeds = make_config(seed=seed).seed
-        with _watcher(console) as watch:
+        with watcher(console) as watch:
             result = run_studies(
                 name,
                 scale=scale.value,
@@ -336,125 +273,13 @@ def reproduce(
                 jobs=jobs,
             )
     except (ValueError, OSError) as error:
-        _refuse(error)
+        refuse(error)
     print_reproduction(result, console)
     raise typer.Exit(result.exit_code)
 
 
-@app.command()
-def report(
-    folders: Annotated[list[Path], typer.Argument(help="Output folders of runs, or archives of records (.tar.xz).")],
-    to: Annotated[
-        Path | None,
-        typer.Option(help="Where the files go; FILE.tar.xz gets the records. [default: the folder, where there is one]"),
-    ] = None,
-    format: Annotated[
-        ReportFormat | None,
-        typer.Option(help="In place of the reports: all figures as svg, png or pdf, all cells as csv, or robustbench."),
-    ] = None,
-    every: Annotated[bool, typer.Option("--all", help="All records in a folder, not only those of its last run.")] = False,
-) -> None:
-    """Rebuild the reports of output folders from their records. Nothing is run, and torch is not needed.
-
-    Several runs share a board where all that it ranks were attacked by the same attacks; else each has its own.
-    """
-    try:
-        from advbench import reporting
-
-        paths = reporting.report(*folders, every=every, to=to, format=format.value if format else None)
-    except (ValueError, OSError) as error:
-        _refuse(error)
-    for path in paths:
-        print(path)
-
-
-@app.command()
-def publish(
-    folders: Annotated[list[Path], typer.Argument(help="Output folders of runs, or archives of records (.tar.xz).")],
-    to: Annotated[Path, typer.Option(help="The site's folder; what an earlier publication left there is replaced.")],
-    title: Annotated[str | None, typer.Option(help="The site's title.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="All records in a folder, not only those of its last run.")] = False,
-) -> None:
-    """Write a static site: the leaderboards, a page for each model, and the data. Open index.html, or serve the folder."""
-    try:
-        from advbench import reporting
-
-        paths = reporting.publish(*folders, to=to, title=title, every=every)
-    except (ValueError, OSError) as error:
-        _refuse(error)
-    for path in paths:
-        print(path)
-
-
-@app.command()
-def check(
-    out: Annotated[list[Path], typer.Argument(help="The output folder of a run, or several, such as one for each seed.")],
-    baseline: Annotated[Path, typer.Option(help="A file of `advbench baseline`, or the output folder of another run.")],
-    alpha: Annotated[float, typer.Option(help="The nominal chance of any false alarm.")] = 0.01,
-    tolerance: Annotated[float, typer.Option(help="A change of at most so much, such as 0.01 for a point, is none.")] = 0.0,
-    format: Annotated[GateFormat, typer.Option(help="How the verdicts are printed.")] = GateFormat.text,
-    checkpoints_only: Annotated[
-        bool, typer.Option("--checkpoints-only", help="Compare the very models at hand, whatever seed they are of.")
-    ] = False,
-    time_bound: Annotated[
-        float | None, typer.Option(help="Fail where attacks take more than so many times as long on the same device.")
-    ] = None,
-    across_versions: Annotated[
-        bool, typer.Option("--across-versions", help="Compare runs of other versions of advbench or of an attack's source.")
-    ] = False,
-    fail_on_flags: Annotated[
-        bool, typer.Option("--fail-on-flags", help="Fail where a target has a flag that the baseline has not.")
-    ] = False,
-) -> None:
-    """Hold a run against a baseline: is any target less robust, or less accurate, by more than chance would have it?
-
-    Where $GITHUB_STEP_SUMMARY is set, the verdicts are added to that file as Markdown too.
-
-    Exit codes: 0 nothing worse, 1 a regression or a target that is missing, 2 not comparable or bad input.
-    """
-    from advbench import gating
-    from advbench.reports.gate import FORMATS
-
-    refused = None
-    try:
-        found = gating.check(
-            out,
-            baseline,
-            alpha=alpha,
-            tolerance=tolerance,
-            checkpoints_only=checkpoints_only,
-            time_bound=time_bound,
-            across_versions=across_versions,
-            fail_on_flags=fail_on_flags,
-        )
-    except (ValueError, OSError) as error:
-        found, refused = gating.refusal(error), error
-    gating.add_to_summary(found)
-    if not found.incomparable or format is not GateFormat.text:
-        print(FORMATS[format.value](found), end="")
-    if refused is not None:
-        _refuse(refused)
-    if found.incomparable:
-        print(f"advbench: not comparable: {'; '.join(found.incomparable)}", file=sys.stderr)
-    raise typer.Exit(found.exit_code)
-
-
-@app.command()
-def baseline(
-    out: Annotated[list[Path], typer.Argument(help="The output folder of a run, or several, such as one for each seed.")],
-    to: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
-) -> None:
-    """Write the baseline that later runs are checked against: small, and in a stable order.
-
-    A re-trained target is compared over training seeds, which takes five of them here: `advbench run --seed 0,1,2,3,4`.
-    """
-    try:
-        from advbench import gating
-
-        path = gating.write_baseline(out, to)
-    except (ValueError, OSError) as error:
-        _refuse(error)
-    print(path)
+for _command in (report, publish, check, baseline):
+    app.command()(_command)
 
 
 @app.command()
@@ -479,7 +304,7 @@ def bench(
                     print(f"{row.case}, {row.measure}: {row.ratio:.3g} x {row.against}", file=sys.stderr, flush=True)
                     rows.append(row)
     except (ValueError, OSError) as error:
-        _refuse(error)
+        refuse(error)
     print(f"{clocks.device_name(chosen)}\n\n{benches.table(rows)}")
     raise typer.Exit(0 if all(row.holds for row in rows) else 1)
 
@@ -491,141 +316,7 @@ def _run(plan: Plan) -> int:
     from advbench.api import finish
 
     console = Console()
-    with _watcher(console, len(plan.pending())) as watch:
+    with watcher(console, len(plan.pending())) as watch:
         result = finish(plan, watch)
-    _print_result(plan, result, console)
+    print_result(plan, result, console)
     return result.exit_code
-
-
-def _print_verdicts(verdicts: Sequence[Verdict], format: TableFormat) -> None:
-    """The table of what holds, and a line for every check that does not."""
-    from dataclasses import asdict
-    from json import dumps
-
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-    from tabulate import tabulate
-
-    from advbench.conformance import lines, table
-
-    columns, rows = table(verdicts)
-    if format is TableFormat.json:
-        print(dumps([asdict(verdict) for verdict in verdicts], indent=1))
-        return
-    console = Console()
-    if format is TableFormat.text and console.is_terminal:
-        grid, colours = Table(*columns), {"holds": "green", "fails": "bold red", "n/a": "dim"}
-        for row in rows:
-            grid.add_row(*(Text(cell, style=colours.get(cell, "")) for cell in row))
-        console.print(grid)
-    else:
-        print(tabulate(rows, columns, tablefmt="pipe" if format is TableFormat.markdown else "simple"))
-    bullet = "- " if format is TableFormat.markdown else ""
-    failures = lines(verdicts)
-    if failures:
-        print("\nfails:\n" if bullet else "\nfails:")
-        print("\n".join(f"{bullet}{line}" for line in failures))
-
-
-def _refuse(error: Exception) -> NoReturn:
-    message = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else str(error)
-    print(f"advbench: {' '.join(message.split())}", file=sys.stderr)
-    raise typer.Exit(2) from None
-
-
-@contextmanager
-def _watcher(console: Console, total: int | None = None) -> Iterator[Watcher]:
-    """Live progress on a terminal, a plain line per finished task elsewhere."""
-    if not console.is_terminal:
-        yield _plain_lines()
-        return
-    from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[left]}"),
-        TextColumn("[dim]{task.fields[running]}"),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("tasks", total=total, left="", running="")
-        crafts: dict[str, TaskID] = {}
-
-        def watch(status: Status) -> None:
-            left = status.seconds_left
-            for key in [key for key in crafts if key not in status.crafts]:
-                progress.remove_task(crafts.pop(key))
-            for key, standing in status.crafts.items():
-                if key not in crafts:
-                    crafts[key] = progress.add_task("", total=standing.images, left="", running="")
-                progress.update(
-                    crafts[key],
-                    completed=round(standing.share * standing.images),
-                    running=escape(f"{standing.label}: {standing}"),
-                )
-            progress.update(
-                bar,
-                completed=status.done,
-                total=status.total,
-                left="" if left is None else f"about {left:.0f} s left",
-                running=escape("; ".join(status.running[:2])),
-            )
-
-        yield watch
-
-
-def _plain_lines() -> Watcher:
-    """A line for every tenth of the tasks, and one for each craft that takes long, every `_SELDOM` seconds."""
-    last = -1
-    told: dict[str, float] = {}
-
-    def watch(status: Status) -> None:
-        nonlocal last
-        for key, standing in status.crafts.items():
-            if standing.seconds >= told.get(key, 0.0) + _SELDOM:
-                told[key] = standing.seconds
-                print(f"{standing.label}: {standing}", flush=True)
-        tenth = 10 * status.done // max(1, status.total)
-        if tenth != last and status.done:
-            last = tenth
-            left = f", about {status.seconds_left:.0f} s left" if status.seconds_left and status.done < status.total else ""
-            print(f"{status.done} of {status.total} tasks done{left}", flush=True)
-
-    return watch
-
-
-def _print_plan(plan: Plan) -> None:
-    """What a run would do, and how much of it is already there."""
-    pending = {task.key for task in plan.pending()}
-    names = {
-        "train": "models to train",
-        "substitute": "substitutes to train",
-        "clean": "models to check on clean images",
-        "diagnose": "models to check for gradients",
-        "calibrate": "attacks to calibrate on held-out images",
-        "craft": "attacks to craft",
-        "score": "cells to score",
-    }
-    for kind, name in names.items():
-        tasks = [task for task in plan.tasks.values() if task.kind == kind]
-        waiting = sum(task.key in pending for task in tasks)
-        there = sum(plan.done(task) for task in tasks)
-        print(f"{name:40}{len(tasks):6}  already done {there:6}  to do {waiting:6}")
-
-
-def _print_result(plan: Plan, result: RunResult, console: Console) -> None:
-    from advbench.reports.terminal import print_leaderboard
-
-    print_leaderboard(result.out, result.cells, console)
-    if not plan.config.clip or plan.data.box is None:
-        print("without a pixel range: these cells stand on no leaderboard")
-    for key, reason in list(result.failures.items())[:20]:
-        print(f"failed: {plan.tasks[key].label}: {reason}")
-    if result.interrupted:
-        print("interrupted: what is finished is kept; the same command continues")
-    for path in result.reports:
-        print(path)

@@ -13,9 +13,9 @@ from advbench import progress
 from advbench.attacks import progress as attack_progress
 from advbench.attacks.access import WhiteBox
 from advbench.attacks.rng import ExampleRNG
-from advbench.cli import _plain_lines, _watcher
 from advbench.progress import Reporter, Standing
 from advbench.scheduler import Status
+from advbench.terminal import plain_lines, watcher
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -105,7 +105,7 @@ def test_nobody_writes_where_nobody_watches(settings, monkeypatch):
 
 
 def test_plain_lines_are_rare(capsys):
-    watch = _plain_lines()
+    watch = plain_lines()
     for second in range(0, 100, 5):
         watch(Status(total=4, crafts={"a": standing(seconds=float(second)), "b": standing(label="short", seconds=3.0)}))
     lines = capsys.readouterr().out.splitlines()
@@ -115,7 +115,7 @@ def test_plain_lines_are_rare(capsys):
 
 def test_a_terminal_has_a_row_for_every_running_craft():
     console = Console(file=io.StringIO(), force_terminal=True, width=160, color_system=None)
-    with _watcher(console, 4) as watch:
+    with watcher(console, 4) as watch:
         watch(Status(total=4, done=1, crafts={"a": standing(part="[b]Square"), "b": standing(label="fab on x")}))
         time.sleep(0.3)
         watch(Status(total=4, done=2, crafts={"b": standing(label="fab on x", robust=3)}))

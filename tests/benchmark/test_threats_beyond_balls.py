@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 import advbench
-from advbench.cli import _print_result
 from advbench.config import make_config
 from advbench.plan import artefact, make_plan
 from advbench.reports.boards import boards
 from advbench.reports.cells import load
 from advbench.results.store import Store
+from advbench.terminal import print_result
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -39,9 +39,9 @@ def test_without_clipping_the_whole_step_is_taken_and_no_board_ranks_it(settings
     assert "no box" in (free.out / "leaderboard.md").read_text()
     from rich.console import Console
 
-    _print_result(plan_of(small, clip=False), free, Console())
+    print_result(plan_of(small, clip=False), free, Console())
     assert "these cells stand on no leaderboard" in capsys.readouterr().out
-    _print_result(plan_of(small), clipped, Console())
+    print_result(plan_of(small), clipped, Console())
     assert "no leaderboard" not in capsys.readouterr().out
 
 

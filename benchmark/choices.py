@@ -1,0 +1,59 @@
+"""What the options of the command line choose from."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class ListKind(StrEnum):
+    """What can be listed."""
+
+    attacks = "attacks"
+    defenses = "defenses"
+    parts = "parts"
+    architectures = "architectures"
+    datasets = "datasets"
+
+
+class Scale(StrEnum):
+    """How large a reproduction is."""
+
+    smoke = "smoke"
+    small = "small"
+    full = "full"
+
+
+class ReportFormat(StrEnum):
+    """What a report can be in place of its usual files."""
+
+    svg = "svg"
+    png = "png"
+    pdf = "pdf"
+    csv = "csv"
+    robustbench = "robustbench"
+
+
+class GateFormat(StrEnum):
+    """What the gate's verdicts can be printed as."""
+
+    text = "text"
+    markdown = "markdown"
+    json = "json"
+    junit = "junit"
+
+
+class TableFormat(StrEnum):
+    """What the table of conformance can be printed as."""
+
+    text = "text"
+    markdown = "markdown"
+    json = "json"
+
+
+class BenchName(StrEnum):
+    """What can be measured."""
+
+    jacobian = "jacobian"
+    covariance = "covariance"
+    training = "training"
+    purifiers = "purifiers"
