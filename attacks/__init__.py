@@ -12,6 +12,7 @@ ATTACKS: dict[str, str] = {
     "fgsm": "advbench.attacks.fgm:FGSM",
     "r-fgsm": "advbench.attacks.rfgsm:RFGSM",
     "pgd": "advbench.attacks.pgd:PGD",
+    "selective-pgd": "advbench.attacks.selective_pgd:SelectivePGD",
     "mi-fgsm": "advbench.attacks.momentum:MIFGSM",
     "di-fgsm": "advbench.attacks.diverse:DIFGSM",
     "ti-fgsm": "advbench.attacks.translation:TIFGSM",

@@ -68,6 +68,22 @@ class Evaluation:
     logits: Tensor
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Sides:
+    """A classifier and the detector beside it, each with its own gradient: what stands on either side of an evasion.
+
+    progress: the loss of the classifier's own logits, above zero where the goal is achieved (`margin`), (n,). score: of the
+    detector, above zero where the image is rejected, (n,); minus infinity without a detector. uphill: the gradient of
+    `progress`, downhill: minus that of `score`, both (n, c, h, w). logits: the guarded ones, (n, classes).
+    """
+
+    progress: Tensor
+    score: Tensor
+    uphill: Tensor
+    downhill: Tensor
+    logits: Tensor
+
+
 class NoGradientError(RuntimeError):
     """No gradient flows from the logits to the images, so that there is nothing to differentiate."""
 
@@ -78,29 +94,28 @@ class Guard:
 
     detector: images (n, c, h, w) -> scores (n,), an image with one above zero is rejected; called with the model's rng too
     where `stochastic`. y: true labels of the access's examples, (n,). scale: the worth of one unit of the score in logits,
-    so that neither margin drowns the other. weight: of the score in the sum of both margins whose gradient is taken
-    (`summed`); None where it is that of whichever margin stands in the way.
+    so that neither margin drowns the other.
     """
 
     detector: nn.Module
     y: Tensor
     stochastic: bool = False
     scale: float = 1.0
-    weight: float | None = None
 
     def select(self, rows: Tensor | slice) -> Guard:
         """The guard of the given rows: a bool mask, int64 positions or a slice."""
         return replace(self, y=self.y[rows])
 
-    def __call__(self, logits: Tensor, x: Tensor, rng: ExampleRNG | None) -> Tensor:
-        """The `guarded` logits of images x, both of whole copies of the batch, one after the other."""
-        score = self.detector(x, rng) if self.stochastic else self.detector(x)
+    def score(self, x: Tensor, rng: ExampleRNG | None) -> Tensor:
+        """The detector's scores of images x, times the scale, (n,). Raises ValueError for scores of another shape."""
+        score: Tensor = self.detector(x, rng) if self.stochastic else self.detector(x)
         if score.shape != (len(x),):
             raise ValueError(f"Expected a detector's scores of shape ({len(x)},), got {tuple(score.shape)}")
-        y = self.y.repeat(len(logits) // len(self.y))
-        if self.weight is None:
-            return guarded(logits, y, score * self.scale)
-        return summed(logits, y, score * self.scale, self.weight)
+        return score * self.scale
+
+    def __call__(self, logits: Tensor, score: Tensor) -> Tensor:
+        """The `guarded` logits of images with these scores, both of whole copies of the batch, one after the other."""
+        return guarded(logits, self.y.repeat(len(logits) // len(self.y)), score)
 
 
 def guarded(logits: Tensor, y: Tensor, score: Tensor) -> Tensor:
@@ -113,9 +128,10 @@ def guarded(logits: Tensor, y: Tensor, score: Tensor) -> Tensor:
 
     The gradient is that of whichever margin still stands in the way. Their sum, which Carlini & Wagner 2017
     (arXiv:1705.07263) weigh by a constant, can rise by going deeper into one while the other holds (Bryniarski et al. 2021,
-    arXiv:2106.15023). Where it is the detector's, the other logits are constants for the same reason: a softmax follows
-    them a little less than their maximum does, which would leave a trace of the classifier's gradient, pointing back to the
-    true label, and a step along signs would follow the trace wherever the score does not depend on a pixel.
+    arXiv:2106.15023); `WhiteBox.sides` gives both gradients to an attack that makes more of them. Where it is the
+    detector's, the other logits are constants for the same reason: a softmax follows them a little less than their maximum
+    does, which would leave a trace of the classifier's gradient, pointing back to the true label, and a step along signs
+    would follow the trace wherever the score does not depend on a pixel.
 
     logits: (n, classes). y: (n,). score: (n,), above zero where an image is rejected. Returns (n, classes).
     """
@@ -123,18 +139,6 @@ def guarded(logits: Tensor, y: Tensor, score: Tensor) -> Tensor:
     fixed = logits.detach()
     watched = fixed.scatter(1, column, -torch.inf).amax(dim=1, keepdim=True) + score.unsqueeze(1)
     return torch.where(watched > fixed.gather(1, column), fixed.scatter(1, column, watched), logits)
-
-
-def summed(logits: Tensor, y: Tensor, score: Tensor, weight: float) -> Tensor:
-    """The values of `guarded` logits with the slopes of the classifier's margin and `weight` times the detector's together.
-
-    Carlini & Wagner 2017 (arXiv:1705.07263), section 4: one loss that asks for both at once. A small weight goes round a
-    detector on the way to the error, where the gradient of one margin at a time zigzags between them; with a large one it
-    stalls. It is an attack beside that of `guarded`, not in its place. Shapes as there; weight: >= 0.
-    """
-    values = guarded(logits.detach(), y, score.detach())
-    slopes = logits.scatter_add(1, y.unsqueeze(1), weight * score.unsqueeze(1))
-    return values + (slopes - slopes.detach())
 
 
 class Access:
@@ -221,19 +225,28 @@ class Access:
         """Logits of fresh draws, shape (draws * n, classes), one copy of the batch after the other."""
         if len(x) != len(self):
             raise ValueError(f"Expected {len(self)} images, one for each example of the access, got {len(x)}")
+        return self._answer(*self._drawn(x, draws))
+
+    def _drawn(self, x: Tensor, draws: int) -> tuple[Tensor, ExampleRNG | None]:
+        """So many copies of the batch, one after the other, and the randomness of their fresh draws; counted."""
         if not self.stochastic:
             self._count(self.ledger.forwards, 1)
-            return self._answer(x, None)
+            return x, None
         first = self.ledger.forwards[self.rows]
         self._count(self.ledger.forwards, draws)
         draw = (first + torch.arange(draws, device=first.device).unsqueeze(1)).flatten()
         rng = self.rng.select(torch.arange(len(self), device=first.device).repeat(draws)).at(draw)
-        return self._answer(x.repeat(draws, 1, 1, 1), rng)
+        return x.repeat(draws, 1, 1, 1), rng
 
     def _answer(self, x: Tensor, rng: ExampleRNG | None) -> Tensor:
         """The model's logits, guarded where there is a detector."""
+        logits = self._ask(x, rng)
+        return logits if self.guard is None else self.guard(logits, self.guard.score(x, rng))
+
+    def _ask(self, x: Tensor, rng: ExampleRNG | None) -> Tensor:
+        """The model's own logits."""
         logits: Tensor = self.model(x, rng) if self._takes_rng else self.model(x)
-        return logits if self.guard is None else self.guard(logits, x, rng)
+        return logits
 
     def _portions(self) -> Iterator[int]:
         """The draws of one question, so many at a time that memory stays bounded."""
@@ -290,6 +303,38 @@ class WhiteBox(Access):
             (gradient,) = torch.autograd.grad(losses.sum(), x)
         self._count(self.ledger.backwards, draws)
         return losses.detach(), gradient, self._share(logits.detach(), draws)
+
+    def sides(self, x: Tensor, goal: Goal, loss: Loss) -> Sides:
+        """The loss of the classifier as if nothing watched it, the detector's score, and the gradient of each.
+
+        One forward and two backwards (per draw), one of each without a detector; means over the draws for a stochastic
+        model. A detector whose score does not depend on the images differentiably has a gradient of zero. Raises
+        NoGradientError as `loss_gradient` does.
+        """
+        x = x.detach().requires_grad_()
+        parts = [self._sides(x, goal, loss, draws) for draws in self._portions()]
+        return Sides(
+            *(torch.stack(column).sum(dim=0) if len(parts) > 1 else column[0] for column in zip(*parts, strict=True))
+        )
+
+    def _sides(self, x: Tensor, goal: Goal, loss: Loss, draws: int) -> tuple[Tensor, ...]:
+        """What some draws add to the fields of `Sides`, in order."""
+        with torch.enable_grad():
+            copies, rng = self._drawn(x, draws)
+            logits = _differentiable(self._ask(copies, rng))
+            losses = self._share(loss(logits, goal.tile(draws)), draws)
+            (uphill,) = torch.autograd.grad(losses.sum(), x, retain_graph=self.guard is not None)
+            self._count(self.ledger.backwards, draws)
+            if self.guard is None:
+                unwatched = torch.full_like(losses.detach(), -torch.inf)
+                return losses.detach(), unwatched, uphill, torch.zeros_like(x), self._share(logits.detach(), draws)
+            scores = self.guard.score(copies, rng)
+            score, downhill = self._share(scores, draws), torch.zeros_like(x)
+            if score.requires_grad:
+                downhill = -torch.autograd.grad(score.sum(), x)[0]
+                self._count(self.ledger.backwards, draws)
+            watched = self._share(self.guard(logits.detach(), scores.detach()), draws)
+        return losses.detach(), score.detach(), uphill, downhill, watched
 
     def pullback(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Logits (n, classes) and the map from cotangents (m, n, classes) to images (m, n, c, h, w).

@@ -134,7 +134,7 @@ def guard_of(surrogate: Surrogate, y: Tensor, scale: float = 1.0) -> Guard | Non
     """The detector that the attacker of a surrogate evades, for images of the labels y (n,); None where there is none."""
     if surrogate.detector is None:
         return None
-    return Guard(surrogate.detector.model, y, surrogate.detector.stochastic, scale, surrogate.weight)
+    return Guard(surrogate.detector.model, y, surrogate.detector.stochastic, scale)
 
 
 def count(defended: Defended, split: Split, *, seed: int, draws: int, batch: int, device: torch.device) -> Counts:

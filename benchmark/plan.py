@@ -500,7 +500,7 @@ class _Planner:
     def _white_box(self, target: Target) -> None:
         for attack in filter(_by_gradients, self.attacks):
             for epsilon in self.radii:
-                found = self._crafts(target, attack, epsilon, target.surrogates)
+                found = self._crafts(target, attack, epsilon, target.surrogates) | self._evasions(target, epsilon)
                 self._score("white-box", target, attack, epsilon, found, None, diagnosis=self._diagnose(target, epsilon))
                 if _IGNORING in found:
                     alone = {_IGNORING: found[_IGNORING]}
@@ -538,6 +538,14 @@ class _Planner:
             # beside it, so that the model does not look robust at epsilon for that reason.
             found["whole budget"] = self._craft_for_transfer(target, attack, epsilon)
         return found
+
+    def _evasions(self, target: Target, epsilon: float | None) -> dict[str, str]:
+        """Images crafted past a target's detector, by surrogate; they stand beside every attack's."""
+        guarded = [view for view in target.surrogates if view.guarded]
+        if not guarded or self.config.norm not in registry.factory("attacks", _EVASION.name).norms:
+            return {}
+        found = self._crafts(target, self._attack(_EVASION), epsilon, guarded)
+        return {f"{name}, {_EVASION}": craft for name, craft in found.items()}
 
     def _black_box(self, target: Target, architecture: Spec) -> None:
         content = registry.content("architectures", architecture, None)
@@ -613,6 +621,9 @@ class _Planner:
                         found = {source.label: craft}
                         self._score("transfer", target, attack, epsilon, found, {**facts, "kind": "model"}, handed=True)
 
+
+_EVASION = Spec("selective-pgd")
+"""The attack that stands beside every other one where there is a detector."""
 
 _IGNORING = "base"
 """The surrogate of an attacker who ignores a defense's test-time parts."""

@@ -35,15 +35,13 @@ class Surrogate:
     """What an adaptive attacker differentiates in place of the scored model.
 
     model: images in [0, 1] -> logits; called as ``model(x, rng)`` where `stochastic`. guarded: whether the attacker evades a
-    detector too. detector: which, by default that of the defended model. weight: of its score where the attacker follows the
-    sum of both margins (`advbench.attacks.access.summed`); None where he follows whichever stands in the way.
+    detector too. detector: which, by default that of the defended model.
     """
 
     model: nn.Module
     stochastic: bool = False
     detector: Detector | None = None
     guarded: bool = True
-    weight: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +52,6 @@ class Defended:
     called as ``model(x, rng)`` with an `ExampleRNG` of n examples and draws every random number from it.
     surrogates: what the white-box attacker differentiates, by name, the faithful one first; by default the model itself. The
     one named ``base``, where there is one, is the model without its test-time parts, for the attacker who ignores them.
-    Where there is a detector, the first surrogate that evades it gets a twin ``NAME-sum`` which weighs it in a sum.
     stochastic: whether the model takes an rng. detector: what rejects images, if anything does. history: what happened while
     it was trained; None where it was loaded, or where there was no one training of the whole. facts: numbers that the
     training found and that its checkpoint keeps, such as the decay length of a covariance, by name.
@@ -73,13 +70,7 @@ class Defended:
         if self.detector is not None and self.detector.stochastic and not self.stochastic:
             raise ValueError("Expected a stochastic model beside a stochastic detector, got one that takes no rng")
         given = self.surrogates or {"faithful": Surrogate(self.model, self.stochastic)}
-        watched = {name: self._watched(surrogate) for name, surrogate in given.items()}
-        object.__setattr__(self, "surrogates", watched | _twin(watched))
-
-    @property
-    def own_surrogates(self) -> dict[str, Surrogate]:
-        """The surrogates without the twin that a detector brings: what a defense around this one builds on."""
-        return {name: surrogate for name, surrogate in self.surrogates.items() if surrogate.weight is None}
+        object.__setattr__(self, "surrogates", {name: self._watched(surrogate) for name, surrogate in given.items()})
 
     def _watched(self, surrogate: Surrogate) -> Surrogate:
         """The surrogate with the detector that its attacker evades."""
@@ -96,18 +87,6 @@ class Defended:
             if surrogate.detector is not None and surrogate.detector is not self.detector:
                 parts[f"detector-{name}"] = surrogate.detector.model
         return nn.ModuleDict(parts)
-
-
-_WEIGHT = 0.2
-"""Of a detector's score beside the classifier's margin, in logits, in the sum that a twin follows."""
-
-
-def _twin(surrogates: Mapping[str, Surrogate]) -> dict[str, Surrogate]:
-    """The twin of the first surrogate that evades a detector; none where there is one already, or nothing to evade."""
-    if any(surrogate.weight is not None for surrogate in surrogates.values()):
-        return {}
-    evading = ((name, surrogate) for name, surrogate in surrogates.items() if surrogate.detector is not None)
-    return {f"{name}-sum": replace(surrogate, weight=_WEIGHT) for name, surrogate in list(evading)[:1]}
 
 
 @dataclass(frozen=True, slots=True)

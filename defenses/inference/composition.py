@@ -66,7 +66,7 @@ def in_front_of(base: Defended, wrap: Callable[[nn.Module, bool], nn.Module], *,
         raise ValueError("Expected a base without a detector, got one: put the defense that detects in front of this one")
     model = wrap(base.model, base.stochastic)
     surrogates = {}
-    for position, (name, inner) in enumerate(base.own_surrogates.items()):
+    for position, (name, inner) in enumerate(base.surrogates.items()):
         outer = model if inner.model is base.model else wrap(inner.model, inner.stochastic)
         surrogates["faithful" if position == 0 else f"faithful-{name}"] = Surrogate(outer, stochastic or inner.stochastic)
     surrogates["base"] = next(iter(base.surrogates.values()))
@@ -100,7 +100,7 @@ def purified(
     model = Purified(purifier, base.model, stochastic=stochastic, base_stochastic=base.stochastic)
     surrogates: dict[str, Surrogate] = {}
     if differentiable:
-        for position, (name, each) in enumerate(base.own_surrogates.items()):
+        for position, (name, each) in enumerate(base.surrogates.items()):
             outer = (
                 model
                 if each.model is base.model

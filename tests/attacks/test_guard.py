@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advbench.attacks.access import AT_ONCE, DecisionBased, Guard, ScoreBased, WhiteBox, guarded, summed
+from advbench.attacks.access import AT_ONCE, DecisionBased, Guard, ScoreBased, WhiteBox, guarded
 from advbench.attacks.apgd import APGD
 from advbench.attacks.carlini_wagner import CarliniWagner
 from advbench.attacks.deepfool import DeepFool
@@ -42,9 +42,9 @@ def rng(n: int) -> ExampleRNG:
     return ExampleRNG.make(0, "attack", torch.arange(n))
 
 
-def attacked(attack, guard, n=3, threat=THREAT, scale=5.0, weight=None):
+def attacked(attack, guard, n=3, threat=THREAT, scale=5.0):
     y = torch.zeros(n, dtype=torch.int64)
-    given = Guard(SecondPixel(), y, scale=scale, weight=weight) if guard else None
+    given = Guard(SecondPixel(), y, scale=scale) if guard else None
     with attack.knowledge(Sum(), rng(n), guard=given) as access:
         return attack(access, grey(n), Untargeted(y), threat, rng(n).fork("attack"))
 
@@ -117,27 +117,6 @@ def test_an_attack_on_the_guarded_model_finds_what_the_detector_accepts(attack):
 def test_minimal_norm_attacks_reach_accepted_errors(attack):
     x_adv = attacked(attack, guard=True, threat=ThreatModel("l2", None))
     assert succeeded(x_adv).all()
-
-
-def test_the_summed_guard_has_the_guarded_values_and_the_slopes_of_both_margins():
-    generator = torch.Generator().manual_seed(0)
-    logits, score = (torch.randn(*shape, generator=generator).requires_grad_() for shape in ((50, 4), (50,)))
-    y = torch.arange(50) % 4
-    found = summed(logits, y, score, 0.3)
-    assert torch.equal(found, guarded(logits, y, score))
-    true = found.gather(1, y.unsqueeze(1)).sum()
-    of_logits, of_score = torch.autograd.grad(true, (logits, score), retain_graph=True)
-    assert torch.equal(of_logits, torch.nn.functional.one_hot(y, 4).float())
-    torch.testing.assert_close(of_score, torch.full((50,), 0.3))
-    (of_others,) = torch.autograd.grad(found.sum() - true, logits)
-    assert torch.equal(of_others, 1 - torch.nn.functional.one_hot(y, 4).float())
-
-
-@pytest.mark.parametrize(
-    "attack", [PGD(steps=40, loss="margin"), APGD(steps=40, loss="dlr")], ids=lambda one: type(one).__name__
-)
-def test_the_summed_guard_goes_round_the_detector_too(attack):
-    assert succeeded(attacked(attack, guard=True, weight=20.0)).all()
 
 
 def test_plain_pgd_walks_into_the_detector():

@@ -196,6 +196,7 @@ def test_no_gradient_anywhere_is_a_row_that_says_so(small, monkeypatch):
 def test_a_detector_that_rejects_everything_loses_all_clean_images(small):
     result = advbench.run(**small | {"defense": "masked(form='everything')"})
     for record, examples in records(result):
+        assert record.status == "ok", record.reason
         assert (examples.clean_rejected == 1).all()
         assert (examples.clean_correct == 0).all()
         assert accuracy(record, examples) == 0
@@ -216,6 +217,23 @@ def test_a_detected_adversarial_has_failed_and_the_attack_knows_it(small):
     unwatched = next(one for one in records(result, matrix="white-box") if "nothing" in one[0].target["label"])
     evaded = robust(record, examples)[examples.clean_correct == 1].mean()
     assert evaded <= robust(*unwatched).mean() + 0.25  # the guarded attack gets nearly as far as one without a detector
+
+
+def test_an_evasion_stands_beside_every_attack_on_a_detector_and_breaks_what_it_guards(small):
+    squeezing = "feature-squeezing(bits=1,false_alarms=0.05)"
+    result = advbench.run(**small | {"attack": "pgd,deepfool", "defense": f"none,{squeezing}", "epsilon": 0.2})
+    for record, examples in records(result, matrix="white-box"):
+        candidates = record.details["candidates"]
+        if record.target["label"] == "none":
+            assert list(candidates) == ["faithful"]
+            continue
+        assert set(candidates) == {"faithful", "base", "faithful, selective-pgd"}
+        assert candidates["base"] > 0.3  # who ignores the detector is caught
+        assert candidates["faithful, selective-pgd"] < 0.25
+        assert accuracy(record, examples) < 0.25
+        assert record.counts["backwards"] > 0
+    crafts = [one[0].details["crafts"] for one in records(result, matrix="white-box") if one[0].target["label"] != "none"]
+    assert crafts[0][-1] == crafts[1][-1]  # crafted once
 
 
 def test_the_attacker_who_ignores_a_defense_has_a_cell_of_the_same_craft(small):

@@ -86,7 +86,6 @@ def test_every_surrogate_but_the_base_meets_the_detector(lab):
     assert [name for name, surrogate in surrogates.items() if surrogate.detector is not None] == [
         "faithful",
         "bpda",
-        "faithful-sum",
     ]
 
 
