@@ -107,7 +107,7 @@ def _joint(sides: Sides) -> Tensor:
     nothing = ~(right | rejected)
     up, down = (balls.steepest(each, _L2) for each in (sides.uphill, sides.downhill))
     weights = ((right | nothing).to(up.dtype), (rejected | nothing).to(up.dtype))
-    return balls.steepest(sum(balls.per_example(w, g) * g for w, g in zip(weights, (up, down), strict=True)), _L2)
+    return balls.steepest(balls.per_example(weights[0], up) * up + balls.per_example(weights[1], down) * down, _L2)
 
 
 def _selective(sides: Sides) -> Tensor:

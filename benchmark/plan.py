@@ -542,7 +542,7 @@ class _Planner:
     def _evasions(self, target: Target, epsilon: float | None) -> dict[str, str]:
         """Images crafted past a target's detector, by surrogate; they stand beside every attack's."""
         guarded = [view for view in target.surrogates if view.guarded]
-        if not guarded or self.config.norm not in registry.factory("attacks", _EVASION.name).norms:
+        if not guarded or self.config.norm not in registry.create("attacks", _EVASION).norms:
             return {}
         found = self._crafts(target, self._attack(_EVASION), epsilon, guarded)
         return {f"{name}, {_EVASION}": craft for name, craft in found.items()}
