@@ -16,7 +16,7 @@ NETS = {
 """The paper's names and ours."""
 
 BUDGETS: Mapping[Scale, Settings] = {
-    "smoke": {"dataset": "digits", "epochs": 6, "n_examples": 60, "calibration_examples": 60},
+    "smoke": {"dataset": "digits", "epochs": 4, "n_examples": 60, "calibration_examples": 30},
     "small": {"dataset": "mnist", "epochs": 8, "train_examples": 12_000, "n_examples": 300},
     "full": {"dataset": "mnist", "epochs": 50},
 }
