@@ -225,7 +225,7 @@ class Access:
         """Logits of fresh draws, shape (draws * n, classes), one copy of the batch after the other."""
         if len(x) != len(self):
             raise ValueError(f"Expected {len(self)} images, one for each example of the access, got {len(x)}")
-        return self._answer(*self._drawn(x, draws))
+        return self.uncounted(*self._drawn(x, draws))
 
     def _drawn(self, x: Tensor, draws: int) -> tuple[Tensor, ExampleRNG | None]:
         """So many copies of the batch, one after the other, and the randomness of their fresh draws; counted."""
@@ -238,8 +238,12 @@ class Access:
         rng = self.rng.select(torch.arange(len(self), device=first.device).repeat(draws)).at(draw)
         return x.repeat(draws, 1, 1, 1), rng
 
-    def _answer(self, x: Tensor, rng: ExampleRNG | None) -> Tensor:
-        """The model's logits, guarded where there is a detector."""
+    def uncounted(self, x: Tensor, rng: ExampleRNG | None) -> Tensor:
+        """The model's logits, (m, classes), guarded where there is a detector; the caller enters the pass in the ledger.
+
+        For adapters of other libraries' attacks, which ask for any number of images at a time. x: (m, c, h, w), beside a
+        detector whole copies of the batch. rng: of every image where the access is stochastic, else None.
+        """
         logits = self._ask(x, rng)
         return logits if self.guard is None else self.guard(logits, self.guard.score(x, rng))
 

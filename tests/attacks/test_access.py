@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advbench.attacks.access import DecisionBased, ScoreBased, WhiteBox, frozen
+from advbench.attacks.access import DecisionBased, Guard, ScoreBased, WhiteBox, frozen
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Targeted, Untargeted, cross_entropy
 
@@ -102,6 +102,26 @@ def test_an_example_that_stands_twice_in_the_batch_is_counted_twice():
     with WhiteBox(net(), rng(2)) as access:
         access.select(torch.tensor([1, 1, 0])).logits(images(3))
     assert access.ledger.forwards.tolist() == [1, 2]
+
+
+def test_an_uncounted_pass_gives_the_same_logits_for_any_number_of_images_and_counts_nothing():
+    with WhiteBox(net(), rng(3)) as access:
+        found = access.uncounted(images(5), None)
+        assert access.ledger.forwards.tolist() == [0, 0, 0]
+        torch.testing.assert_close(access.logits(images(5)[:3]), found[:3], rtol=0, atol=1e-6)
+    noisy = NoisySlope(torch.ones(4))
+    with WhiteBox(noisy, rng(3), stochastic=True) as access:
+        first = access.uncounted(images(3), rng(3))
+        assert torch.equal(access.logits(images(3)), first)
+    assert access.ledger.forwards.tolist() == [1, 1, 1]
+    guard = Guard(AlwaysRejects(), torch.tensor([2, 0, 1]))
+    with WhiteBox(net(), rng(3), guard=guard) as access:
+        assert access.uncounted(images(3).repeat(2, 1, 1, 1), None).argmax(dim=1).tolist() == [2, 0, 1, 2, 0, 1]
+
+
+class AlwaysRejects(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 1 + 0 * x.flatten(1).sum(dim=1)
 
 
 def test_oracles_count_queries():
