@@ -90,8 +90,8 @@ class NonLocal(nn.Module):
         """The filtered images; the gradient is that of the means and of their weights, and passes the clipping."""
         if x.shape[1] != 3:
             return self._filtered(255 * x) / 255
-        lightness, colours = lab(x).split((1, 2), dim=1)
-        filtered = rgb(torch.cat((self._filtered(lightness), self._filtered(colours)), dim=1))
+        colours = lab(x)
+        filtered = rgb(torch.cat((self._filtered(colours[:, :1]), self._filtered(colours[:, 1:])), dim=1))
         return filtered + (filtered.clamp(0, 1) - filtered).detach()
 
     def _filtered(self, x: Tensor) -> Tensor:
