@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from advbench.config import make_config
 from advbench.plan import Plan, make_plan
@@ -15,6 +15,7 @@ from advbench.reproduction.findings import Cell, Findings, RunFindings
 from advbench.reproduction.studies import choose
 from advbench.reproduction.study import SCALES, Comparison, Scale, Study
 from advbench.scheduler import Watcher, run_plan
+from advbench.zoo.data import DataSet
 
 Announce = Callable[[str], None]
 
@@ -75,7 +76,8 @@ def reproduce(
         raise ValueError(f"Expected `scale` among {', '.join(SCALES)}, got {scale!r}")
     folder, outcomes, keys, interrupted = Path(out), [], [], False
     chosen = choose(name, scale)
-    plans = [_plans(study, scale, tuple(seeds), folder, settings) for study in chosen]
+    loaded: _Loaded = {}
+    plans = [_plans(study, scale, tuple(seeds), folder, settings, loaded) for study in chosen]
     folder.mkdir(parents=True, exist_ok=True)
     write_manifest(folder, list(dict.fromkeys(key for each in plans for plan in each.values() for key in plan.cells)))
     for study, each in zip(chosen, plans, strict=True):
@@ -88,9 +90,20 @@ def reproduce(
     return Reproduction(scale, tuple(seeds), tuple(outcomes), tuple(reports), interrupted)
 
 
-def _plans(study: Study, scale: Scale, seeds: tuple[int, ...], out: Path, settings: dict[str, Any]) -> dict[str, Plan]:
-    runs = study.runs(scale).items()
-    return {run: make_plan(make_config(**{"out": out, "seed": seeds, **own, **settings})) for run, own in runs}
+_Loaded: TypeAlias = dict[tuple[str, Path | None], DataSet]
+"""Data sets by name and folder: the plans of a reproduction, dozens of them, share one copy of each."""
+
+
+def _plans(
+    study: Study, scale: Scale, seeds: tuple[int, ...], out: Path, settings: dict[str, Any], loaded: _Loaded
+) -> dict[str, Plan]:
+    plans: dict[str, Plan] = {}
+    for run, own in study.runs(scale).items():
+        config = make_config(**{"out": out, "seed": seeds, **own, **settings})
+        place = (config.dataset, config.data_dir)
+        plans[run] = make_plan(config, data=loaded.get(place))
+        loaded[place] = plans[run].data
+    return plans
 
 
 def _run(
