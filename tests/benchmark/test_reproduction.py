@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -120,6 +121,15 @@ def _study(compare=_compare) -> Study:
         "batch": 20,
     }
     return Study("gu2014.tiny", "a tiny study", lambda _: {"tiny": settings}, compare, lambda _: ("everything",))
+
+
+def test_the_plans_of_a_reproduction_share_their_data(tmp_path, cache):
+    first, second = (replace(_study(), name=name) for name in ("gu2014.one", "gu2014.two"))
+    loaded = {}
+    plans = [engine._plans(study, "smoke", (0,), tmp_path, {}, loaded)["tiny"] for study in (first, second)]
+    assert plans[0].data is plans[1].data
+    other = engine._plans(first, "smoke", (0,), tmp_path, {"dataset": "zca:digits"}, loaded)["tiny"]
+    assert other.data.name == "zca:digits"
 
 
 def test_a_study_goes_from_its_runs_to_its_reports_and_is_not_run_twice(tmp_path, monkeypatch, cache):
