@@ -27,7 +27,7 @@ CONVNET: Mapping[Scale, Settings] = {
 }
 """What is other for the ConvNet, a pass of which costs a hundred of a dense net's."""
 TRAINED: Mapping[Scale, tuple[str, ...]] = {
-    "smoke": ("N100-100-10", "N200-200-10", "AE400-10"),
+    "smoke": ("N100-100-10", "N200-200-10"),
     "small": ("N100-100-10", "N200-200-10", "AE400-10"),
     "full": tuple(NETS),
 }
