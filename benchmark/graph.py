@@ -39,18 +39,21 @@ class Task:
 class View:
     """What an attack asks: a surrogate by name, or where that is None the model itself.
 
-    stochastic: whether its answers are random. guarded: whether a detector is to be evaded too.
+    stochastic: whether its answers are random. guarded: whether a detector is to be evaded too. exact: whether its answers
+    are those of the scored model.
     """
 
     name: str | None = None
     stochastic: bool = False
     guarded: bool = False
+    exact: bool = True
 
     @staticmethod
     def of(name: str | None, surrogate: Surrogate) -> View:
         """The view of a surrogate."""
         detector = surrogate.detector
-        return View(name, surrogate.stochastic or (detector is not None and detector.stochastic), detector is not None)
+        random = surrogate.stochastic or (detector is not None and detector.stochastic)
+        return View(name, random, detector is not None, surrogate.exact)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

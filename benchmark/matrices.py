@@ -43,7 +43,11 @@ def queries(planner: Planner, target: Target) -> None:
 def _crafts(
     planner: Planner, target: Target, attack: tuple[Spec, Any, dict[str, Any]], epsilon: float | None, views: Iterable[View]
 ) -> dict[str, str]:
-    """Images crafted to fool the target itself, by what was asked."""
+    """Images crafted to fool the target itself, by what was asked.
+
+    An attack within a radius spends it all on a surrogate that answers otherwise than the target: what fools the model
+    behind a purifier by a hair is purified away.
+    """
     found = {}
     for view in views:
         name = view.name or "itself"
@@ -55,7 +59,7 @@ def _crafts(
             batch=target.batch,
             seed=target.seed,
             view=view,
-            transfer=False,
+            transfer=not view.exact and not attack[1].minimal_norm,
         )
     if attack[1].minimal_norm and target.stochastic:
         # The smallest perturbation fools a random model about every other time: one that spends the whole budget stands

@@ -35,13 +35,15 @@ class Surrogate:
     """What an adaptive attacker differentiates in place of the scored model.
 
     model: images in [0, 1] -> logits; called as ``model(x, rng)`` where `stochastic`. guarded: whether the attacker evades a
-    detector too. detector: which, by default that of the defended model.
+    detector too. detector: which, by default that of the defended model. exact: whether its answers are those of the scored
+    model. Where they are not, success on it says little about success on that, and an attack does not stop there.
     """
 
     model: nn.Module
     stochastic: bool = False
     detector: Detector | None = None
     guarded: bool = True
+    exact: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -68,8 +68,9 @@ def in_front_of(base: Defended, wrap: Callable[[nn.Module, bool], nn.Module], *,
     surrogates = {}
     for position, (name, inner) in enumerate(base.surrogates.items()):
         outer = model if inner.model is base.model else wrap(inner.model, inner.stochastic)
-        surrogates["faithful" if position == 0 else f"faithful-{name}"] = Surrogate(outer, stochastic or inner.stochastic)
-    surrogates["base"] = next(iter(base.surrogates.values()))
+        label = "faithful" if position == 0 else f"faithful-{name}"
+        surrogates[label] = Surrogate(outer, stochastic or inner.stochastic, exact=inner.exact)
+    surrogates["base"] = replace(next(iter(base.surrogates.values())), exact=False)
     return Defended(model, stochastic or base.stochastic, surrogates)
 
 
@@ -106,14 +107,16 @@ def purified(
                 if each.model is base.model
                 else Purified(purifier, each.model, stochastic=stochastic, base_stochastic=each.stochastic)
             )
-            surrogates["faithful" if position == 0 else f"faithful-{name}"] = Surrogate(outer, stochastic or each.stochastic)
+            label = "faithful" if position == 0 else f"faithful-{name}"
+            surrogates[label] = Surrogate(outer, stochastic or each.stochastic, exact=each.exact)
     for label, substitute in {"bpda": nn.Identity(), **{f"bpda-{k}": v for k, v in (substitutes or {}).items()}}.items():
         approximate = Approximated(purifier, substitute, stochastic=stochastic)
         surrogates[label] = Surrogate(
             Purified(approximate, inner.model, stochastic=stochastic, base_stochastic=inner.stochastic),
             stochastic or inner.stochastic,
+            exact=inner.exact,
         )
-    surrogates["base"] = replace(inner, guarded=False)
+    surrogates["base"] = replace(inner, guarded=False, exact=False)
     seen = purifier if differentiable else Approximated(purifier, nn.Identity(), stochastic=stochastic)
     return Defended(
         model,

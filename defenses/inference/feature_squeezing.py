@@ -125,13 +125,13 @@ def watched(base: Defended, squeezers: Sequence[nn.Module], straight: Sequence[n
     for position, (name, inner) in enumerate(base.surrogates.items()):
         own = detector if inner.model is base.model else beside(inner, squeezers)
         label = "faithful" if position == 0 else f"faithful-{name}"
-        surrogates[label] = Surrogate(inner.model, inner.stochastic, own)
+        surrogates[label] = Surrogate(inner.model, inner.stochastic, own, exact=inner.exact)
     first = next(iter(base.surrogates.values()))
     joint = Joint(first.model, squeezers, stochastic=first.stochastic)
     surrogates["follow"] = Surrogate(first.model, first.stochastic, beside(first, squeezers, held=True))
-    surrogates["joint"] = Surrogate(joint, first.stochastic, surrogates["faithful"].detector)
+    surrogates["joint"] = Surrogate(joint, first.stochastic, surrogates["faithful"].detector, exact=False)
     surrogates["bpda"] = Surrogate(first.model, first.stochastic, beside(first, straight))
-    surrogates["base"] = replace(first, guarded=False)
+    surrogates["base"] = replace(first, guarded=False, exact=False)
     return Defended(base.model, base.stochastic, surrogates, detector=detector)
 
 
