@@ -33,6 +33,8 @@ TRAINED: Mapping[Scale, tuple[str, ...]] = {
 }
 """The nets that are trained contractively: the search for lambda takes five trainings of each."""
 
+_LBFGS: Mapping[Scale, str] = {"smoke": "lbfgs(steps=40)", "small": "lbfgs", "full": "lbfgs"}
+
 PLAIN = "weight-decay"
 """How the nets are trained that are not pre-trained."""
 
@@ -45,7 +47,7 @@ def attacked(scale: Scale, nets: Sequence[str], defenses: Sequence[str], minimum
         "norm": "l2",
         "defense": list(defenses),
         "architecture": [NETS[net] for net in nets],
-        "attack": ["lbfgs", *minimum],
+        "attack": [_LBFGS[scale], *minimum],
     }
 
 
