@@ -44,7 +44,7 @@ _CW: Mapping[Scale, str] = {
 }
 _FEWER: Mapping[Scale, Settings] = {
     "smoke": {"n_examples": 5},
-    "small": {"n_examples": 20, "batch": 20, "score_draws": 5},
+    "small": {"n_examples": 15, "batch": 15, "score_draws": 5},
     "full": {},
 }
 """The images of the white-box runs."""
@@ -258,7 +258,7 @@ def _differs(scale: Scale) -> Sequence[str]:
     sizes = {
         "smoke": ("one training seed, 5 test images; PGD of 3 steps and CW of 5",),
         "small": (
-            "20 test images, stochastic models scored on 5 draws; PGD of 40 steps; CW through MALA, MALADE and Defense-GAN"
+            "15 test images, stochastic models scored on 5 draws; PGD of 40 steps; CW through MALA, MALADE and Defense-GAN"
             " on D alone, for one training seed, which decides no claim",
         ),
         "full": (),
