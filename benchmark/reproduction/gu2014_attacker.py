@@ -24,7 +24,7 @@ SHOWN: Mapping[Scale, tuple[str, ...]] = {
     "full": tuple(NETS),
 }
 """The nets whose adversarials the defenses are shown."""
-ADAPTIVE: Mapping[Scale, str] = {"smoke": "pgd(steps=10)", "small": "pgd(steps=20)", "full": "apgd-ce"}
+ADAPTIVE: Mapping[Scale, str] = {"smoke": "pgd(steps=10)", "small": "apgd-ce", "full": "apgd-ce"}
 """The attack on the defended nets."""
 _FEWER: Mapping[Scale, Settings] = {"smoke": {"n_examples": 20}, "small": {"n_examples": 100}, "full": {}}
 """The test images that the defended nets are attacked on."""
