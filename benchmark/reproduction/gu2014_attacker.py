@@ -31,7 +31,7 @@ _FEWER: Mapping[Scale, Settings] = {"smoke": {"n_examples": 20}, "small": {"n_ex
 _BROKEN = 5.0
 """Points of error between a defended net and the bare one at which the defense is said to be broken."""
 _SIZES: Mapping[Scale, str] = {
-    "smoke": "digits in place of MNIST, 4 epochs, N100-100-10 and N200-200-10 only (figure 1: the first), 60 test images, "
+    "smoke": "digits in place of MNIST, 4 epochs, N100-100-10 and N200-200-10 only (figure 1: the first), 40 test images, "
     "20 of them to attack with the defense known (10 in figure 1, 15 for the distortion of the stack, the first net's); "
     "autoencoders learn from DeepFool's adversarials of 40 training images",
     "small": "8 epochs on 12,000 images, no ConvNet, 300 test images and 100 to attack with the defense known (40 in figure "

@@ -16,7 +16,7 @@ NETS = {
 """The paper's names and ours."""
 
 BUDGETS: Mapping[Scale, Settings] = {
-    "smoke": {"dataset": "digits", "epochs": 4, "n_examples": 60, "calibration_examples": 30},
+    "smoke": {"dataset": "digits", "epochs": 4, "n_examples": 40, "calibration_examples": 15},
     "small": {"dataset": "mnist", "epochs": 8, "train_examples": 12_000, "n_examples": 300},
     "full": {"dataset": "mnist", "epochs": 50},
 }
@@ -33,7 +33,7 @@ TRAINED: Mapping[Scale, tuple[str, ...]] = {
 }
 """The nets that are trained contractively: the search for lambda takes five trainings of each."""
 
-_LBFGS: Mapping[Scale, str] = {"smoke": "lbfgs(steps=40)", "small": "lbfgs", "full": "lbfgs"}
+_LBFGS: Mapping[Scale, str] = {"smoke": "lbfgs(steps=10)", "small": "lbfgs", "full": "lbfgs"}
 
 PLAIN = "weight-decay"
 """How the nets are trained that are not pre-trained."""
