@@ -13,7 +13,7 @@ from advbench.attacks import balls
 from advbench.attacks.access import Access, Sides, WhiteBox
 from advbench.attacks.attack import check_norm, check_positive
 from advbench.attacks.iterates import Search, Stop, look, settle
-from advbench.attacks.losses import loss_named
+from advbench.attacks.losses import margin
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, ThreatModel
 
@@ -76,20 +76,19 @@ class SelectivePGD:
                 for size in self.step_sizes:
                     start = balls.random_start(search.x, threat, search.rng.at(restart)) if restart else search.x
                     self._climb(search, start, threat, _DIRECTIONS[strategy], size * reach(threat, x))
-        return settle(search, loss_named("margin"))
+        return settle(search, margin)
 
     def _climb(
         self, search: Search[WhiteBox], x_adv: Tensor, threat: ThreatModel, direction: Callable[[Sides], Tensor], step: float
     ) -> None:
-        loss = loss_named("margin")
         for number in range(self.steps):
             if not search:
                 return
-            sides = search.access.sides(x_adv, search.goal, loss)
-            search.record(x_adv, sides.logits, loss(sides.logits, search.goal))
+            sides = search.access.sides(x_adv, search.goal, margin)
+            search.record(x_adv, sides.logits, margin(sides.logits, search.goal))
             x_adv, ahead = search.keep(x_adv, direction(sides))
             x_adv = balls.project(x_adv + step * _SHORTEST ** (number / self.steps) * ahead, search.x, threat)
-        look(search, x_adv, loss)
+        look(search, x_adv, margin)
 
 
 _SHORTEST = 1e-3

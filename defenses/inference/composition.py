@@ -135,9 +135,14 @@ def _behind(purifier: nn.Module, detector: Detector | None, stochastic: bool) ->
 
 
 def _either(one: Detector | None, other: Detector | None) -> Detector | None:
-    """What rejects where one of two detectors does."""
+    """What rejects where one of two detectors does, of those that there are."""
     if one is None or other is None:
         return one or other
+    return any_rejects(one, other)
+
+
+def any_rejects(one: Detector, other: Detector) -> Detector:
+    """What rejects where one of two detectors does."""
     return Detector(AnyRejects(one, other), one.stochastic or other.stochastic)
 
 

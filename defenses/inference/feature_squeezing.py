@@ -13,7 +13,7 @@ from advbench.attacks.access import frozen
 from advbench.attacks.rng import ExampleRNG
 from advbench.defenses.defended import Architecture, Defended, Detector, Surrogate
 from advbench.defenses.inference.bit_depth import Rounded, SoftRounded, check_range
-from advbench.defenses.inference.composition import AnyRejects, Approximated, call
+from advbench.defenses.inference.composition import Approximated, any_rejects, call
 from advbench.defenses.inference.median import Median, check_fits, check_size
 from advbench.defenses.inference.non_local_means import NonLocal, check_reach, check_windows
 from advbench.zoo.data import DataSet, Split
@@ -117,7 +117,7 @@ def watched(base: Defended, squeezers: Sequence[nn.Module], straight: Sequence[n
     def beside(inner: Surrogate, squeezers: Sequence[nn.Module], *, held: bool = False) -> Detector:
         random = inner.stochastic
         ours = Detector(SqueezedDistance(inner.model, squeezers, threshold=threshold, stochastic=random, held=held), random)
-        return ours if inner.detector is None else _either(inner.detector, ours)
+        return ours if inner.detector is None else any_rejects(inner.detector, ours)
 
     scored = Surrogate(base.model, base.stochastic, base.detector)
     detector = beside(scored, squeezers)
@@ -133,10 +133,6 @@ def watched(base: Defended, squeezers: Sequence[nn.Module], straight: Sequence[n
     surrogates["bpda"] = Surrogate(first.model, first.stochastic, beside(first, straight))
     surrogates["base"] = replace(first, guarded=False, exact=False)
     return Defended(base.model, base.stochastic, surrogates, detector=detector)
-
-
-def _either(one: Detector, other: Detector) -> Detector:
-    return Detector(AnyRejects(one, other), one.stochastic or other.stochastic)
 
 
 class SqueezedDistance(nn.Module):
