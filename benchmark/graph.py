@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from advbench.config import Config
 from advbench.defenses.defended import Surrogate
 from advbench.results.store import Store
 from advbench.zoo import checkpoints
 from advbench.zoo.data import DataSet, Split
+
+if TYPE_CHECKING:
+    from advbench.config import Config
 
 Kind = Literal["train", "substitute", "clean", "diagnose", "calibrate", "craft", "score"]
 

@@ -9,7 +9,6 @@ from advbench import registry
 from advbench.attacks.access import DecisionBased
 from advbench.graph import Target, View
 from advbench.planner import Planner, by_gradients
-from advbench.sources import source_hash
 from advbench.specs import Spec
 
 _EVASION = Spec("selective-pgd")
@@ -90,7 +89,6 @@ def black_box(planner: Planner, target: Target, architecture: Spec) -> None:
             "seeds": planner.config.substitute_seeds,
             "fingerprint": planner.data.fingerprint,
             "seed": target.seed,
-            "source_hash": source_hash("advbench.substitutes"),
         },
         [target.key],
         f"substitute {architecture} for {target.label}",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import metadata
 from typing import Any, Literal
 
 from advbench import registry
@@ -32,11 +34,26 @@ USUAL_DRAWS = 4
 _PREPARED_ON = 32
 """Held-out images on which the draws of EOT are found."""
 
+MODULES: Mapping[Kind, str] = {
+    "train": "advbench.models",
+    "substitute": "advbench.substitutes",
+    "clean": "advbench.tasks",
+    "diagnose": "advbench.tasks",
+    "calibrate": "advbench.tasks",
+    "craft": "advbench.tasks",
+    "score": "advbench.tasks",
+}
+"""The module that runs each kind of task; its code and what it imports of advbench is part of the task's content."""
+
+VERSIONED: frozenset[Kind] = frozenset({"clean", "diagnose", "calibrate", "craft", "score"})
+"""Kinds whose content names the versions of torch and torchvision. Trained weights stay what they are without them."""
+
 
 class Planner:
     """Adds tasks to a plan, each once.
 
-    data: the data set where it is loaded already. tasks: by key, needs before those who need them. cells: keys of scores.
+    data: the data set where it is loaded already. tasks: by key, needs before those who need them. contents: theirs, by key.
+    cells: keys of scores.
     """
 
     def __init__(self, config: Config, measure: bool, data: DataSet | None = None) -> None:
@@ -44,12 +61,15 @@ class Planner:
         self.measure = measure
         self.devices = resolve_devices(config.device)
         self.device = self.devices[0]
+        self.device_name = device_name(self.device)
         self.data = registry.load_dataset(config.dataset, config.data_dir) if data is None else data
         self.radii: tuple[float | None, ...] = config.epsilon or self._usual_radius()
         self.split = scored_split(self.data, config.n_examples)
         self.attacks = [self.attack(spec) for spec in suite_of(config).attacks]
         self.budget = dataclasses.asdict(self._budget())
         self.tasks: dict[str, Task] = {}
+        self.contents: dict[str, Mapping[str, Any]] = {}
+        self._looks: dict[tuple[Any, ...], str] = {}
         self.cells: list[str] = []
 
     # --- components
@@ -96,9 +116,13 @@ class Planner:
 
     def add(self, kind: Kind, content: dict[str, Any], needs: Iterable[str], label: str, cost: float, **facts: Any) -> str:
         """Add a task where it is not there yet; returns its key."""
-        content = {"task": kind, **content}
+        content = {"task": kind, **content, "code": source_hash(MODULES[kind])}
+        if kind in VERSIONED:
+            content["versions"] = versions()
         key = hashlib.sha256(canonical(content).encode()).hexdigest()
-        self.tasks.setdefault(key, Task(kind, key, content, tuple(needs), label, cost, facts))
+        if key not in self.tasks:
+            self.tasks[key] = Task(kind, key, content, tuple(needs), label, cost, facts)
+            self.contents[key] = content
         return key
 
     def _train(self, spec: Spec, architecture: Spec, seed: int) -> str:
@@ -117,7 +141,6 @@ class Planner:
                 "budget": self.budget,
                 "seed": seed,
                 "inputs": inputs,
-                "source_hash": source_hash("advbench.models"),
             },
             inputs.values(),
             f"train {spec}" + ("" if anywhere else f" on {architecture}"),
@@ -132,8 +155,8 @@ class Planner:
     def target(self, defense: Spec, architecture: Spec, seed: int, *, alone: bool) -> Target:
         """A defended model of the plan, its training added. alone: whether it needs no architecture in its name."""
         key = self._train(defense, architecture, seed)
-        contents = {name: task.content for name, task in self.tasks.items()}
-        structure = build_defended(contents[key], contents, self.data)
+        content = self.contents[key]
+        structure = build_defended(content, self.contents, self.data)
         batch = self.config.batch or compute_batch(
             structure,
             self.data.shape,
@@ -146,8 +169,8 @@ class Planner:
             key,
             str(defense) if alone else f"{defense} / {architecture}",
             seed,
-            contents[key]["defense"],
-            contents[key]["architecture"],
+            content["defense"],
+            content["architecture"],
             structure.stochastic,
             View.of(None, Surrogate(structure.model, structure.stochastic, structure.detector)),
             tuple(View.of(*named) for named in structure.surrogates.items()),
@@ -156,6 +179,13 @@ class Planner:
         )
 
     def _clean(self, target: Target) -> str:
+        """The task that counts what a target gets right without an attack; the same one for all its cells."""
+        asked = ("clean", target.key, target.batch)
+        if asked not in self._looks:
+            self._looks[asked] = self._add_clean(target)
+        return self._looks[asked]
+
+    def _add_clean(self, target: Target) -> str:
         return self.add(
             "clean",
             {
@@ -172,6 +202,12 @@ class Planner:
         """The task that looks at a target's gradients within a radius; None where the threat has no norm."""
         if self.config.norm == "none":
             return None
+        asked = ("diagnose", target.key, target.batch, target.draws, epsilon)
+        if asked not in self._looks:
+            self._looks[asked] = self._add_diagnosis(target, epsilon)
+        return self._looks[asked]
+
+    def _add_diagnosis(self, target: Target, epsilon: float | None) -> str:
         return self.add(
             "diagnose",
             {
@@ -179,7 +215,6 @@ class Planner:
                 "threat": self._threat(epsilon),
                 "draws": target.draws,
                 **self._where(target.batch, target.seed),
-                "harness": source_hash("advbench.diagnosis"),
             },
             [target.key],
             f"gradients of {target.label}",
@@ -238,7 +273,6 @@ class Planner:
             "threat": self._threat(epsilon or self.data.radii.get(self.config.norm)),
             "split": "validation",
             "n": n,
-            "harness": source_hash("advbench.calibration"),
         }
         return self.add("calibrate", content, [place["source"]], f"calibrate {' and '.join(wants)} on {label}", CAP / 2)
 
@@ -266,7 +300,6 @@ class Planner:
             "split": need.split,
             "n": n,
             "fingerprint": self.data.fingerprint,
-            "harness": source_hash("advbench.calibration"),
         }
         content = {**place, "threat": self._threat(epsilon), **content} if need.model else {"source": None, **content}
         return self.add(
@@ -302,6 +335,7 @@ class Planner:
                 "clean": clean,
                 "crafts": list(crafts.values()),
                 "substitute": substitute,
+                "diagnosis": diagnosis,
                 "threat": self._threat(epsilon),
                 "minimal_norm": minimal,
                 "dataset": self.data.name,
@@ -336,15 +370,14 @@ class Planner:
         return {"norm": self.config.norm, "epsilon": epsilon, "box": list(box) if box else None}
 
     def _where(self, batch: int, seed: int) -> dict[str, Any]:
-        """What the bits of an outcome depend on beside the components: images, seed, harness, device and batch."""
+        """What the bits of an outcome depend on beside the components: images, seed, device and batch."""
         return {
             "seed": seed,
             "fingerprint": self.data.fingerprint,
             "split": "test",
             "n": len(self.split),
             "batch": batch,
-            "device": device_name(self.device),
-            "harness": source_hash("advbench.evaluation"),
+            "device": self.device_name,
         }
 
     def substitute_batch(self, architecture: Spec) -> int:
@@ -359,6 +392,12 @@ class Planner:
             memory=checkpoints.cache_dir() / "compute-batch.json",
             measure=self.measure,
         )
+
+
+@cache
+def versions() -> dict[str, str]:
+    """The installed versions of what computes the numbers."""
+    return {name: metadata.version(name) for name in ("torch", "torchvision")}
 
 
 def by_gradients(attack: tuple[Spec, Any, dict[str, Any]]) -> bool:

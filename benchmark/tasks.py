@@ -29,8 +29,8 @@ from advbench.compiling import compiled
 from advbench.defenses.defended import Defended, Surrogate
 from advbench.diagnosis import diagnose
 from advbench.evaluation import Counts, Craft, count, craft, score
+from advbench.graph import Task, artefact, scored_split
 from advbench.models import architecture_of, fit_defended, load_defended
-from advbench.plan import Task, artefact, scored_split
 from advbench.progress import EVERY, Reporter
 from advbench.results.record import Examples, Gallery, Record
 from advbench.results.store import Store

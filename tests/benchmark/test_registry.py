@@ -4,8 +4,7 @@ import sys
 
 import pytest
 
-from advbench import registry, sources
-from advbench.sources import source_hash
+from advbench import registry
 from advbench.specs import Spec
 
 
@@ -45,20 +44,3 @@ def test_a_broken_plug_in_is_one_line(monkeypatch):
     with pytest.raises(ValueError, match="'bad' cannot be loaded: ModuleNotFoundError") as caught:
         registry.factory("attacks", "bad")
     assert "\n" not in str(caught.value)
-
-
-def test_source_hashes_follow_what_a_module_imports():
-    attack, geometry = source_hash("advbench.attacks.pgd"), source_hash("advbench.attacks.balls")
-    assert len(attack) == 64
-    assert attack != geometry
-    assert "advbench.attacks.balls" in sources._closure("advbench.attacks.pgd")
-
-
-def test_a_new_component_changes_the_hash_of_no_other():
-    """The tables of components are look-ups: nothing that is hashed may reach them."""
-    reached = {
-        module
-        for start in ("advbench.evaluation", "advbench.models", "advbench.substitutes")
-        for module in sources._closure(start)
-    }
-    assert not reached & sources._LOOKUPS
