@@ -96,7 +96,7 @@ def _start(start: Tensor, x: Tensor, threat: ThreatModel) -> SparseClimb:
 
 def _sparse_direction(climb: SparseClimb) -> Tensor:
     """The sign of the gradient on a share of its largest values, one at the least, with unit length in l1."""
-    gradient = climb.gradient.nan_to_num().flatten(1)
+    gradient = balls.finite(climb.gradient).flatten(1)
     size = gradient.abs()
     count = (climb.share * size.shape[1]).ceil().long().clamp(1, size.shape[1])
     threshold = size.sort(dim=1, descending=True).values.gather(1, count.unsqueeze(1) - 1)

@@ -105,21 +105,39 @@ def stretch(x_adv: Tensor, x: Tensor, threat: ThreatModel, radius: Tensor | None
     return _boxed(x + delta.sign() * lengths.view_as(x), threat)
 
 
+def finite(gradient: Tensor) -> Tensor:
+    """The gradient an attack can work with where components are NaN or infinite; shape (n, ...).
+
+    NaN counts as zero. An infinite component becomes 1 or -1, and the finite ones of its image shrink to the dtype's
+    rounding error: the direction is that of the limit, every sign is kept, nothing overflows. Other images keep their bits.
+    """
+    infinite = gradient.isinf()
+    if not infinite.any():
+        return gradient.nan_to_num()
+    rest = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    outweighed = infinite.flatten(1).any(dim=1)
+    size = distance(rest, "linf")
+    size = size.where(outweighed & (size > 0), 1)
+    weight = torch.ones_like(size).masked_fill(outweighed, torch.finfo(rest.dtype).eps)
+    return torch.where(infinite, gradient.sign(), rest / per_example(size, rest) * per_example(weight, rest))
+
+
 def steepest(gradient: Tensor, threat: ThreatModel) -> Tensor:
     """The direction of unit length in `threat.norm` with the largest inner product with `gradient`; shapes (n, ...).
 
     The sign for linf, the normalised gradient for l2, the sign of the largest component alone for l1 (Shaham et al. 2015,
-    arXiv:1511.05432, equation 11). A zero gradient gives a zero direction; NaN counts as zero; any magnitude is safe.
+    arXiv:1511.05432, equation 11). A zero gradient gives a zero direction; NaN counts as zero; any magnitude is safe, and
+    infinite components outweigh all others (see `finite`).
 
     Raises ValueError for a norm other than linf, l2, l1.
     """
     match threat.norm:
         case "linf":
-            return gradient.nan_to_num().sign()
+            return gradient.nan_to_num().sign()  # keeps the sign of infinity
         case "l2":
             return _normalised(gradient)
         case "l1":
-            flat = gradient.nan_to_num().flatten(1)
+            flat = finite(gradient).flatten(1)
             largest = flat.abs().argmax(dim=1, keepdim=True)
             return torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest).sign()).view_as(gradient)
     raise ValueError(f"Expected a threat in linf, l2 or l1 for a steepest direction, got {threat.norm}")
@@ -132,7 +150,7 @@ def _normalised(gradient: Tensor) -> Tensor:
     direction = gradient / per_example(length, gradient)
     if extreme.any():
         rows = extreme.nonzero().squeeze(1)
-        rest = gradient[rows].nan_to_num()
+        rest = finite(gradient[rows])
         size = distance(rest, "linf")
         rest = rest / per_example(size.where(size > 0, 1), rest)
         direction = direction.index_copy(0, rows, rest / per_example(distance(rest, "l2").clamp(min=1), rest))
@@ -147,7 +165,7 @@ def sparse_step(gradient: Tensor, x_adv: Tensor, threat: ThreatModel, length: fl
     Without bounds this is the step of SLIDE (Tramer & Boneh 2019, arXiv:1904.13000, section 3.2), which stalls on values
     that are next to theirs. The step is shorter where too few values have a gradient.
     """
-    gradient = gradient.nan_to_num()
+    gradient = finite(gradient)
     direction = gradient.sign()
     parts = max(1, round(share * gradient[0:1].numel()))
     room = (headroom(gradient, x_adv, threat).clamp_(max=length / parts) * direction.abs()).flatten(1)

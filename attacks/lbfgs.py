@@ -108,7 +108,9 @@ class LBFGS:
             distance = balls.distance(delta, "l2")
             price = c * (distance.square() if self.squared else distance)
             value = price - answer.loss
-            gradient = self._pull(c, delta, distance, answer.gradient, x_adv, threat) - answer.gradient
+            # A value without a finite slope stays: an infinite one at its bound would hold up all others.
+            ascent = answer.gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+            gradient = self._pull(c, delta, distance, ascent, x_adv, threat) - ascent
             achieved = goal.select(rows).achieved(answer.logits)
             best.update(x_adv, achieved, -value, rows)
             tell(access.rows[rows], achieved)

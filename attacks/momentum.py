@@ -73,8 +73,8 @@ class MIFGSM:
 
 
 def of_unit_sum(gradient: Tensor) -> Tensor:
-    """Each gradient over its l1 norm, shape (n, ...); zero stays zero, NaN counts as zero, any magnitude is safe."""
-    gradient = gradient.nan_to_num()
+    """Each gradient over its l1 norm, shape (n, ...); zero stays zero, any magnitude is safe (`balls.finite`)."""
+    gradient = balls.finite(gradient)
     size = balls.distance(gradient, "linf")
     scaled = gradient / balls.per_example(size.where(size > 0, 1), gradient)
     return scaled / balls.per_example(balls.distance(scaled, "l1").clamp(min=1), gradient)

@@ -101,7 +101,7 @@ def _access(held_out: HeldOut, rows: slice, purpose: str) -> WhiteBox:
 
 def _median_cosine(one: Tensor, other: Tensor) -> float:
     """The median over images (n, c, h, w) of the cosine of two gradients, without those that are zero; NaN where all are."""
-    one, other = (each.flatten(1).to(torch.float64) for each in (one, other))
+    one, other = (balls.finite(each).flatten(1).to(torch.float64) for each in (one, other))
     lengths = one.norm(dim=1) * other.norm(dim=1)
     cosines = ((one * other).sum(dim=1) / lengths)[lengths > 0]
     return float(cosines.median()) if len(cosines) else float("nan")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from advbench.attacks import balls
 from advbench.attacks.access import Evaluation, WhiteBox
 from advbench.attacks.iterates import Search
 from advbench.attacks.momentum import MIFGSM
@@ -37,10 +38,10 @@ class TIFGSM(MIFGSM):
 
 
 def smoothed(gradient: Tensor, kernel_size: int) -> Tensor:
-    """Each channel convolved with the Gaussian kernel, zeros beyond the edges, shape (n, c, h, w); NaN counts as zero."""
+    """Each channel convolved with the Gaussian kernel, zeros beyond the edges, shape (n, c, h, w), of `balls.finite`."""
     n, c, h, w = gradient.shape
     kernel, half = gaussian(kernel_size).to(gradient), kernel_size // 2
-    planes = gradient.nan_to_num().reshape(n * c, 1, h, w)
+    planes = balls.finite(gradient).reshape(n * c, 1, h, w)
     planes = torch.nn.functional.conv2d(planes, kernel.view(1, 1, -1, 1), padding=(half, 0))
     return torch.nn.functional.conv2d(planes, kernel.view(1, 1, 1, -1), padding=(0, half)).view(n, c, h, w)
 

@@ -282,6 +282,46 @@ def test_steepest_direction_of_nothing_is_nothing(norm):
     assert balls.steepest(torch.full((1, 1, 2, 2), torch.inf), ThreatModel(norm, 1.0)).isfinite().all()
 
 
+INFINITE = torch.tensor([torch.inf, -3.0, torch.inf, 1e30]).view(1, 1, 2, 2)
+"""Two components that are infinite and two that are not."""
+
+
+@pytest.mark.parametrize(
+    ("norm", "expected"), [("linf", [1, -1, 1, 1]), ("l2", [0.5**0.5, 0, 0.5**0.5, 0]), ("l1", [1, 0, 0, 0])]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_steepest_direction_of_infinite_components_is_the_limit(norm, expected, dtype):
+    gradient, threat = INFINITE.to(dtype), ThreatModel(norm, 1.0)
+    expected = torch.tensor(expected, dtype=dtype)
+    direction = balls.steepest(gradient, threat)
+    torch.testing.assert_close(direction.flatten(), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(balls.distance(direction, norm), torch.ones(1, dtype=dtype))
+    assert torch.equal(balls.steepest(-gradient, threat), -direction)
+    others = torch.full_like(gradient, 2.0)  # an image beside it is treated by itself
+    both = balls.steepest(torch.cat((others, gradient)), threat)
+    assert torch.equal(both, torch.cat((balls.steepest(others, threat), direction)))
+
+
+def test_an_opposed_pair_of_infinities_and_a_nan():
+    gradient = torch.tensor([torch.inf, -torch.inf, torch.nan, 5.0]).view(1, 1, 2, 2)
+    direction = balls.steepest(gradient, ThreatModel("l2", 1.0)).flatten()
+    torch.testing.assert_close(direction, torch.tensor([0.5**0.5, -(0.5**0.5), 0, 0]), rtol=1e-6, atol=1e-6)
+    assert balls.steepest(gradient, ThreatModel("linf", 1.0)).flatten().tolist() == [1, -1, 0, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_finite_gradients_keep_their_bits_and_infinite_ones_their_signs(dtype):
+    ordinary = torch.tensor([3.0, -1e-30, 0.0, torch.nan], dtype=dtype).view(1, 1, 2, 2)
+    gradient = torch.cat((ordinary, INFINITE.to(dtype), torch.full_like(ordinary, -torch.inf)))
+    found = balls.finite(gradient)
+    assert torch.equal(found[0], ordinary[0].nan_to_num())
+    assert torch.equal(balls.finite(ordinary)[0], ordinary[0].nan_to_num())
+    assert torch.equal(found[1].sign(), gradient[1].sign())
+    assert torch.equal(found[1].flatten()[[0, 2]], torch.ones(2, dtype=dtype))
+    assert found[1].flatten()[[1, 3]].abs().max() <= torch.finfo(dtype).eps
+    assert torch.equal(found[2], -torch.ones_like(found[2]))
+
+
 def test_l1_steepest_direction_is_the_signed_largest_component():
     gradient = torch.tensor([0.5, -2.0, 1.9, 0.0]).view(1, 1, 2, 2)
     assert balls.steepest(gradient, ThreatModel("l1", 5.0)).flatten().tolist() == [0, -1, 0, 0]
@@ -301,6 +341,9 @@ def test_sparse_steps_move_the_steepest_values_as_far_as_box_and_part_let_them()
     assert step(9.0, 0.01) == [0.25, -0.5, 0.5, 0]  # all the room there is
     assert step(1.0, 0.5, None) == [0.5, -0.5, 0, 0]
     assert not balls.sparse_step(torch.zeros_like(gradient), x_adv, ThreatModel("l1", 1.0), 1.0, 0.5).any()
+    gradient = INFINITE
+    assert step(0.5, 0.5) == [0.25, 0, 0.25, 0]
+    assert step(0.25, 0.01) == [0.25, 0, 0, 0]
 
 
 @pytest.mark.parametrize("norm", ["l0", "none"])

@@ -193,6 +193,27 @@ def test_a_zero_gradient_is_left_in_a_random_direction(attack):
     torch.testing.assert_close(balls.distance(x_adv - centre, "l2"), torch.full((3,), 0.5).double(), rtol=0.01, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("attack", "norm", "power"),
+    [(*one, None) for one in GRADIENT_ATTACKS]
+    + [(*one, 1 / 2.2) for one in GRADIENT_ATTACKS if not isinstance(one[0], FMN)],  # FMN stalls at infinite slopes
+    ids=name,
+)
+def test_black_pixels_without_a_finite_slope_leave_the_others_to_the_attack(linear, attack, norm, power):
+    """A root and its square are the identity with a slope of NaN at 0; a gamma correction has an infinite one."""
+    inner, x = linear(random(20, 2, *SHAPE), torch.zeros(2, dtype=torch.float64)), images(12)
+    x[:, 0, 0] = 0
+
+    class Shown(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return inner(x.sqrt().square() if power is None else x**power)
+
+    y = Shown()(x).argmax(dim=1).detach()
+    x_adv, _ = run(attack, Shown(), x, Untargeted(y), ThreatModel(norm, None))
+    assert not balls.violations(x_adv, x, ThreatModel(norm, None)).any()
+    assert broken(Shown(), x_adv, y).sum() >= 10
+
+
 class TwoPixels(nn.Module):
     """A smooth network of two pixels and three classes that meet inside the square: 4%, 34% and 62% of it."""
 

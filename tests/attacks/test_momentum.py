@@ -129,6 +129,13 @@ def test_gradients_of_any_size_are_normalised(size):
     torch.testing.assert_close(of_unit_sum(gradient), expected)
 
 
+def test_infinite_components_share_the_unit_sum():
+    gradient = torch.tensor([torch.inf, -torch.inf, 3.0, torch.nan]).view(1, 1, 2, 2)
+    found = of_unit_sum(gradient).flatten()
+    torch.testing.assert_close(found, torch.tensor([0.5, -0.5, 0, 0]), rtol=1e-6, atol=1e-6)
+    assert found.sign().tolist() == [1, -1, 1, 0]
+
+
 def test_numbers_that_make_no_sense_are_refused():
     for field in ("steps", "step_size"):
         with pytest.raises(ValueError, match=f"Expected `{field}` > 0, got 0"):

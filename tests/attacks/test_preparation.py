@@ -87,6 +87,21 @@ def test_no_direction_at_all_needs_one_draw_and_says_nothing():
     assert all(math.isnan(cosine) for cosine in found.cosines)
 
 
+class Gamma(NoisyLinear):
+    """An infinite slope at black pixels."""
+
+    def forward(self, x: Tensor, rng: ExampleRNG) -> Tensor:
+        return super().forward(x ** (1 / 2.2), rng)
+
+
+def test_infinite_gradients_are_compared_by_what_an_attack_reads_in_them():
+    given = held_out(Gamma(100.0))
+    given.x[:, 0, 0, :4] = 0
+    found = converged_draws(given)
+    assert found.draws > 1, "the signs at the four pixels differ from draw to draw"
+    assert all(math.isfinite(cosine) for cosine in found.cosines)
+
+
 def test_no_gradient_is_an_error():
     with pytest.raises(NoGradientError):
         converged_draws(held_out(Detached()))

@@ -33,6 +33,14 @@ def test_gradients_are_convolved_as_scipy_does_it(size):
     np.testing.assert_allclose(smoothed(gradient, size).numpy(), expected, rtol=0, atol=1e-14)
 
 
+def test_infinite_values_are_smoothed_as_signs():
+    gradient = torch.full((1, 1, 9, 9), 2.0)
+    gradient[0, 0, 4] = torch.inf
+    gradient[0, 0, 4, ::2] = -torch.inf
+    signs = gradient.sign().where(gradient.isinf(), 0)
+    torch.testing.assert_close(smoothed(gradient, 5), smoothed(signs, 5), rtol=0, atol=1e-6)
+
+
 def test_a_value_that_is_not_a_number_does_not_spread():
     gradient = torch.zeros(1, 1, 5, 5)
     gradient[0, 0, 0, 0] = float("nan")
