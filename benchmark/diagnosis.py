@@ -1,4 +1,4 @@
-"""A glance at a model's gradients: are there any, do they lead uphill, and does the model answer twice alike?
+"""A glance at a model's gradients: are there any, are they numbers, do they lead uphill, and does it answer twice alike?
 
 What no scored cell can tell and `advbench.results.flags` asks for. It costs a dozen gradients on a few dozen images.
 """
@@ -23,6 +23,8 @@ _STEPS = 10
 _STEP = 0.25
 _UNSTABLE = 1e-3
 """The change of a logit, as a share of the largest one, beyond what rounding explains."""
+_SHARED = ("zero_gradient", "zero_margin_gradient", "flat")
+"""The symptoms that count where all surrogates show them."""
 
 
 def diagnose(
@@ -33,7 +35,10 @@ def diagnose(
     threat: where the steps go; its radius must be finite. draws: passes averaged per gradient of a stochastic model.
     Returns counts over `images` clean-correct images: zero_gradient (of the cross-entropy, exactly zero),
     zero_margin_gradient (of the best wrong logit minus the true one), flat (ten gradient steps of a quarter of epsilon do
-    not raise the loss), and, for a model that is declared deterministic, unstable (a second pass answers differently).
+    not raise the loss), nonfinite_gradient (NaN or infinite in some component, of either loss at the clean image or of the
+    cross-entropy on those ten steps, in which attacks and these steps read NaN as zero), and, for a model that is declared
+    deterministic, unstable (a second pass answers differently). A non-finite gradient counts unless another surrogate has
+    one that is finite and not zero.
     """
     part = split.select(slice(_LOOKED_AT)).to(device)
     with _access(Surrogate(defended.model, defended.stochastic), part, seed, draws) as access:
@@ -42,7 +47,8 @@ def diagnose(
         again = None if defended.stochastic else access.logits(part.x)
     part = part.select(rows)
     looks = [_look(surrogate, part, threat, seed, draws) for surrogate in defended.surrogates.values()]
-    found = {name: int(torch.stack([look[name] for look in looks]).all(dim=0).sum()) for name in looks[0]}
+    found = {name: int(torch.stack([look[name] for look in looks]).all(dim=0).sum()) for name in _SHARED}
+    found["nonfinite_gradient"] = int(_without_finite(looks).sum())
     if again is not None:
         scale = _UNSTABLE * logits[rows].abs().amax(dim=1).clamp(min=1e-12)
         found["unstable"] = int(((again - logits)[rows].abs().amax(dim=1) > scale).sum())
@@ -61,27 +67,40 @@ def _look(surrogate: Surrogate, part: Split, threat: ThreatModel, seed: int, dra
         try:
             start = access.loss_gradient(part.x, goal, cross_entropy)
             of_margin = access.loss_gradient(part.x, goal, margin).gradient
-            highest = _climb(access, part, threat, start.gradient)
+            highest, broken = _climb(access, part, threat, start.gradient)
         except NoGradientError:
             nothing = torch.ones(len(part), dtype=torch.bool, device=part.x.device)
-            return dict.fromkeys(("zero_gradient", "zero_margin_gradient", "flat"), nothing)
+            return {**dict.fromkeys(_SHARED, nothing), "nonfinite_gradient": ~nothing}
     return {
         "zero_gradient": _zero(start.gradient),
         "zero_margin_gradient": _zero(of_margin),
         "flat": highest <= start.loss,
+        "nonfinite_gradient": _nonfinite(start.gradient) | _nonfinite(of_margin) | broken,
     }
 
 
-def _climb(access: WhiteBox, part: Split, threat: ThreatModel, gradient: Tensor) -> Tensor:
-    """The highest loss of each image on the way up, shape (n,)."""
-    x_adv, losses = part.x, []
+def _climb(access: WhiteBox, part: Split, threat: ThreatModel, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """The highest loss of each image on the way up, and where a gradient there is not finite, both of shape (n,)."""
+    x_adv, losses, broken = part.x, [], []
     for _ in range(_STEPS):
         x_adv = balls.project(x_adv + _STEP * threat.radius * balls.steepest(gradient, threat), part.x, threat)
         found = access.loss_gradient(x_adv, Untargeted(part.y), cross_entropy)
         gradient = found.gradient
         losses.append(found.loss)
-    return torch.stack(losses).amax(dim=0)
+        broken.append(_nonfinite(gradient))
+    return torch.stack(losses).amax(dim=0), torch.stack(broken).any(dim=0)
+
+
+def _without_finite(looks: list[dict[str, Tensor]]) -> Tensor:
+    """Where a surrogate's gradient is not finite and no other's is of use instead, shape (n,), bool."""
+    broken = torch.stack([look["nonfinite_gradient"] for look in looks])
+    zero = torch.stack([look["zero_margin_gradient"] for look in looks])
+    return broken.any(dim=0) & (broken | zero).all(dim=0)
 
 
 def _zero(gradient: Tensor) -> Tensor:
     return (gradient == 0).flatten(1).all(dim=1)
+
+
+def _nonfinite(gradient: Tensor) -> Tensor:
+    return ~gradient.isfinite().flatten(1).all(dim=1)

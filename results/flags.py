@@ -305,6 +305,23 @@ def gradients_vanish(evidence: Evidence) -> Flag | None:
     )
 
 
+def gradients_not_finite(evidence: Evidence) -> Flag | None:
+    """At an image or on the way uphill from it a component of the gradient is NaN or infinite; one image is enough."""
+    broken, n = _diagnosis(evidence, "nonfinite_gradient")
+    if broken == 0:
+        return None
+    return Flag(
+        name="non-finite gradients",
+        finding="Gradients are NaN or infinite at images or on the way uphill from them",
+        measured=f"on {broken} of {n} clean-correct images ({_percent(broken, n)}) a component is no finite number",
+        n=n,
+        why="Attacks read NaN as zero and do not move these values; infinite ones outweigh all others in most attacks.",
+        paper=ATHALYE,
+        remedy="Run gradient-free attacks (square, hop-skip-jump), or a surrogate with finite gradients: a small constant "
+        "inside roots, logarithms and powers, which have no finite slope at black pixels.",
+    )
+
+
 def loss_does_not_rise(evidence: Evidence) -> Flag | None:
     """Ten steps uphill do not raise the loss."""
     found = _diagnosis(evidence, "flat")
@@ -372,6 +389,7 @@ CHECKS: tuple[Callable[[Evidence], Flag | None], ...] = (
     no_growth_with_steps,
     restarts_matter,
     gradients_vanish,
+    gradients_not_finite,
     loss_does_not_rise,
     undeclared_randomness,
     rests_on_detector,

@@ -46,6 +46,20 @@ class Downhill(Linear):
         return super().forward(x.detach() + (x.detach() - x))
 
 
+class Root(Linear):
+    """The same function with a slope of NaN at black pixels."""
+
+    def forward(self, x):
+        return super().forward(x.sqrt().square())
+
+
+class Gamma(Linear):
+    """A gamma correction, whose slope at black pixels is infinite."""
+
+    def forward(self, x):
+        return super().forward(x ** (1 / 2.2))
+
+
 class Noisy(Linear):
     """Noise of torch's own generator, which the model does not declare."""
 
@@ -65,8 +79,10 @@ def look(model, split, **changes):
 
 def test_an_honest_model_shows_nothing(split):
     found = look(Linear(), split)
-    assert found == {"images": IMAGES, "zero_gradient": 0, "zero_margin_gradient": 0, "flat": 0, "unstable": 0}
-    assert look(Linear(), split) == found
+    assert found.pop("images") == IMAGES
+    assert set(found) == {"zero_gradient", "zero_margin_gradient", "flat", "nonfinite_gradient", "unstable"}
+    assert not any(found.values())
+    assert look(Linear(), split) == {"images": IMAGES, **found}
 
 
 def test_only_images_that_the_model_gets_right_are_looked_at(split):
@@ -101,6 +117,62 @@ def test_a_surrogate_with_gradients_is_enough(split):
     assert (found["zero_gradient"], found["flat"]) == (0, 0)
 
 
+def blackened(model, x):
+    """The images, every other one with a black pixel, and the model's own labels."""
+    x = x.clone()
+    x[::2, 0, 0, 0] = 0
+    return Split.of(x, model(x).argmax(dim=1).detach())
+
+
+@pytest.mark.parametrize("model", [Root(), Gamma()], ids=["nan", "infinite"])
+def test_gradients_that_are_not_finite_are_counted_and_the_climb_goes_on(split, model):
+    found = look(model, blackened(model, split.x))
+    assert IMAGES // 2 <= found["nonfinite_gradient"] <= found["images"]
+    assert (found["zero_gradient"], found["zero_margin_gradient"], found["flat"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_gradient_that_breaks_on_the_way_is_counted(norm):
+    """Grey images, whose every gradient is finite until a step has reached black."""
+    model = Root()
+    x = torch.full((8, 1, 4, 4), 0.05)
+    grey = Split.of(x, model(x).argmax(dim=1).detach())
+    threat = ThreatModel(norm, {"linf": 0.1, "l2": 0.4}[norm])
+    found = diagnose(Defended(model), grey, threat, seed=0, draws=1, device=CPU)
+    assert found["nonfinite_gradient"] == found["images"] == 8
+    near = diagnose(Defended(model), grey, ThreatModel(norm, 0.01), seed=0, draws=1, device=CPU)
+    assert near["nonfinite_gradient"] == 0
+
+
+def test_a_gradient_that_is_not_finite_in_one_draw_is_counted(split):
+    class Drawn(Linear):
+        def forward(self, x, rng):
+            dark = rng.uniform((1, 1, 1), x.dtype) < 0.5
+            return super().forward(torch.where(dark, x.sqrt().square(), x))
+
+    model = Linear()
+    found = look(Drawn(), blackened(model, split.x), stochastic=True)
+    assert found["nonfinite_gradient"] > 0
+
+
+def test_a_surrogate_must_be_of_use_to_make_up_for_a_gradient_that_is_not_finite(split):
+    class Cut(Linear):
+        def forward(self, x):
+            return super().forward(x.detach())
+
+    black = blackened(Root(), split.x)
+
+    def count(*models):
+        surrogates = {str(number): Surrogate(model) for number, model in enumerate(models)}
+        return look(models[0], black, surrogates=surrogates)["nonfinite_gradient"]
+
+    assert count(Root(), Linear()) == 0
+    assert count(Root(), Root()) >= IMAGES // 2
+    assert count(Root(), Steps()) >= IMAGES // 2, "no gradient is no help"
+    assert count(Cut(), Root()) >= IMAGES // 2
+    assert count(Cut(), Steps()) == 0
+
+
 def test_logits_cut_from_the_images_count_as_without_a_gradient(split):
     class Cut(Linear):
         def forward(self, x):
@@ -108,6 +180,7 @@ def test_logits_cut_from_the_images_count_as_without_a_gradient(split):
 
     found = look(Cut(), split)
     assert found["zero_gradient"] == found["flat"] == found["images"]
+    assert found["nonfinite_gradient"] == 0
 
 
 def test_the_model_comes_back_as_it_went_in(split):

@@ -327,6 +327,58 @@ def test_a_model_that_hides_its_gradients_is_flagged_and_its_number_is_an_upper_
     assert honest.summary()["robust"]["upper_bound"] is False
 
 
+class Mapped(nn.Module):
+    """A map of the pixels before the model."""
+
+    def __init__(self, inner, pixels):
+        super().__init__()
+        self.inner, self.pixels = inner, pixels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.pixels(x))
+
+
+def black(inner: nn.Module) -> tuple[Tensor, Tensor]:
+    """Images with a black pixel each, and the model's labels."""
+    _, x, _, _ = problem()
+    x[:, 0, 0, 0] = 0
+    with torch.no_grad():
+        return x, inner.eval()(x).argmax(dim=1)
+
+
+@pytest.mark.parametrize("pixels", [lambda x: x.sqrt().square(), lambda x: x ** (1 / 2.2)], ids=["nan", "infinite"])
+def test_gradients_that_are_not_finite_are_flagged_by_name(pixels):
+    model = Mapped(Linear(), pixels)
+    x, y = black(model)
+    found = evaluate(model, x, y, epsilon=EPSILON, attack="pgd(steps=10)", batch=N)
+    (flag,) = [flag for flag in found.flags if flag["name"] == "non-finite gradients"]
+    assert flag["n"] == N
+    assert flag["measured"].startswith(f"on {N} of {N} clean-correct images (100.0%)")
+    assert "square" in flag["remedy"]
+    assert "hop-skip-jump" in flag["remedy"]
+    assert found.summary()["robust"]["upper_bound"] is True
+    assert "NaN or infinite" in str(found)
+
+
+def test_the_same_model_with_finite_gradients_is_not_flagged():
+    model = Linear()
+    x, y = black(model)
+    assert evaluate(model, x, y, epsilon=EPSILON, attack="pgd(steps=10)", batch=N).flags == []
+
+
+def test_logits_that_are_no_numbers_are_refused_or_an_error_row():
+    model = Linear()
+    x, y = black(model)
+    with pytest.raises(ValueError, match="finite logits"):
+        evaluate(Mapped(model, lambda x: x / x.sign()), x, y, epsilon=EPSILON, attack="fgsm")
+    later = Mapped(model, lambda x: (x - 1e-6).sqrt())  # of grey images, until a step has reached black
+    x = x.clamp(min=0.02)
+    found = evaluate(later, x, later(x).argmax(dim=1), epsilon=EPSILON, attack="fgsm", batch=N)
+    assert not found.complete
+    ((record, _),) = [cell for cell in found.cells if cell[1] is None]
+    assert "finite logits" in record.reason
+
+
 # --- targets by name
 
 NET = """
