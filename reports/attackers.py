@@ -48,7 +48,7 @@ _QUERIES = _Attacker(
     "Queries", "Worst over the attacks that ask for labels or scores, without a substitute", _black_box("queries")
 )
 _HEADLINE = Column(
-    "Minimum of white-box and substitute", "The headline of Srinivasan et al. 2018 (arXiv:1805.08006)", numeric=True
+    "Minimum of white-box and substitute", "The headline of Srinivasan et al. 2018 (arXiv:1805.12017)", numeric=True
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,16 @@ def test_published_records_are_whole_and_have_their_report(path):
     )
     reports = ROOT / "reports" / "published" / path.name.removesuffix(SUFFIX)
     assert any((reports / name).is_file() for name in ("reproduction.md", "leaderboard.md"))
+
+
+@pytest.mark.skipif(not ARCHIVES, reason="not a checkout")
+def test_the_errata_and_the_reports_that_they_concern_link_to_each_other():
+    errata = (ROOT / "ERRATA.md").read_text()
+    named = {(ROOT / path).resolve() for path in re.findall(r"\]\((reports/published/[^)]+)\)", errata)}
+    assert named
+    for report in (ROOT / "reports" / "published").glob("*/*.md"):
+        linked = "](../../../ERRATA.md)" in report.read_text()
+        assert linked == (report in named), report
+        assert ('href="../../../ERRATA.md"' in report.with_suffix(".html").read_text()) == linked, report
+    for page in ("README.md", "CHANGELOG.md"):
+        assert "](ERRATA.md)" in (ROOT / page).read_text(), page
