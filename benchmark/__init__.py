@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from advbench.api import RunResult, run
-    from advbench.evaluated import EvaluationResult
-    from advbench.evaluating import evaluate
-    from advbench.fixed_sets import FixedSet, fixed_set
-    from advbench.gating import check, write_baseline
-    from advbench.reporting import report
+    from advbench.records.fixed_sets import FixedSet, fixed_set
+    from advbench.records.gating import check, write_baseline
+    from advbench.records.reporting import report
+    from advbench.reports.evaluation_result import EvaluationResult
+    from advbench.user_models.target import evaluate
 
 __version__ = "0.1.0"
 __all__ = [
@@ -33,21 +33,22 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "report":
-        from advbench import reporting
+        from advbench.records import reporting
 
         return reporting.report
     if name in ("check", "write_baseline"):
-        from advbench import gating
+        from advbench.records import gating
 
         return getattr(gating, name)
     if name in ("FixedSet", "fixed_set"):
-        from advbench import fixed_sets
+        from advbench.records import fixed_sets
 
         return getattr(fixed_sets, name)
     if name in ("EvaluationResult", "evaluate"):
-        from advbench import evaluated, evaluating
+        from advbench.reports import evaluation_result
+        from advbench.user_models import target
 
-        return getattr(evaluating if name == "evaluate" else evaluated, name)
+        return getattr(target if name == "evaluate" else evaluation_result, name)
     if name in __all__:
         from advbench import api
 

@@ -1,6 +1,6 @@
 """``python -m advbench``."""
 
-from advbench.cli import main
+from advbench.cli.app import main
 
 if __name__ == "__main__":
     main()

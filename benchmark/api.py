@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advbench.config import Config, make_config, to_toml
-from advbench.plan import Plan, artefact, make_plan
-from advbench.reporting import write_manifest
+from advbench.engine.scheduler import Watcher, run_plan
+from advbench.plan.plan import Plan, make_plan
+from advbench.records.reporting import write_manifest
 from advbench.results.store import Store
-from advbench.scheduler import Watcher, run_plan
+from advbench.tasks.task import artefact
 
 if TYPE_CHECKING:
     import pandas as pd

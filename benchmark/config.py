@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from advbench.specs import Spec, split_list
+from advbench.registry.specs import Spec, split_list
 
 Matrix = Literal["white-box", "black-box", "transfer"]
 MATRICES: tuple[Matrix, ...] = ("white-box", "black-box", "transfer")

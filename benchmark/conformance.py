@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advbench import registry
 from advbench.attacks import balls
 from advbench.attacks.calibration import HeldOut, calibrate
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, ThreatModel, Untargeted
-from advbench.specs import Spec
+from advbench.registry import registry
+from advbench.registry.specs import Spec
 
 EPSILON = {"linf": 0.1, "l2": 0.7, "l1": 3.0, "l0": 5.0, "none": None}
 SHAPE = (3, 6, 6)

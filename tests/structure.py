@@ -1,6 +1,6 @@
 """What the structure of a checkout measures: ``python tests/structure.py [FOLDER]``, on this tree or on another one.
 
-Per room: modules, lines, functions above 40 lines, ``Any`` (and ``object`` under ``cast``), and accesses by ``content["..."]``.
+Per room: modules, lines, functions above 40 lines, ``Any`` (and ``object`` under ``cast``), and ``content["..."]``.
 Over the whole package: rooms that import each other in a circle, modules that the import contract names no layer for, and
 classes that share a name. Only text and syntax trees are read; nothing is imported.
 """

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from advbench.benches import COPY_BYTES, Row, copier, fastest, peak_bytes
+from advbench.benches.bench import COPY_BYTES, Row, copier, fastest, peak_bytes
 from advbench.clocks import device_name
 from advbench.defenses.kernels.covariance import exponential, matrix_of
 from advbench.defenses.kernels.covariance_operator import (

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advbench.benches import COPY_BYTES, Row, copier, fastest, peak_bytes
+from advbench.benches.bench import COPY_BYTES, Row, copier, fastest, peak_bytes
 from advbench.clocks import device_name
 from advbench.defenses.defended import Defense
 from advbench.defenses.kernels.jacobian import (

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from advbench.attacks.access import frozen
-from advbench.benches import Row, fastest, fresh_peak_bytes
+from advbench.benches.bench import Row, fastest, fresh_peak_bytes
+from advbench.benches.purification import CASES, Case, network
 from advbench.clocks import device_name
-from advbench.purification import CASES, Case, network
 from advbench.results.papers import load
 
 STEPS = (10, 25, 50)

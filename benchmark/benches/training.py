@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from advbench import registry
-from advbench.benches import Row, fastest
+from advbench.benches.bench import Row, fastest
 from advbench.clocks import device_name
 from advbench.defenses.training.deep_contractive import DeepContractive
 from advbench.defenses.training.pretrained import Pretrained, autoencoder_around
 from advbench.defenses.training.trained import FromScratch
-from advbench.specs import Spec
+from advbench.registry import registry
+from advbench.registry.specs import Spec
 from advbench.zoo import architectures
 from advbench.zoo.data import Split
 from advbench.zoo.training import Objective, Step, seeded

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from advbench.config import make_config
-from advbench.plan import Plan, make_plan
-from advbench.reporting import write_manifest
+from advbench.engine.scheduler import Watcher, run_plan
+from advbench.plan.plan import Plan, make_plan
+from advbench.records.reporting import write_manifest
 from advbench.reproduction.findings import Cell, Findings, RunFindings
 from advbench.reproduction.studies import choose
 from advbench.reproduction.study import SCALES, Comparison, Scale, Study
-from advbench.scheduler import Watcher, run_plan
 from advbench.zoo.data import DataSet
 
 Announce = Callable[[str], None]

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from advbench.defenses.defended import Defended
-from advbench.models import load_defended
-from advbench.plan import Plan, Task, artefact, scored_split
+from advbench.plan.plan import Plan
 from advbench.results.record import Examples, Record
 from advbench.results.statistics import Values, clean_correct, distance, robust
+from advbench.tasks.models import load_defended
+from advbench.tasks.task import Task, artefact, scored_split
 from advbench.zoo import checkpoints
 from advbench.zoo.data import Split
 from advbench.zoo.training import History, seeded

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import difflib
 
-from advbench.reproduction import gu2014, malade2018, mosca2018, sgr2018, shaham2015
+from advbench.reproduction.papers.gu2014.distances import STUDIES as GU2014
+from advbench.reproduction.papers.malade2018.studies import STUDIES as MALADE2018
+from advbench.reproduction.papers.mosca2018.studies import STUDIES as MOSCA2018
+from advbench.reproduction.papers.sgr2018.studies import STUDIES as SGR2018
+from advbench.reproduction.papers.shaham2015.studies import STUDIES as SHAHAM2015
 from advbench.reproduction.study import Scale, Study
 from advbench.results.papers import PAPERS
 
-STUDIES: tuple[Study, ...] = (
-    *gu2014.STUDIES,
-    *shaham2015.STUDIES,
-    *mosca2018.STUDIES,
-    *malade2018.STUDIES,
-    *sgr2018.STUDIES,
-)
+STUDIES: tuple[Study, ...] = (*GU2014, *SHAHAM2015, *MOSCA2018, *MALADE2018, *SGR2018)
 """Every table and figure that can be reproduced, by paper."""
 
 

@@ -16,17 +16,17 @@ import joblib
 import torch
 from torch import Tensor, nn
 
-from advbench import registry
 from advbench.attacks.threat import ThreatModel
-from advbench.calibration import threat_of
 from advbench.clocks import single_thread
 from advbench.defenses.defended import Defended, Surrogate
 from advbench.defenses.training.smooth_gradient import Followed, SmoothGradient, follow
-from advbench.evaluation import count, craft
-from advbench.models import architecture_of, defense_of
-from advbench.plan import scored_split
+from advbench.engine.scheduler import slots
+from advbench.registry import registry
 from advbench.reproduction.findings import Cell, RunFindings
-from advbench.scheduler import slots
+from advbench.tasks.calibration import threat_of
+from advbench.tasks.evaluation import count, craft
+from advbench.tasks.models import architecture_of, defense_of
+from advbench.tasks.task import scored_split
 from advbench.zoo import checkpoints
 from advbench.zoo.data import DataSet, Split
 from advbench.zoo.training import Budget, evaluating, seeded

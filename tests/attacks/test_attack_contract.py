@@ -19,7 +19,7 @@ from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import NORMS, Targeted, ThreatModel, Untargeted
 from advbench.attacks.transfer import for_transfer
 from advbench.conformance import CHECKS, EPSILON, Inapplicable, Net, images, labels, run, threat_of
-from advbench.specs import Spec
+from advbench.registry.specs import Spec
 
 
 def factory(name: str) -> Any:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from advbench.benches import covariance, table
+from advbench.benches import covariance
+from advbench.benches.bench import table
 from advbench.clocks import single_thread
 from advbench.defenses.kernels.covariance import matrix_of
 from advbench.defenses.kernels.covariance_operator import DenseCovariance, quadratic_form

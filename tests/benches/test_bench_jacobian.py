@@ -7,7 +7,7 @@ step with the penalty within 1.3 times plain training's.
 import pytest
 import torch
 
-from advbench import benches
+from advbench.benches import bench
 from advbench.clocks import device_name, single_thread
 
 
@@ -24,7 +24,7 @@ def test_layer_jacobians_and_training_with_them(measured, device):
         pytest.skip("no CUDA device")
     device = torch.device(device)
     with single_thread():
-        rows = measured.pedantic(lambda: list(benches.run("jacobian", device)), rounds=1, iterations=1)
-    print(f"\n{device_name(device)}\n\n{benches.table(rows)}")
+        rows = measured.pedantic(lambda: list(bench.run("jacobian", device)), rounds=1, iterations=1)
+    print(f"\n{device_name(device)}\n\n{bench.table(rows)}")
     missed = [f"{row.case}, {row.measure}: {row.ratio:.2f} over {row.bar:g}" for row in rows if not row.holds]
     assert not missed, "; ".join(missed)

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from advbench import benches
+from advbench.benches import bench
+from advbench.benches.purification import CASES, SHAPE, defense_gan_case, malade_case
 from advbench.benches.purifiers import STEPS, printed_ratio
 from advbench.clocks import device_name, single_thread
 from advbench.defenses.inference.denoiser import Denoiser
-from advbench.purification import CASES, SHAPE, defense_gan_case, malade_case
 from advbench.zoo.architectures.defense_gan import convolutional_generator
 
 CPU = torch.device("cpu")
@@ -81,13 +81,13 @@ def kept(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("mebibytes", [8, 48])
 def test_the_memory_of_a_call_is_what_it_holds_beyond_the_start(kept, mebibytes):
-    assert benches.fresh_peak_bytes(partial(kept, mebibytes), CPU) / 2**20 == pytest.approx(mebibytes, abs=2)
+    assert bench.fresh_peak_bytes(partial(kept, mebibytes), CPU) / 2**20 == pytest.approx(mebibytes, abs=2)
 
 
 def test_the_table_has_the_milliseconds_of_an_image_where_images_are_counted():
-    row = benches.Row(case="a", measure="b", device="c", against="d", seconds=0.5, reference_seconds=0.25, peak_bytes=2**21)
-    assert "ms an image" not in benches.table([row])
-    header, _, counted, other = benches.table([replace(row, images=20), row]).splitlines()
+    row = bench.Row(case="a", measure="b", device="c", against="d", seconds=0.5, reference_seconds=0.25, peak_bytes=2**21)
+    assert "ms an image" not in bench.table([row])
+    header, _, counted, other = bench.table([replace(row, images=20), row]).splitlines()
     assert [cell.strip() for cell in header.split("|")[-3:-1]] == ["peak MiB", "ms an image"]
     assert [cell.strip() for cell in counted.split("|")[-3:-1]] == ["2.0", "25"]
     assert [cell.strip() for cell in other.split("|")[-3:-1]] == ["2.0", ""]
@@ -110,7 +110,7 @@ def test_purifiers_beside_their_own_networks(measured, device):
         pytest.skip("no CUDA device")
     device = torch.device(device)
     with single_thread():
-        rows = measured.pedantic(lambda: list(benches.run("purifiers", device)), rounds=1, iterations=1)
-    print(f"\n{device_name(device)}\n\n{benches.table(rows)}")
+        rows = measured.pedantic(lambda: list(bench.run("purifiers", device)), rounds=1, iterations=1)
+    print(f"\n{device_name(device)}\n\n{bench.table(rows)}")
     missed = [f"{row.case}, {row.measure}: {row.ratio:.2f} over {row.bar:g}" for row in rows if not row.holds]
     assert not missed, "; ".join(missed)

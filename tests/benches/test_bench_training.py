@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from advbench.benches import run, table, training
+from advbench.benches import training
+from advbench.benches.bench import run, table
 from advbench.clocks import single_thread
 from advbench.defenses.training.deep_contractive import DeepContractive
 

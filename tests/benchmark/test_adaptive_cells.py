@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 import advbench
-from advbench import registry
 from advbench.attacks.preparation import CAP
 from advbench.attacks.rng import ExampleRNG
 from advbench.config import make_config
 from advbench.defenses.defended import Defended, Detector
 from advbench.defenses.inference.composition import in_front_of, purified
-from advbench.plan import make_plan
+from advbench.plan.plan import make_plan
+from advbench.registry import registry
 from advbench.results.statistics import robust
 from advbench.results.store import Store
 

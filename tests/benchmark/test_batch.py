@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from advbench import batch as batches
-from advbench.batch import Ladder, Pass, compute_batch, fastest
 from advbench.clocks import Measured
 from advbench.defenses.defended import Defended
+from advbench.plan import compute_batch as batches
+from advbench.plan.compute_batch import Ladder, Pass, compute_batch, fastest
 
 CPU = Ladder(1, 32, 512, 2**30)
 

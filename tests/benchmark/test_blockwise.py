@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from advbench.attacks.access import WhiteBox
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Untargeted, cross_entropy
-from advbench.blockwise import Blockwise
+from advbench.user_models.blockwise import Blockwise
 
 
 class Noisy(nn.Module):

@@ -6,8 +6,9 @@ import pytest
 import advbench
 from advbench.attacks.lbfgs import LBFGS
 from advbench.config import make_config
-from advbench.plan import artefact, make_plan
+from advbench.plan.plan import make_plan
 from advbench.results.store import Store
+from advbench.tasks.task import artefact
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -112,7 +113,7 @@ def test_the_order_of_a_worst_case_is_measured_once_for_each_model_and_never_whe
 
 
 def test_a_changed_member_is_another_attack(small, monkeypatch):
-    from advbench import registry
+    from advbench.registry import registry
 
     before = plan_of(small, norm="linf", attack="worst-case(attacks=['pgd','square'])")
     sources = registry.source_hash

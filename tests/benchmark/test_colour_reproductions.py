@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from advbench.reproduction import engine, shaham2015_nets, studies
+from advbench.reproduction import engine, studies
+from advbench.reproduction.papers.shaham2015 import nets
 
 _SUBSET = Path(os.environ.get("ADVBENCH_DATA", "")) / "cifar10-small.npz"
 _TINY = {"epochs": 2, "train_examples": 32, "n_examples": 6, "batch_size": 16, "batch": 6, "device": "cpu"}
@@ -57,7 +58,7 @@ def test_table_2_of_shaham(crops, tmp_path, cache, monkeypatch):
 
 
 def test_shahams_vgg_is_attacked(crops, tmp_path, cache, monkeypatch):
-    radius = shaham2015_nets.CIFAR_RADII["linf"]
+    radius = nets.CIFAR_RADII["linf"]
     (comparison,) = _reproduce("shaham2015.fig6", f"npz:{crops}", tmp_path / "out", monkeypatch, epsilon=[radius], epochs=1)
     (plot,) = comparison.plots
     assert [series.name for series in plot.series] == ["baseline", "robust_l1", "robust_l2", "robust_linf"]

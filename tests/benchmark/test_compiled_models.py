@@ -5,12 +5,12 @@ import pytest
 import torch
 
 import advbench
-from advbench import compiling, tasks
-from advbench.compiling import check_compiler, compiled
 from advbench.config import make_config
 from advbench.defenses.defended import Surrogate
-from advbench.plan import make_plan
+from advbench.plan.plan import make_plan
 from advbench.results.store import Store
+from advbench.tasks import compiling, execution
+from advbench.tasks.compiling import check_compiler, compiled
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("cache")
@@ -25,7 +25,7 @@ def small(settings):
 def traced(monkeypatch):
     """The compiler's front end without its back end, which takes minutes: the traced graph runs as it is."""
     monkeypatch.setattr(compiling, "BACKEND", "eager")
-    monkeypatch.setattr("advbench.plan.check_compiler", lambda device: None)
+    monkeypatch.setattr("advbench.plan.plan.check_compiler", lambda device: None)
 
 
 def test_compiling_is_a_part_of_the_key_of_what_attacks(small, traced):
@@ -42,7 +42,7 @@ def test_only_what_is_attacked_is_compiled_and_the_images_are_those_of_the_plain
         made.append(compiled(source))
         return made[-1]
 
-    monkeypatch.setattr(tasks, "compiled", watched)
+    monkeypatch.setattr(execution, "compiled", watched)
     plain = advbench.run(**small)
     assert not made
     fast = advbench.run(**small | {"compile": True})

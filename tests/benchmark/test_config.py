@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from advbench.config import MATRICES, make_config
-from advbench.specs import Spec
+from advbench.registry.specs import Spec
 
 
 def test_the_defaults_are_the_main_job():

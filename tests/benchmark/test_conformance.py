@@ -18,7 +18,7 @@ from advbench.attacks import balls
 from advbench.attacks.access import Access, WhiteBox
 from advbench.attacks.threat import cross_entropy
 from advbench.conformance import CHECKS, Broken, Inapplicable, Verdict, examine
-from advbench.specs import Spec
+from advbench.registry.specs import Spec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,13 @@ import torch
 from rich.console import Console
 
 import advbench
-from advbench import progress
 from advbench.attacks import progress as attack_progress
 from advbench.attacks.access import WhiteBox
 from advbench.attacks.rng import ExampleRNG
-from advbench.progress import Reporter, Standing
-from advbench.scheduler import Status
-from advbench.terminal import plain_lines, watcher
+from advbench.cli.terminal import plain_lines, watcher
+from advbench.engine.scheduler import Status
+from advbench.tasks import progress
+from advbench.tasks.progress import Reporter, Standing
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -9,11 +9,11 @@ from torch import nn
 from advbench.attacks.threat import ThreatModel
 from advbench.config import make_config
 from advbench.defenses.defended import Defended, Surrogate
-from advbench.diagnosis import IMAGES, diagnose
-from advbench.plan import make_plan
+from advbench.engine.scheduler import run_plan
+from advbench.plan.plan import make_plan
 from advbench.reports.boards import boards
 from advbench.reports.cells import load
-from advbench.scheduler import run_plan
+from advbench.tasks.diagnosis import IMAGES, diagnose
 from advbench.zoo.data import Split
 
 CPU = torch.device("cpu")

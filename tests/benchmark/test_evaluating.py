@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import advbench
-from advbench.evaluating import evaluate, plan_target
-from advbench.own_models import StateError
 from advbench.results.statistics import wilson
+from advbench.user_models.networks import StateError
+from advbench.user_models.target import evaluate, plan_target
 
 N, EPSILON = 24, 0.03
 

@@ -11,7 +11,7 @@ from torch import nn
 from advbench.attacks.access import WhiteBox
 from advbench.attacks.threat import ThreatModel
 from advbench.defenses.defended import Defended, Detector, Surrogate
-from advbench.evaluation import ViolationError, count, craft, score
+from advbench.tasks.evaluation import ViolationError, count, craft, score
 from advbench.zoo.data import Split
 
 CPU = torch.device("cpu")

@@ -6,9 +6,10 @@ import torch
 
 import advbench
 from advbench.config import make_config
-from advbench.models import load_defended
-from advbench.plan import artefact, make_plan
+from advbench.plan.plan import make_plan
 from advbench.results.store import Store
+from advbench.tasks.models import load_defended
+from advbench.tasks.task import artefact
 
 ATTACK = "pgd(steps=4)"
 RADII = {"linf": "0.05,0.1", "l2": "2.0", "l1": "20.0"}

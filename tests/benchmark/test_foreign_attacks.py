@@ -12,15 +12,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advbench import foreign_attacks, registry
 from advbench.attacks import balls
 from advbench.attacks.access import WhiteBox
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Targeted, ThreatModel, Untargeted
-from advbench.blockwise import generators
-from advbench.evaluating import evaluate
-from advbench.foreign_attacks import Counted
-from advbench.specs import Spec
+from advbench.registry import registry
+from advbench.registry.specs import Spec
+from advbench.user_models import library_attacks
+from advbench.user_models.blockwise import generators
+from advbench.user_models.library_attacks import Counted
+from advbench.user_models.target import evaluate
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -29,7 +30,7 @@ LIBRARIES = ("foolbox", "torchattacks", "adv-lib")
 
 def needs(library: str) -> pytest.MarkDecorator:
     missing = importlib.util.find_spec(library.replace("-", "_")) is None
-    return pytest.mark.skipif(missing, reason=f"{library} is optional: {foreign_attacks._HOW[library]}")
+    return pytest.mark.skipif(missing, reason=f"{library} is optional: {library_attacks._HOW[library]}")
 
 
 def attack(text: str):
@@ -118,7 +119,7 @@ def test_foolbox_gives_what_it_gives_by_itself():
     with access_to(model, len(x)) as (access, rng):
         found = attack("foolbox/LinfPGD(steps=7)")(access, x, Untargeted(y), threat, rng)
     own = foolbox.attacks.LinfPGD(steps=7)
-    with generators(foreign_attacks._seed(rng), x.device):
+    with generators(library_attacks._seed(rng), x.device):
         _, expected, _ = own(
             foolbox.PyTorchModel(model, bounds=(0, 1)), x, foolbox.criteria.Misclassification(y), epsilons=0.07
         )
@@ -132,7 +133,7 @@ def test_torchattacks_gives_what_it_gives_by_itself():
     with access_to(model, len(x)) as (access, rng):
         found = attack("torchattacks/PGD(steps=7,alpha=0.02)")(access, x, Untargeted(y), ThreatModel("linf", 0.07), rng)
         backwards = access.ledger.backwards
-    with generators(foreign_attacks._seed(rng), x.device):
+    with generators(library_attacks._seed(rng), x.device):
         expected = torchattacks.PGD(model, eps=0.07, alpha=0.02, steps=7)(x, y)
     assert torch.equal(found, expected)
     assert (backwards == 7).all()
@@ -140,7 +141,7 @@ def test_torchattacks_gives_what_it_gives_by_itself():
 
 @needs("adv-lib")
 def test_adv_lib_gives_what_it_gives_by_itself():
-    module = foreign_attacks._imported("adv-lib", "adv-lib/ddn")
+    module = library_attacks._imported("adv-lib", "adv-lib/ddn")
     model, x, y = problem()
     with access_to(model, len(x)) as (access, rng):
         found = attack("adv-lib/ddn(steps=20)")(access, x, Untargeted(y), ThreatModel("l2", None), rng)
@@ -170,9 +171,9 @@ def test_a_missing_library_says_how_to_get_it(library, monkeypatch):
     def missing(name):
         raise ModuleNotFoundError(f"No module named {name!r}")
 
-    monkeypatch.setattr(foreign_attacks.importlib, "import_module", missing)
+    monkeypatch.setattr(library_attacks.importlib, "import_module", missing)
     with pytest.raises(ValueError, match=f"Expected {library} for the attack {library}/Some.*pip install"):
-        foreign_attacks._imported(library, f"{library}/Some")
+        library_attacks._imported(library, f"{library}/Some")
 
 
 @needs("foolbox")
@@ -235,13 +236,13 @@ def test_the_harness_verifies_a_foreign_attack_and_keeps_its_errors_as_rows(cach
     shares = {record.attack["label"]: examples.report_correct.mean() for record, examples in found.outcomes}
     assert shares["foolbox/LinfPGD(steps=5)"] < 1
 
-    original = foreign_attacks.FoolboxAttack._attack
+    original = library_attacks.FoolboxAttack._attack
 
     def overstepping(self, *arguments):
         x_adv, claims = original(self, *arguments)
         return 1 - x_adv, claims
 
-    monkeypatch.setattr(foreign_attacks.FoolboxAttack, "_attack", overstepping)
+    monkeypatch.setattr(library_attacks.FoolboxAttack, "_attack", overstepping)
     found = evaluate(model, x, y, epsilon=0.3, attack="foolbox/LinfPGD(steps=5),pgd(steps=5)", batch=12)
     reasons = {record.attack["label"]: record.reason for record, examples in found.cells if examples is None}
     assert "ViolationError" in reasons["foolbox/LinfPGD(steps=5)"]

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import advbench
-from advbench import gating
+from advbench.records import gating
 from advbench.reports.gate import FORMATS
 from advbench.results.record import DISTANCES, Examples, Record
 from advbench.results.store import Store

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from advbench.attacks.rng import ExampleRNG
 from advbench.config import make_config
 from advbench.defenses.defended import Defended
-from advbench.plan import make_plan
-from advbench.reproduction import gu2014_autoencoders, gu2014_noise, studies
-from advbench.reproduction.gu2014_attacker import radius, verdict_of_the_attacker
-from advbench.reproduction.shown import answers, distortion, error
+from advbench.plan.plan import make_plan
+from advbench.reproduction import studies
+from advbench.reproduction.oblivious import answers, distortion, error
+from advbench.reproduction.papers.gu2014 import autoencoders, noise
+from advbench.reproduction.papers.gu2014.attacker import radius, verdict_of_the_attacker
 from advbench.zoo.data import Split
 
 
@@ -110,7 +111,7 @@ def test_the_line_names_what_the_adaptive_attack_breaks():
 
 def test_the_radius_is_the_papers_distortion():
     assert radius("N100-100-10") == pytest.approx(0.084 * 28)
-    for study in (*gu2014_noise.STUDIES, *gu2014_autoencoders.STUDIES):
+    for study in (*noise.STUDIES, *autoencoders.STUDIES):
         for settings in study.runs("small").values():
             for epsilon in settings.get("epsilon", []):
                 assert 2 < epsilon < 3

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from advbench import registry
 from advbench.config import make_config
-from advbench.reproduction import malade2018_blackbox, malade2018_relaxation, malade2018_sweeps, malade2018_whitebox
+from advbench.registry import registry
 from advbench.reproduction.findings import Findings
-from advbench.reproduction.malade2018 import STUDIES
-from advbench.reproduction.malade2018_nets import CLASSIFIERS, DEFENSES, PAIRS, RADIUS, by_seed, substitutes, table
-from advbench.reproduction.malade2018_relaxation import Way
+from advbench.reproduction.papers.malade2018 import blackbox, relaxation, sweeps, whitebox
+from advbench.reproduction.papers.malade2018.nets import CLASSIFIERS, DEFENSES, PAIRS, RADIUS, by_seed, substitutes, table
+from advbench.reproduction.papers.malade2018.relaxation import Way
+from advbench.reproduction.papers.malade2018.studies import STUDIES
 from advbench.reproduction.verdicts import verdict
 from advbench.results.record import Examples
 
@@ -120,7 +120,7 @@ def test_figures_are_told_apart_by_seed_and_by_arguments():
 
 def test_the_papers_attack_the_adaptive_and_the_ignorant_one_stand_apart():
     found = cell(defense="malade", attack="fgsm", candidates={"faithful": 0.6, "bpda": 0.3, "base": 0.9}, accuracy=25.0)
-    figures = (malade2018_whitebox.through, malade2018_whitebox.worst, malade2018_whitebox.ignoring)
+    figures = (whitebox.through, whitebox.worst, whitebox.ignoring)
     assert [figure(found) for figure in figures] == pytest.approx([60.0, 25.0, 90.0])
     bare = cell(defense="none", attack="fgsm", candidates={"faithful": 0.1}, accuracy=10.0)
     assert [figure(bare) for figure in figures] == pytest.approx([10.0, 10.0, 10.0])
@@ -133,12 +133,12 @@ def test_the_stretched_images_of_a_minimal_norm_attack_do_not_count():
         candidates={"faithful": 0.5, "bpda": 0.4, "bpda-one-step": None, "whole budget": 0.0},
         accuracy=0.0,
     )
-    assert malade2018_whitebox.worst(found) == pytest.approx(40.0)
+    assert whitebox.worst(found) == pytest.approx(40.0)
 
 
 def test_a_defense_without_a_gradient_of_its_own_has_no_number_there():
     blind = cell(defense="malade", attack="fgsm", candidates={"faithful": None, "base": 0.9})
-    assert math.isnan(malade2018_whitebox.through(blind))
+    assert math.isnan(whitebox.through(blind))
 
 
 def white_box(accuracies: dict[str, float]) -> Run:
@@ -157,7 +157,7 @@ def test_the_adaptive_attacker_takes_the_worst_attack_for_every_image():
     cells = [
         cell(defense="magnet", attack=name, candidates={}, right=right) for name, right in (("fgsm", even), ("pgd", ~even))
     ]
-    assert malade2018_whitebox._least_white_box(Findings({"D": Run(*cells)}, (0,)), "D", "magnet") == (0.0,)
+    assert whitebox._least_white_box(Findings({"D": Run(*cells)}, (0,)), "D", "magnet") == (0.0,)
 
 
 def test_the_row_of_the_adaptive_attacks_has_the_smallest_of_their_figures():
@@ -167,21 +167,21 @@ def test_the_row_of_the_adaptive_attacks_has_the_smallest_of_their_figures():
             for name, left in (("fgsm", 0.1), ("pgd", 0.4), ("apgd-ce", 0.3))
         )
     )
-    assert malade2018_whitebox._smallest(run, "magnet", "adaptive", malade2018_whitebox.through) == pytest.approx((30.0,))
-    assert malade2018_whitebox._smallest(run, "magnet", "FGSM", malade2018_whitebox.through) == pytest.approx((10.0,))
+    assert whitebox._smallest(run, "magnet", "adaptive", whitebox.through) == pytest.approx((30.0,))
+    assert whitebox._smallest(run, "magnet", "FGSM", whitebox.through) == pytest.approx((10.0,))
     with pytest.raises(ValueError, match="Expected a cell of CW on magnet with seed=0; got none"):
-        malade2018_whitebox._smallest(run, "magnet", "CW", malade2018_whitebox.through)
+        whitebox._smallest(run, "magnet", "CW", whitebox.through)
 
 
 def test_a_line_says_what_the_adaptive_attack_breaks_and_by_how_much():
     findings = Findings({"D": white_box({"malade": 3.0})}, (0,))
     printed = table("table2")
     assert min(printed.cell("malade", attack, "D") for attack in ("FGSM", "R+FGSM")) == 94.74
-    assert malade2018_whitebox._broken(findings) == [
+    assert whitebox._broken(findings) == [
         "MALADE on D: the adaptive attack leaves 3.0% at radius 0.3 where the paper reports 94.7% under FGSM and R+FGSM, "
         "91.7 points less"
     ]
-    (nothing,) = malade2018_whitebox._broken(Findings({"D": white_box({})}, (0,)))
+    (nothing,) = whitebox._broken(Findings({"D": white_box({})}, (0,)))
     assert "breaks nothing" in nothing
 
 
@@ -194,7 +194,7 @@ def test_the_headline_takes_the_least_of_black_box_and_adaptive_accuracy():
     )
     assert substitutes(black) == ["substitute malade2018/d"]
     white = white_box({"malade": 65.0, "defense_gan": 40.0, "magnet": 55.0})
-    (part,) = malade2018_whitebox._headline(Findings({"D": white, "D, black-box": black}, (0,))).parts
+    (part,) = whitebox._headline(Findings({"D": white, "D, black-box": black}, (0,))).parts
     assert part.differences == pytest.approx((65.0 - 50.0,))
 
 
@@ -221,7 +221,7 @@ def test_magnet_may_win_a_quarter_of_the_pairs_and_defense_gan_none():
                 "ABCD", ("malade2018/b", "malade2018/a", "malade2018/d", "malade2018/d"), magnet, strict=True
             )
         }
-        (comparison,) = malade2018_blackbox._pairs(Findings(runs, SEEDS))
+        (comparison,) = blackbox._pairs(Findings(runs, SEEDS))
         return next(one for one in comparison.claims if one.id == "malade2018.claim.blackbox")
 
     assert verdict(claim([60.0, 60.0, 60.0, 90.0])) == "holds"
@@ -233,7 +233,7 @@ def test_a_substitute_without_held_out_images_has_no_fidelity():
     run = black_box({})
     for one in run.cells:
         one.record.details["substitute"]["fidelity"] = None
-    assert all(math.isnan(share) for share in malade2018_blackbox._fidelity(run, "substitute malade2018/d"))
+    assert all(math.isnan(share) for share in blackbox._fidelity(run, "substitute malade2018/d"))
 
 
 def radii(malade: dict[float, float]) -> Run:
@@ -248,7 +248,7 @@ def radii(malade: dict[float, float]) -> Run:
 
 @pytest.mark.parametrize(("malade", "said"), [({0.1: 98.0, 0.3: 96.0}, "holds"), ({0.1: 97.0, 0.3: 96.0}, "fails")])
 def test_equal_accuracies_are_not_below_each_other(malade, said):
-    (comparison,) = malade2018_blackbox._radius(Findings({"radii": radii(malade)}, SEEDS))
+    (comparison,) = blackbox._radius(Findings({"radii": radii(malade)}, SEEDS))
     (claim,) = comparison.claims
     assert verdict(claim) == said
     assert [row[1][2].paper for row in comparison.rows] == [98.98, 97.18]
@@ -260,7 +260,7 @@ def test_the_sweep_of_training_noise_stands_beside_the_paper():
         for seed in SEEDS
         for sigma in (0.1, 0.3, 0.4)
     ]
-    (comparison,) = malade2018_sweeps._sigma(Findings({"sigmas": Run(*cells, seeds=SEEDS)}, SEEDS))
+    (comparison,) = sweeps._sigma(Findings({"sigmas": Run(*cells, seeds=SEEDS)}, SEEDS))
     assert [(label, pairs[0].paper) for label, pairs in comparison.rows] == [("0.1", 91.98), ("0.3", 97.18), ("0.4", 96.3)]
     assert [pairs[0].ours.centre for _, pairs in comparison.rows] == pytest.approx([70.0, 90.0, 80.0])
     assert verdict(comparison.claims[0]) == "holds"
@@ -268,7 +268,7 @@ def test_the_sweep_of_training_noise_stands_beside_the_paper():
 
 
 def test_strengths_are_drawn_by_noise_and_schedules_compared_with_the_usual_one():
-    schedules = malade2018_sweeps._SCHEDULES
+    schedules = sweeps._SCHEDULES
     given = [
         cell(seed, defense="malade", attack="fgsm", candidates={}, accuracy=10 * step, step_size=step, noise=noise)
         for seed in SEEDS
@@ -282,7 +282,7 @@ def test_strengths_are_drawn_by_noise_and_schedules_compared_with_the_usual_one(
     for one in falling:
         one.record.details["train_facts"] = {"step_size": 0.4, "noise": 0.02}
     runs = {"strengths": Run(*given, seeds=SEEDS), "schedules": Run(*falling, seeds=SEEDS)}
-    strengths, fall = malade2018_sweeps._strength(Findings(runs, SEEDS))
+    strengths, fall = sweeps._strength(Findings(runs, SEEDS))
     assert {series.name: series.x for series in strengths.plots[0].series} == {"d_0 = 0": (1.0, 2.0), "d_0 = 0.1": (2.0,)}
     assert [label for label, _ in fall.rows] == list(schedules)
     assert [pair.ours.centre for pair in fall.rows[2][1]] == pytest.approx([99.0, 80.0, 0.4, 0.02])
@@ -295,7 +295,7 @@ def test_the_term_is_left_out_by_running_mala():
         for seed in SEEDS
         for name, left, arguments in (("mala", 80.0, {}), ("malade", 85.0, {"weight": None}))
     ]
-    (comparison,) = malade2018_sweeps._weight(Findings({"weights": Run(*cells, seeds=SEEDS)}, SEEDS))
+    (comparison,) = sweeps._weight(Findings({"weights": Run(*cells, seeds=SEEDS)}, SEEDS))
     assert [(label, pairs[1].ours.centre) for label, pairs in comparison.rows] == [
         ("0 * 2 sigma^2, MALA", 80.0),
         ("1 * 2 sigma^2, usual", 85.0),
@@ -309,8 +309,8 @@ def test_relaxed_images_are_shown_by_whether_they_were_restored():
     clean = torch.zeros(3, 1, 2, 2)
     states = torch.stack([clean + height for height in (1.0, 0.5, 0.25)])
     way = Way(clean, states, torch.arange(3), torch.tensor([True, True, False]), torch.tensor([True, False, True]))
-    torch.testing.assert_close(malade2018_relaxation._distance(way), torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64))
-    restored, failed = malade2018_relaxation.grids(way, "MALA")
+    torch.testing.assert_close(relaxation._distance(way), torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64))
+    restored, failed = relaxation.grids(way, "MALA")
     assert restored.rows == ("class 0",)
     assert failed.rows == ("class 1",)
     assert restored.columns == ("clean", "step 0", "step 1", "step 2")
@@ -322,7 +322,7 @@ def test_side_by_side_stands_the_image_that_only_the_last_defense_restores():
     label, fooled = torch.arange(3), torch.tensor([True, True, False])
     mala = Way(clean, states, label, fooled, torch.tensor([True, False, True]))
     malade = Way(clean, states, label, fooled, torch.tensor([True, True, True]))
-    grid = malade2018_relaxation._side_by_side({"mala": mala, "malade": malade})
+    grid = relaxation._side_by_side({"mala": mala, "malade": malade})
     assert grid.rows == ("MALA", "MALADE")
     assert grid.columns == ("clean", "step 0", "step 1")
     assert grid.caption == "An adversarial image of class 1: MALA does not restore it, MALADE restores it"

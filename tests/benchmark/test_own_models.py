@@ -11,9 +11,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from advbench import own_models, registry
-from advbench.own_models import Own, StateError, load_weights, loaded
-from advbench.specs import Spec
+from advbench.registry import registry
+from advbench.registry.specs import Spec
+from advbench.user_models import networks
+from advbench.user_models.networks import Own, StateError, load_weights, loaded
 from advbench.zoo import checkpoints
 
 SHAPE = (1, 28, 28)
@@ -198,7 +199,7 @@ def test_the_bytes_of_the_weights_are_part_of_the_key(tmp_path):
 
 def test_live_models_have_names_only_while_they_are_held():
     model, data = nn.Flatten(), digits()
-    with own_models.holding("mine", model, data) as name:
+    with networks.holding("mine", model, data) as name:
         assert name == "own:held:mine"
         assert registry.factory("architectures", name)(SHAPE, 10) is model
         assert registry.load_dataset(name, None) is data
@@ -260,15 +261,15 @@ def test_an_onnx_model_answers_as_onnx_says_and_has_gradients(onnx_file):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_converted_model_is_compared_with_the_files_own_answer(onnx_file):
-    from advbench import onnx_models
+    from advbench.user_models import onnx_files
 
     x = torch.rand(2, 1, 28, 28)
     model = make(str(onnx_file)).eval()
-    onnx_models.check(onnx_file, model, x)
+    onnx_files.check(onnx_file, model, x)
     with torch.no_grad():
         next(model.parameters()).add_(0.1)
     with pytest.raises(ValueError, match="not converted faithfully"):
-        onnx_models.check(onnx_file, model, x)
+        onnx_files.check(onnx_file, model, x)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from advbench.reproduction import engine, mosca2018_nets, mosca2018_tables, shaham2015_epochs, studies
+from advbench.reproduction import engine, studies
+from advbench.reproduction.papers.mosca2018 import nets, tables
+from advbench.reproduction.papers.shaham2015 import epochs
 from advbench.reproduction.study import Ours
 from advbench.reproduction.watching import Course
 from advbench.results.papers import load
@@ -56,8 +58,8 @@ def test_the_input_batch_norm_is_told_from_the_training(reproduce):
 
 def test_epochs_are_counted_to_within_half_a_point():
     course = Course((50.0, 90.0, 89.4, 89.6, 90.0), (0.0,) * 5)
-    assert shaham2015_epochs._converged(course) == 2
-    assert shaham2015_epochs._converged(replace(course, clean=(50.0, 60.0, 70.0))) == 3
+    assert epochs._converged(course) == 2
+    assert epochs._converged(replace(course, clean=(50.0, 60.0, 70.0))) == 3
 
 
 def test_the_fixed_set_is_what_the_baseline_gets_wrong(reproduce):
@@ -109,9 +111,9 @@ def test_medians_are_shown_and_wilcoxons_test_is_labelled():
     assert Ours((1.0, 2.0, 9.0), "median").centre == 2.0
     assert Ours((1.0, 2.0, 9.0)).centre == 4.0
     gains = [0.1, 0.2, 0.3, -0.05, 0.4]
-    note = mosca2018_tables._statistic("here", gains, "greater", "p = 1")
+    note = tables._statistic("here", gains, "greater", "p = 1")
     assert "the paper's statistic, over 5 pairs of medians: one-sided p = 0.0625, 4 gains and 1 losses" in note
-    assert "nothing to rank" in mosca2018_tables._statistic("here", [0.0, 0.0], "greater", "")
+    assert "nothing to rank" in tables._statistic("here", [0.0, 0.0], "greater", "")
 
 
 def test_wilcoxons_test_of_the_printed_table_is_what_the_summary_says():
@@ -120,6 +122,6 @@ def test_wilcoxons_test_of_the_printed_table_is_what_the_summary_says():
     gains = [
         round(table.cell(f"eps_{epsilon:g}", setting, "sgm") - table.cell(f"eps_{epsilon:g}", setting, "control"), 2)
         for setting in settings
-        for epsilon in mosca2018_nets.EPSILONS
+        for epsilon in nets.EPSILONS
     ]
-    assert "one-sided p = 0.0036" in mosca2018_tables._statistic("printed", gains, "greater", "")
+    assert "one-sided p = 0.0036" in tables._statistic("printed", gains, "greater", "")

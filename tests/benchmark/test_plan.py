@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from advbench.config import make_config
-from advbench.plan import make_plan, scored_split
-from advbench.scheduler import _waves
+from advbench.engine.scheduler import _waves
+from advbench.plan.plan import make_plan
+from advbench.tasks.task import scored_split
 from advbench.zoo.data import DataSet, Split
 
 pytestmark = pytest.mark.usefixtures("cache")

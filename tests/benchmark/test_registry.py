@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from advbench import registry
-from advbench.specs import Spec
+from advbench.registry import registry
+from advbench.registry.specs import Spec
 
 
 @pytest.mark.parametrize("kind", registry.KINDS)

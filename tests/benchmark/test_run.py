@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import advbench
-from advbench import registry
 from advbench.config import make_config
-from advbench.plan import make_plan
+from advbench.plan.plan import make_plan
+from advbench.registry import registry
 from advbench.results.store import Store
 
 pytestmark = pytest.mark.usefixtures("cache")

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from advbench import planner, sources
 from advbench.config import make_config
-from advbench.plan import make_plan
-from advbench.planner import MODULES, VERSIONED
-from advbench.sources import Sources, closure, source_hash
+from advbench.plan import planner
+from advbench.plan.plan import make_plan
+from advbench.plan.planner import MODULES, VERSIONED
+from advbench.registry import sources
+from advbench.registry.sources import Sources, closure, source_hash
 
 RUNNING = sources._own_sources().folders
 
@@ -185,8 +186,8 @@ def test_a_craft_is_keyed_by_all_that_attacks(copied):
         "advbench.attacks.access",
         "advbench.attacks.ensemble",
         "advbench.attacks.transfer",
-        "advbench.compiling",
-        "advbench.evaluation",
+        "advbench.tasks.compiling",
+        "advbench.tasks.evaluation",
         "advbench.zoo.checkpoints",
     }
     path = copied["advbench.attacks"] / "ensemble.py"
@@ -200,8 +201,13 @@ def test_a_craft_is_keyed_by_all_that_attacks(copied):
 
 def test_a_training_is_keyed_by_nothing_that_attacks_plans_or_reports():
     reached = closure(MODULES["train"])
-    assert reached >= {"advbench.models", "advbench.zoo.training", "advbench.zoo.optimizers", "advbench.defenses.defended"}
-    rooms = {"attacks", "reports", "results", "evaluation", "planner", "plan", "scheduler", "cli"}
+    assert reached >= {
+        "advbench.tasks.models",
+        "advbench.zoo.training",
+        "advbench.zoo.optimizers",
+        "advbench.defenses.defended",
+    }
+    rooms = {"attacks", "reports", "results", "plan", "engine", "cli"}
     assert not {name for name in reached if name.split(".")[1:2] and name.split(".")[1] in rooms}
 
 
@@ -213,7 +219,12 @@ def test_what_the_module_of_a_kind_imports_is_in_its_closure(kind):
     through_lookups = set().union(*(closure(module) for module in sources._LOOKUPS))
     missing = loaded - closure(MODULES[kind])
     assert missing <= through_lookups
-    assert not missing & {"advbench.tasks", "advbench.models", "advbench.evaluation", "advbench.zoo.training"}
+    assert not missing & {
+        "advbench.tasks.execution",
+        "advbench.tasks.models",
+        "advbench.tasks.evaluation",
+        "advbench.zoo.training",
+    }
 
 
 def test_no_key_reaches_a_look_up_and_the_tables_hold_no_code():

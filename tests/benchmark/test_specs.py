@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advbench.specs import Spec, canonical, split_list
+from advbench.registry.specs import Spec, canonical, split_list
 
 names = st.from_regex(r"[a-z][a-z0-9_/-]{0,15}", fullmatch=True)
 arguments = st.dictionaries(

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 import advbench
+from advbench.cli.terminal import print_result
 from advbench.config import make_config
-from advbench.plan import artefact, make_plan
+from advbench.plan.plan import make_plan
 from advbench.reports.boards import boards
 from advbench.reports.cells import load
 from advbench.results.store import Store
-from advbench.terminal import print_result
+from advbench.tasks.task import artefact
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from advbench.config import make_config
-from advbench.plan import make_plan
+from advbench.engine.scheduler import run_plan
+from advbench.plan.plan import make_plan
 from advbench.reproduction import watching
 from advbench.reproduction.engine import _findings
-from advbench.scheduler import run_plan
 from advbench.zoo.training import History
 
 

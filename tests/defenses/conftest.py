@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from advbench.attacks.rng import ExampleRNG
 from advbench.defenses.defended import Defended, Defense, Input
-from advbench.registry import create, table
-from advbench.specs import Spec
+from advbench.registry.registry import create, table
+from advbench.registry.specs import Spec
 from advbench.zoo.data import DataSet, Split
 from advbench.zoo.training import Budget
 

@@ -14,7 +14,7 @@ from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Untargeted, cross_entropy
 from advbench.defenses import DEFENSES
 from advbench.defenses.defended import Defense
-from advbench.registry import factory
+from advbench.registry.registry import factory
 from advbench.zoo import checkpoints
 
 every_defense = pytest.mark.parametrize("name", DEFENSES)

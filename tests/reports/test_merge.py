@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from advbench import reporting
+from advbench.records import reporting
 from advbench.reports.boards import boards
 from advbench.reports.cells import load
 from advbench.reports.merge import merge, run_names

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from advbench import reporting
 from advbench.config import make_config, to_toml
+from advbench.records import reporting
 from advbench.reports.boards import boards
 from advbench.reports.cells import Cells, load
 from advbench.reports.model_page import models

@@ -6,7 +6,7 @@ from importlib import resources
 
 import pytest
 
-from advbench import reporting
+from advbench.records import reporting
 from advbench.results.store import Store
 
 pytestmark = pytest.mark.browser

@@ -1,0 +1,323 @@
+"""The command line. Heavy imports happen inside the commands, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from advbench import __version__
+from advbench.cli.choices import BenchName, ListKind, Scale, TableFormat
+from advbench.cli.record_commands import baseline, check, publish, report
+from advbench.cli.terminal import print_plan, print_result, print_verdicts, refuse, watcher
+
+if TYPE_CHECKING:
+    from advbench.plan.plan import Plan
+
+app = typer.Typer(
+    name="advbench",
+    help="Benchmark and leaderboard harness for adversarial robustness.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command line; bad input ends with one clear line and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        if error.format_message():
+            print(f"advbench: {error.format_message()}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"advbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    config: Annotated[Path | None, typer.Argument(help="A TOML file that sets the same things; flags override it.")] = None,
+    matrix: Annotated[str | None, typer.Option(help="white-box, black-box, transfer or all. [default: all]")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="A data set's name, npz:PATH or folder:PATH. [default: digits]")
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where the data sets lie. [default: $ADVBENCH_DATA]")] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="Architectures, such as gu2014/convnet,sgr2018/mnist-cnn.")
+    ] = None,
+    defense: Annotated[str | None, typer.Option(help="Defenses, such as none,pgd-linf(steps=10).")] = None,
+    attack: Annotated[str | None, typer.Option(help="Attacks, such as fgsm,pgd(steps=100).")] = None,
+    substitute: Annotated[str | None, typer.Option(help="Architectures of the black-box attacker's substitute.")] = None,
+    norm: Annotated[str | None, typer.Option(help="linf, l2 or l1, or none for corruptions. [default: linf]")] = None,
+    epsilon: Annotated[
+        str | None, typer.Option(help="One radius or several, such as 8/255 or 0.1,0.2. [default: the data set's usual one]")
+    ] = None,
+    clip: Annotated[
+        bool | None, typer.Option("--clip/--no-clip", help="Whether images keep to the pixel range. [default: clip]")
+    ] = None,
+    seed: Annotated[str | None, typer.Option(help="Training seeds, such as 0,1,2. [default: 0]")] = None,
+    n_examples: Annotated[int | None, typer.Option(help="Test images to score. [default: all]")] = None,
+    train_examples: Annotated[int | None, typer.Option(help="Training images. [default: all]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Training epochs. [default: the data set's]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, or cuda:0,cuda:1. [default: auto]")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Tasks side by side. [default: one per core, or per GPU]")] = None,
+    backend: Annotated[str | None, typer.Option(help="Processes (loky) or threads (threading). [default: loky]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the results go. [default: advbench-out]")] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Attack compiled models; scores always take the model as it is.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do everything again, whatever is there.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and run nothing.")] = False,
+) -> None:
+    """Cross defenses and attacks into the matrices and publish a leaderboard.
+
+    With no argument: all three matrices on the embedded digits with the default suite. Finished work is kept, so the same
+    command after an interruption continues.
+
+    Exit codes: 0 all cells scored, 1 some cell failed (the table says which), 2 bad input, 130 interrupted.
+    """
+    settings = {name: value for name, value in locals().items() if name not in ("config", "compile", "dry_run", "fresh")}
+    try:
+        from advbench.config import make_config
+        from advbench.plan.plan import make_plan
+
+        plan = make_plan(make_config(config, compile=compile or None, fresh=fresh or None, **settings), measure=not dry_run)
+    except (ValueError, OSError) as error:
+        refuse(error)
+    if dry_run:
+        print_plan(plan)
+        return
+    raise typer.Exit(_run(plan))
+
+
+@app.command()
+def evaluate(
+    target: Annotated[
+        str, typer.Argument(help="file.py:factory, package.module:factory, file.onnx or torchvision/NAME.", metavar="TARGET")
+    ],
+    dataset: Annotated[str, typer.Option(help="A data set's name, npz:PATH or folder:PATH.")],
+    data_dir: Annotated[Path | None, typer.Option(help="Where the data sets lie. [default: $ADVBENCH_DATA]")] = None,
+    norm: Annotated[str | None, typer.Option(help="linf, l2 or l1, or none for corruptions. [default: linf]")] = None,
+    epsilon: Annotated[
+        str | None, typer.Option(help="The radius, such as 8/255. [default: the data set's usual one]")
+    ] = None,
+    attack: Annotated[
+        str | None, typer.Option(help="Attacks, such as auto,pgd(steps=100),foolbox/LinfPGD. [default: auto]")
+    ] = None,
+    n_examples: Annotated[int | None, typer.Option(help="Test images to score. [default: all]")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="safetensors, a state dict, or torchvision's own such as DEFAULT.", metavar="FILE")
+    ] = None,
+    mean: Annotated[str | None, typer.Option(help="Of the normalisation that the model expects, by channel.")] = None,
+    std: Annotated[str | None, typer.Option(help="Of the normalisation that the model expects, by channel.")] = None,
+    stochastic: Annotated[bool, typer.Option("--stochastic", help="The model draws random numbers.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Of the attacks' random numbers. [default: 0]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. [default: auto]")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Attacks side by side. [default: one per core, or per GPU]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the results go. [default: advbench-out]")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the numbers, of every example too, to this file.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do everything again, whatever is there.")] = False,
+) -> None:
+    """Attack a model of your own and publish what it withstands.
+
+    TARGET's factory returns an nn.Module: images in [0, 1] -> logits. It runs the attack `auto`, or those named, and one of
+    minimal norm for the curve. Weights are loaded without pickle. Finished work is kept, as by `advbench run`.
+
+    Exit codes: 0 all attacks scored, 1 some failed (the table says which), 2 bad input, 130 interrupted.
+    """
+    settings = {name: value for name, value in locals().items() if name not in ("target", "json", "fresh")}
+    try:
+        from advbench.user_models.target import plan_target, run_target
+
+        plan = plan_target(target, fresh=fresh or None, **settings)
+    except (ValueError, OSError) as error:
+        refuse(error)
+    from rich.console import Console
+
+    with watcher(Console(), len(plan.pending())) as watch:
+        result = run_target(plan, watch)
+    print(f"\n{result}\n")
+    try:
+        if json is not None:
+            json.parent.mkdir(parents=True, exist_ok=True)
+            json.write_text(result.to_json() + "\n", encoding="utf-8")
+    except OSError as error:
+        refuse(error)
+    if result.interrupted:
+        print("interrupted: what is finished is kept; the same command continues")
+    for path in (*result.reports, *([json] if json is not None else [])):
+        print(path)
+    raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def conformance(
+    attack: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[ATTACK]...", help="Such as pgd, torchattacks/CW(steps=50); all of the registry where absent."
+        ),
+    ] = None,
+    format: Annotated[TableFormat, typer.Option(help="What to print.")] = TableFormat.text,
+) -> None:
+    """Check that attacks do what an attack has to: budget, batches, seeds, few classes, pixels at 0 and 1 and more.
+
+    They run on a small random network, with their iterations cut down unless you set them. A check that fails names the norm
+    and what went wrong; one that says nothing about an attack is n/a.
+
+    Exit codes: 0 nothing fails, 1 something does, 2 bad input.
+    """
+    from rich.console import Console
+
+    try:
+        from advbench import clocks
+        from advbench import conformance as checks
+
+        console, verdicts = Console(stderr=True), []
+        specs = checks.specs_of(attack)
+        with clocks.single_thread(), console.status("") as status:
+            for number, spec in enumerate(specs, 1):
+                status.update(f"{spec} ({number} of {len(specs)})")
+                found = checks.examine(spec)
+                verdicts += found
+                if not console.is_terminal:
+                    holds = sum(verdict.status == "holds" for verdict in found)
+                    print(f"{spec}: {holds} of {len(found)} hold", file=sys.stderr, flush=True)
+    except (ValueError, OSError) as error:
+        refuse(error)
+    print_verdicts(verdicts, format)
+    raise typer.Exit(1 if checks.lines(verdicts) else 0)
+
+
+@app.command("list")
+def list_components(
+    kind: Annotated[ListKind | None, typer.Argument(help="Which components; all where absent.")] = None,
+) -> None:
+    """List the registered components, one line each, with the paper that they come from."""
+    from advbench.registry import registry
+
+    kinds = registry.KINDS if kind is None else (kind.value,)
+    for each in kinds:
+        names = registry.names(each)
+        if len(kinds) > 1:
+            print(f"{each}:")
+        for name in names:
+            print(f"{name:{max(map(len, names), default=0)}}  {registry.describe(each, name)}")
+        if each in registry.OPEN_NAMES:
+            print(f"and {registry.OPEN_NAMES[each]}")
+        if each != kinds[-1]:
+            print()
+
+
+@app.command()
+def reproduce(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[PAPER[.TABLE]]", help="Such as gu2014 or gu2014.table1; all where absent.")
+    ] = None,
+    scale: Annotated[
+        Scale, typer.Option(help="smoke: digits; small: MNIST, short trainings; full: the papers' budgets, for a GPU.")
+    ] = Scale.small,
+    seed: Annotated[str, typer.Option(help="Training seeds; a claim takes at least three.")] = "0,1,2",
+    data_dir: Annotated[Path | None, typer.Option(help="Where the data sets lie. [default: $ADVBENCH_DATA]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, or cuda:0,cuda:1. [default: auto]")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Tasks side by side. [default: one per core, or per GPU]")] = None,
+    out: Annotated[Path, typer.Option(help="Where the results go.")] = Path("advbench-reproduction"),
+) -> None:
+    """Run a paper's experiments and put its tables beside ours.
+
+    Every claim gets a verdict over the training seeds: holds, fails, or undecided. Finished work is kept, so the same
+    command after an interruption continues.
+
+    Exit codes: 0 complete, whatever the verdicts; 1 some part could not be run, 2 bad input, 130 interrupted.
+    """
+    from rich.console import Console
+
+    console = Console()
+    try:
+        from advbench.config import make_config
+        from advbench.reproduction.engine import reproduce as run_studies
+        from advbench.reproduction.terminal import print_reproduction
+
+        seeds = make_config(seed=seed).seed
+        with watcher(console) as watch:
+            result = run_studies(
+                name,
+                scale=scale.value,
+                out=out,
+                seeds=seeds,
+                watch=watch,
+                announce=lambda run: console.print(f"running {run}", highlight=False),
+                data_dir=data_dir,
+                device=device,
+                jobs=jobs,
+            )
+    except (ValueError, OSError) as error:
+        refuse(error)
+    print_reproduction(result, console)
+    raise typer.Exit(result.exit_code)
+
+
+for _command in (report, publish, check, baseline):
+    app.command()(_command)
+
+
+@app.command()
+def bench(
+    name: Annotated[BenchName | None, typer.Argument(help="Which kernels; all where absent.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Measure the defenses' kernels and trainings against their limits, on one thread of the CPU or on a GPU.
+
+    Prints a table of ratios. For figures worth keeping, nothing else should be running.
+
+    Exit codes: 0 all bars hold, 1 some bar was missed, 2 bad input.
+    """
+    try:
+        from advbench import clocks
+        from advbench.benches import bench
+
+        chosen = clocks.resolve_devices(device)[0]
+        rows = []
+        with clocks.single_thread():
+            for each in BenchName if name is None else [name]:
+                for row in bench.run(each.value, chosen):
+                    print(f"{row.case}, {row.measure}: {row.ratio:.3g} x {row.against}", file=sys.stderr, flush=True)
+                    rows.append(row)
+    except (ValueError, OSError) as error:
+        refuse(error)
+    print(f"{clocks.device_name(chosen)}\n\n{bench.table(rows)}")
+    raise typer.Exit(0 if all(row.holds for row in rows) else 1)
+
+
+def _run(plan: Plan) -> int:
+    """Run a plan with progress, print the leaderboard, and return the exit code."""
+    from rich.console import Console
+
+    from advbench.api import finish
+
+    console = Console()
+    with watcher(console, len(plan.pending())) as watch:
+        result = finish(plan, watch)
+    print_result(plan, result, console)
+    return result.exit_code

@@ -1,0 +1,159 @@
+"""What the command line shows: progress, plans, results, and why an input was refused. Heavy imports are inside."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
+
+from advbench.cli.choices import TableFormat
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from advbench.api import RunResult
+    from advbench.conformance import Verdict
+    from advbench.engine.scheduler import Status, Watcher
+    from advbench.plan.plan import Plan
+
+_SELDOM = 30.0
+"""Seconds between two plain lines about one craft."""
+
+
+def print_verdicts(verdicts: Sequence[Verdict], format: TableFormat) -> None:
+    """The table of what holds, and a line for every check that does not."""
+    from dataclasses import asdict
+    from json import dumps
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+    from tabulate import tabulate
+
+    from advbench.conformance import lines, table
+
+    columns, rows = table(verdicts)
+    if format is TableFormat.json:
+        print(dumps([asdict(verdict) for verdict in verdicts], indent=1))
+        return
+    console = Console()
+    if format is TableFormat.text and console.is_terminal:
+        grid, colours = Table(*columns), {"holds": "green", "fails": "bold red", "n/a": "dim"}
+        for row in rows:
+            grid.add_row(*(Text(cell, style=colours.get(cell, "")) for cell in row))
+        console.print(grid)
+    else:
+        print(tabulate(rows, columns, tablefmt="pipe" if format is TableFormat.markdown else "simple"))
+    bullet = "- " if format is TableFormat.markdown else ""
+    failures = lines(verdicts)
+    if failures:
+        print("\nfails:\n" if bullet else "\nfails:")
+        print("\n".join(f"{bullet}{line}" for line in failures))
+
+
+def refuse(error: Exception) -> NoReturn:
+    """End with one line and exit code 2."""
+    message = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else str(error)
+    print(f"advbench: {' '.join(message.split())}", file=sys.stderr)
+    raise typer.Exit(2) from None
+
+
+@contextmanager
+def watcher(console: Console, total: int | None = None) -> Iterator[Watcher]:
+    """Live progress on a terminal, a plain line per finished task elsewhere."""
+    if not console.is_terminal:
+        yield plain_lines()
+        return
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+        TextColumn("[dim]{task.fields[running]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("tasks", total=total, left="", running="")
+        crafts: dict[str, TaskID] = {}
+
+        def watch(status: Status) -> None:
+            left = status.seconds_left
+            for key in [key for key in crafts if key not in status.crafts]:
+                progress.remove_task(crafts.pop(key))
+            for key, standing in status.crafts.items():
+                if key not in crafts:
+                    crafts[key] = progress.add_task("", total=standing.images, left="", running="")
+                progress.update(
+                    crafts[key],
+                    completed=round(standing.share * standing.images),
+                    running=escape(f"{standing.label}: {standing}"),
+                )
+            progress.update(
+                bar,
+                completed=status.done,
+                total=status.total,
+                left="" if left is None else f"about {left:.0f} s left",
+                running=escape("; ".join(status.running[:2])),
+            )
+
+        yield watch
+
+
+def plain_lines() -> Watcher:
+    """A line for every tenth of the tasks, and one for each craft that takes long, every `_SELDOM` seconds."""
+    last = -1
+    told: dict[str, float] = {}
+
+    def watch(status: Status) -> None:
+        nonlocal last
+        for key, standing in status.crafts.items():
+            if standing.seconds >= told.get(key, 0.0) + _SELDOM:
+                told[key] = standing.seconds
+                print(f"{standing.label}: {standing}", flush=True)
+        tenth = 10 * status.done // max(1, status.total)
+        if tenth != last and status.done:
+            last = tenth
+            left = f", about {status.seconds_left:.0f} s left" if status.seconds_left and status.done < status.total else ""
+            print(f"{status.done} of {status.total} tasks done{left}", flush=True)
+
+    return watch
+
+
+def print_plan(plan: Plan) -> None:
+    """What a run would do, and how much of it is already there."""
+    pending = {task.key for task in plan.pending()}
+    names = {
+        "train": "models to train",
+        "substitute": "substitutes to train",
+        "clean": "models to check on clean images",
+        "diagnose": "models to check for gradients",
+        "calibrate": "attacks to calibrate on held-out images",
+        "craft": "attacks to craft",
+        "score": "cells to score",
+    }
+    for kind, name in names.items():
+        tasks = [task for task in plan.tasks.values() if task.kind == kind]
+        waiting = sum(task.key in pending for task in tasks)
+        there = sum(plan.done(task) for task in tasks)
+        print(f"{name:40}{len(tasks):6}  already done {there:6}  to do {waiting:6}")
+
+
+def print_result(plan: Plan, result: RunResult, console: Console) -> None:
+    """The leaderboard, what failed, and the files that were written."""
+    from advbench.reports.terminal import print_leaderboard
+
+    print_leaderboard(result.out, result.cells, console)
+    if not plan.config.clip or plan.data.box is None:
+        print("without a pixel range: these cells stand on no leaderboard")
+    for key, reason in list(result.failures.items())[:20]:
+        print(f"failed: {plan.tasks[key].label}: {reason}")
+    if result.interrupted:
+        print("interrupted: what is finished is kept; the same command continues")
+    for path in result.reports:
+        print(path)

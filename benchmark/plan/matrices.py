@@ -1,0 +1,144 @@
+"""The matrices of a plan: who attacks whom with what is known, as crafts and cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from advbench.attacks.access import DecisionBased
+from advbench.plan.planner import Planner, by_gradients
+from advbench.registry import registry
+from advbench.registry.specs import Spec
+from advbench.tasks.task import Target, View
+
+_EVASION = Spec("selective-pgd")
+"""The attack that stands beside every other one where there is a detector."""
+_IGNORING = "base"
+"""The surrogate of an attacker who ignores a defense's test-time parts."""
+
+
+def white_box(planner: Planner, target: Target) -> None:
+    """Attacks on the target itself through each surrogate; a cell is the worst over them."""
+    for attack in filter(by_gradients, planner.attacks):
+        for epsilon in planner.radii:
+            found = _crafts(planner, target, attack, epsilon, target.surrogates) | _evasions(planner, target, epsilon)
+            planner.score("white-box", target, attack, epsilon, found, None, diagnosis=planner.diagnose(target, epsilon))
+            if _IGNORING in found:
+                alone = {_IGNORING: found[_IGNORING]}
+                planner.score("oblivious", target, attack, epsilon, alone, {"label": _IGNORING, "kind": "surrogate"})
+
+
+def queries(planner: Planner, target: Target) -> None:
+    """Attacks that ask for scores or labels alone need no surrogate: they ask the model itself, its detector with it."""
+    for attack in planner.attacks:
+        if not by_gradients(attack):
+            labels = issubclass(attack[1].knowledge, DecisionBased)
+            source = {"label": "label queries" if labels else "score queries", "kind": "queries"}
+            for epsilon in planner.radii:
+                found = _crafts(planner, target, attack, epsilon, (target.itself,))
+                planner.score("black-box", target, attack, epsilon, found, source)
+
+
+def _crafts(
+    planner: Planner, target: Target, attack: tuple[Spec, Any, dict[str, Any]], epsilon: float | None, views: Iterable[View]
+) -> dict[str, str]:
+    """Images crafted to fool the target itself, by what was asked.
+
+    An attack within a radius spends it all on a surrogate that answers otherwise than the target: what fools the model
+    behind a purifier by a hair is purified away.
+    """
+    found = {}
+    for view in views:
+        name = view.name or "itself"
+        found[name] = planner.craft(
+            target.key,
+            target.label if len(target.surrogates) == 1 else f"{target.label} ({name})",
+            attack,
+            None if attack[1].minimal_norm else epsilon,
+            batch=target.batch,
+            seed=target.seed,
+            view=view,
+            transfer=not view.exact and not attack[1].minimal_norm,
+        )
+    if attack[1].minimal_norm and target.stochastic:
+        # The smallest perturbation fools a random model about every other time: one that spends the whole budget stands
+        # beside it, so that the model does not look robust at epsilon for that reason.
+        found["whole budget"] = _craft_for_transfer(planner, target, attack, epsilon)
+    return found
+
+
+def _evasions(planner: Planner, target: Target, epsilon: float | None) -> dict[str, str]:
+    """Images crafted past a target's detector, by surrogate; they stand beside every attack's."""
+    guarded = [view for view in target.surrogates if view.guarded]
+    if not guarded or planner.config.norm not in registry.create("attacks", _EVASION).norms:
+        return {}
+    found = _crafts(planner, target, planner.attack(_EVASION), epsilon, guarded)
+    return {f"{name}, {_EVASION}": craft for name, craft in found.items()}
+
+
+def black_box(planner: Planner, target: Target, architecture: Spec) -> None:
+    """A substitute trained on the target's labels, attacked for the target."""
+    content = registry.content("architectures", architecture, None)
+    substitute = planner.add(
+        "substitute",
+        {
+            "target": target.key,
+            "architecture": content,
+            "rounds": planner.config.substitute_rounds,
+            "step": planner.config.substitute_step,
+            "seeds": planner.config.substitute_seeds,
+            "fingerprint": planner.data.fingerprint,
+            "seed": target.seed,
+        },
+        [target.key],
+        f"substitute {architecture} for {target.label}",
+        20.0 * 2**planner.config.substitute_rounds,
+    )
+    label = f"substitute {architecture}"
+    batch = planner.substitute_batch(architecture)
+    for attack in filter(by_gradients, planner.attacks):
+        for epsilon in planner.radii:
+            craft = planner.craft(
+                substitute,
+                f"{label} for {target.label}",
+                attack,
+                epsilon,
+                batch=batch,
+                seed=target.seed,
+                view=View(),
+                transfer=True,
+            )
+            source = {"label": label, "kind": "substitute", "architecture": {"name": content["name"]}}
+            found = {"substitute": craft}
+            planner.score("black-box", target, attack, epsilon, found, source, handed=True, substitute=substitute)
+
+
+def _craft_for_transfer(
+    planner: Planner, source: Target, attack: tuple[Spec, Any, dict[str, Any]], epsilon: float | None
+) -> str:
+    """Images crafted on a model to be shown to any: every example, the whole budget, the faithful surrogate.
+
+    Those of an attack that asks for scores or labels alone come from the model itself.
+    """
+    return planner.craft(
+        source.key,
+        source.label,
+        attack,
+        epsilon,
+        batch=source.batch,
+        seed=source.seed,
+        view=source.surrogates[0] if by_gradients(attack) else source.itself,
+        transfer=True,
+    )
+
+
+def transfer(planner: Planner, targets: list[Target]) -> None:
+    """Every target's images shown to all of them."""
+    for attack in planner.attacks:
+        for epsilon in planner.radii:
+            for source in targets:
+                craft = _craft_for_transfer(planner, source, attack, epsilon)
+                facts = source.facts()
+                for target in targets:
+                    found = {source.label: craft}
+                    planner.score("transfer", target, attack, epsilon, found, {**facts, "kind": "model"}, handed=True)

@@ -1,0 +1,87 @@
+"""The plan: the registry crossed into tasks, each named by what it computes.
+
+A task's key is the SHA-256 of its canonical content, so that a changed hyper-parameter, seed, data set or source file is
+another task, and a finished one is never done twice (DESIGN, sections 2 and 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from advbench.clocks import resolve_devices
+from advbench.config import Config
+from advbench.plan import matrices
+from advbench.plan.planner import Planner, by_gradients
+from advbench.plan.suite import suite_of
+from advbench.registry import registry
+from advbench.results.store import Store
+from advbench.tasks.compiling import check_compiler
+from advbench.tasks.task import Task, artefact
+from advbench.zoo.data import DataSet
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """Everything that a run computes. tasks: by key, needs before those who need them. cells: the keys of the scores."""
+
+    config: Config
+    data: DataSet
+    devices: list[torch.device]
+    tasks: Mapping[str, Task]
+    cells: tuple[str, ...]
+
+    @property
+    def store(self) -> Store:
+        """Where the records go."""
+        return Store(self.config.out)
+
+    def done(self, task: Task) -> bool:
+        """Whether the task's result lies finished in its place."""
+        if task.kind == "score":
+            return self.store.status(task.key) == "ok"
+        return artefact(task.kind, task.key, self.config.out).exists()
+
+    def pending(self) -> list[Task]:
+        """The tasks that must run, in order: the cells without a result, and what they need that is not there."""
+        wanted: set[str] = set()
+        waiting = [key for key in self.cells if not self.done(self.tasks[key])]
+        while waiting:
+            key = waiting.pop()
+            if key not in wanted:
+                wanted.add(key)
+                waiting.extend(need for need in self.tasks[key].needs if not self.done(self.tasks[need]))
+        return [task for key, task in self.tasks.items() if key in wanted]
+
+
+def make_plan(config: Config, *, measure: bool = True, data: DataSet | None = None) -> Plan:
+    """Cross the components of `config` into tasks. ValueError, in one line, for anything that does not fit.
+
+    measure: whether to measure a compute batch that is not yet known on this machine (a dry run does not). data: the data
+    set of `config`, where it is loaded already.
+    """
+    registry.check_name("datasets", config.dataset)
+    if config.compile:
+        check_compiler(resolve_devices(config.device)[0])
+    planner, suite = Planner(config, measure, data), suite_of(config)
+    for seed in config.seed:
+        targets = [
+            planner.target(defense, architecture, seed, alone=len(suite.architectures) == 1)
+            for architecture in suite.architectures
+            for defense in suite.defenses
+        ]
+        if "white-box" in config.matrix:
+            for target in targets:
+                matrices.white_box(planner, target)
+        if {"white-box", "black-box"} & set(config.matrix):
+            for target in targets:
+                matrices.queries(planner, target)
+        if "black-box" in config.matrix and any(map(by_gradients, planner.attacks)):
+            for target in targets:
+                for substitute in suite.substitutes:
+                    matrices.black_box(planner, target, substitute)
+        if "transfer" in config.matrix:
+            matrices.transfer(planner, targets)
+    return Plan(config, planner.data, planner.devices, planner.tasks, tuple(planner.cells))

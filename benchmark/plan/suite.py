@@ -1,0 +1,44 @@
+"""What a run crosses: the components that were named, and the default suite for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from advbench.config import Config
+from advbench.registry.specs import Spec
+
+DEFAULT_ARCHITECTURE = Spec("gu2014/n200-200-10")
+DEFAULT_SUBSTITUTE = Spec("gu2014/n100-100-10")
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """Defenses, attacks, architectures of the targets and of the black-box attacker's substitutes."""
+
+    defenses: tuple[Spec, ...]
+    attacks: tuple[Spec, ...]
+    architectures: tuple[Spec, ...]
+    substitutes: tuple[Spec, ...]
+
+
+def suite_of(config: Config) -> Suite:
+    """The components of a run: those that were named, and the default suite for the rest."""
+    norm = config.norm
+    if norm == "none":
+        attacks, trained = [Spec("correlated-noise")], list[Spec]()
+    else:
+        attacks = [Spec("fgsm" if norm == "linf" else "fgm"), Spec("pgd")]
+        attacks += [Spec("deepfool")] if norm in ("linf", "l2") else []
+        trained = [Spec(f"robust-{norm}"), Spec(f"pgd-{norm}")]
+    defenses = (Spec("none"), *trained, Spec.of("input-noise", {"passes": 2}))
+    return Suite(
+        _unique(config.defense or defenses),
+        _unique(config.attack or attacks),
+        _unique(config.architecture or (DEFAULT_ARCHITECTURE,)),
+        _unique(config.substitute or (DEFAULT_SUBSTITUTE,)),
+    )
+
+
+def _unique(specs: Iterable[Spec]) -> tuple[Spec, ...]:
+    return tuple(dict.fromkeys(specs))

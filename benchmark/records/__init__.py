@@ -1,0 +1,1 @@
+"""Reports, gate and fixed sets from the records of a run."""

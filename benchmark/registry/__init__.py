@@ -1,0 +1,1 @@
+"""Names resolved to components, and what names and identifies them in a key."""

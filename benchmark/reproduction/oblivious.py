@@ -1,0 +1,52 @@
+"""Adversarial images of one model, shown to another as they are: what an attacker gets who knows nothing of a defense."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from advbench.clocks import single_thread
+from advbench.defenses.defended import Defended
+from advbench.reproduction.findings import Cell, RunFindings
+from advbench.tasks.evaluation import Counts, count
+from advbench.tasks.task import artefact, scored_split
+from advbench.zoo.data import Split
+
+_BATCH = 100
+
+
+def scored(run: RunFindings) -> Split:
+    """The clean test images that the cells of a run are about."""
+    return scored_split(run.plan.data, run.plan.config.n_examples)
+
+
+def crafted(run: RunFindings, cell: Cell) -> Split:
+    """The adversarial images that the attack of a cell made on the target's first surrogate, with the images' labels.
+
+    Of a minimal-norm attack they are the nearest ones that it found, where the transfer matrix stretches them to a radius.
+    """
+    with np.load(artefact("craft", cell.record.details["crafts"][0], run.plan.config.out), allow_pickle=False) as file:
+        x_adv = torch.from_numpy(file["x_adv"])
+    return dataclasses.replace(scored(run), x=x_adv)
+
+
+def answers(defended: Defended, split: Split, *, seed: int, draws: int = 1) -> Counts:
+    """How a model answers on images, on fresh report draws; one thread, so that the bits are those of a run."""
+    with single_thread():
+        return count(defended, split, seed=seed, draws=draws, batch=_BATCH, device=torch.device("cpu"))
+
+
+def error(defended: Defended, split: Split, *, seed: int, draws: int = 1) -> float:
+    """The share of wrong answers on images, in percent."""
+    found = answers(defended, split, seed=seed, draws=draws)
+    return 100.0 - 100.0 * float(found.report.double().mean()) / found.draws
+
+
+def distortion(defended: Defended, clean: Split, adversarial: Split, *, seed: int) -> float:
+    """The mean RMS perturbation of the images that a deterministic model gets right clean and wrong adversarial."""
+    before, after = (answers(defended, split, seed=seed).report for split in (clean, adversarial))
+    fooled = (before > 0) & (after == 0)
+    rms = (adversarial.x - clean.x).double().square().flatten(1).mean(dim=1).sqrt()
+    return float(rms[fooled].mean()) if fooled.any() else float("nan")

@@ -1,0 +1,150 @@
+"""The attacker who knows a defense of Gu & Rigazio 2014 (arXiv:1412.5068), beside the paper's, who does not.
+
+The paper crafts its adversarials on the net without the defense and shows them to the net with it. Beside that error stands
+the one of an attacker who knows the defense, at the distance that the paper's adversarials have on average.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from advbench.registry.specs import Spec
+from advbench.reproduction.findings import Cell, Findings
+from advbench.reproduction.oblivious import crafted, error, scored
+from advbench.reproduction.papers.gu2014.nets import NETS, attacked, training_of
+from advbench.reproduction.study import Claim, Scale, Settings, above
+from advbench.results.papers import PaperTable, load
+from advbench.zoo.data import Split
+
+SHOWN: Mapping[Scale, tuple[str, ...]] = {
+    "smoke": ("N100-100-10", "N200-200-10"),
+    "small": ("N100-100-10", "N200-200-10", "AE400-10"),
+    "full": tuple(NETS),
+}
+"""The nets whose adversarials the defenses are shown."""
+ADAPTIVE: Mapping[Scale, str] = {"smoke": "pgd(steps=10)", "small": "apgd-ce", "full": "apgd-ce"}
+"""The attack on the defended nets."""
+_FEWER: Mapping[Scale, Settings] = {"smoke": {"n_examples": 20}, "small": {"n_examples": 100}, "full": {}}
+"""The test images that the defended nets are attacked on."""
+_BROKEN = 5.0
+"""Points of error between a defended net and the bare one at which the defense is said to be broken."""
+_SIZES: Mapping[Scale, str] = {
+    "smoke": "digits in place of MNIST, 4 epochs, N100-100-10 and N200-200-10 only (figure 1: the first), 40 test images, "
+    "20 of them to attack with the defense known (10 in figure 1, 15 for the distortion of the stack, the first net's); "
+    "autoencoders learn from DeepFool's adversarials of 40 training images",
+    "small": "8 epochs on 12,000 images, no ConvNet, 300 test images and 100 to attack with the defense known (40 in figure "
+    "1, 60 for the distortion of the stack); autoencoders learn from the adversarials of 1,000 training images",
+    "full": "optimizer and schedule, which the paper does not print",
+}
+
+
+def table_of(name: str) -> PaperTable:
+    """A table of the paper by its name, such as `table2`."""
+    return load("gu2014").tables[f"gu2014.{name}"]
+
+
+def printed_distortion(net: str) -> float:
+    """The paper's average distortion of a net's adversarials, RMS."""
+    return table_of("table1").cell("avg_distortion", net)
+
+
+def radius(net: str) -> float:
+    """The same as an l2 norm."""
+    return round(printed_distortion(net) * math.sqrt(784), 3)
+
+
+def known_run(scale: Scale, net: str, defenses: Sequence[Spec], **settings: object) -> Settings:
+    """A run in which the attacker knows the defenses, and of the bare net beside them."""
+    return {
+        **attacked(scale, [net], []),
+        "defense": [training_of(net), *map(str, defenses)],
+        "attack": [ADAPTIVE[scale]],
+        "epsilon": [radius(net)],
+        **_FEWER[scale],
+        **settings,
+    }
+
+
+def run_of(net: str) -> str:
+    """The name of the run in which the attacker knows a net's defenses."""
+    return f"{net}, defended"
+
+
+def adversarials(findings: Findings, net: str, seed: int) -> Split:
+    """The paper's adversarials of the bare net."""
+    return crafted(findings[net], findings[net].one(seed=seed, attack="lbfgs"))
+
+
+def cell_of(findings: Findings, net: str, defense: Spec | None, seed: int) -> Cell:
+    """The cell of the attacker who knows the defense, which may be named by some arguments; of the bare net where None."""
+    wanted = Spec(training_of(net)) if defense is None else defense
+    for cell in findings[run_of(net)].all(seed=seed, matrix="white-box", defense=wanted.name):
+        arguments = cell.record.target["defense"]["arguments"]
+        if all(arguments[name] == value for name, value in wanted.arguments):
+            return cell
+    raise ValueError(f"Expected a cell of {wanted} on {net} with seed={seed}; got none")
+
+
+def clean_error(findings: Findings, net: str, defense: Spec) -> tuple[float, ...]:
+    """The defended net's error on clean images, by seed."""
+    return tuple(
+        error(findings[run_of(net)].defended(cell_of(findings, net, defense, seed)), scored(findings[net]), seed=seed)
+        for seed in findings.seeds
+    )
+
+
+def oblivious_error(findings: Findings, net: str, defense: Spec) -> tuple[float, ...]:
+    """The defended net's error on the adversarials of the bare net, by seed."""
+    return tuple(
+        error(
+            findings[run_of(net)].defended(cell_of(findings, net, defense, seed)),
+            adversarials(findings, net, seed),
+            seed=seed,
+        )
+        for seed in findings.seeds
+    )
+
+
+def adaptive_error(findings: Findings, net: str, defense: Spec | None) -> tuple[float, ...]:
+    """The error under the attacker who knows the defense, by seed."""
+    return tuple(100.0 - cell_of(findings, net, defense, seed).accuracy for seed in findings.seeds)
+
+
+def verdict_of_the_attacker(
+    name: str, rows: Sequence[tuple[str, tuple[float, ...], tuple[float, ...], tuple[float, ...]]]
+) -> tuple[Claim, str]:
+    """The claim that the attacker who knows more does more harm, and a line that says where the defense is broken.
+
+    rows: label; errors on the bare net's adversarials, under the adaptive attack, and of the bare net under that attack.
+    """
+    claim = Claim(
+        f"gu2014.adaptive.{name}",
+        "the attack on the defended net itself, at the l2 distance that the paper prints for the bare net's adversarials, "
+        "makes more errors than these adversarials do",
+        tuple(above(label, adaptive, oblivious) for label, oblivious, adaptive, _ in rows),
+    )
+    broken = [
+        f"{label} {fmean(oblivious):.0f}% -> {fmean(adaptive):.0f}% (bare {fmean(bare):.0f}%)"
+        for label, oblivious, adaptive, bare in rows
+        if fmean(adaptive) > fmean(oblivious) + _BROKEN and fmean(adaptive) > fmean(bare) - _BROKEN
+    ]
+    said = "; ".join(broken) or "none"
+    return claim, (
+        f"broken by the adaptive attack (errors as many as without the defense, within {_BROKEN:.0f} points), "
+        f"{len(broken)} of {len(rows)}: {said}"
+    )
+
+
+def differs(scale: Scale) -> Sequence[str]:
+    """What is other than in section 3 of the paper."""
+    return (
+        _SIZES[scale],
+        f"'attacked itself': by {ADAPTIVE[scale]} (figure 1: PGD) at the l2 distance that the paper prints as the bare "
+        "net's average distortion, the worst over the defense's surrogates; the paper attacks bare nets and, with L-BFGS, "
+        "the stacks of table 3",
+        "blur has the deviation of OpenCV's rule and mirrored borders, autoencoders are ReLU with sigmoid output and "
+        "squared error, one clean image for each adversarial, noise comes behind the nonlinearity (the paper prints none)",
+        "the curves of figure 1 are on every fifth test image, at most a thousand, one draw of 20 passes each",
+    )

@@ -1,0 +1,1 @@
+"""Srinivasan et al. 2018 (arXiv:1805.12017)."""

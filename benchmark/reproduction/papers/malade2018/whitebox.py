@@ -1,0 +1,279 @@
+"""Srinivasan et al. 2018 (arXiv:1805.12017), white-box: attackers who know the defense, the paper's and stronger ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from advbench.reproduction.findings import Cell, Findings, RunFindings
+from advbench.reproduction.papers.malade2018.blackbox import pair_accuracies
+from advbench.reproduction.papers.malade2018.nets import (
+    CLASSIFIERS,
+    DEFENSES,
+    NAMES,
+    PAIRS,
+    RADIUS,
+    black_box,
+    clean,
+    defense,
+    differs,
+    once,
+    substitutes,
+    table,
+    white_box,
+)
+from advbench.reproduction.study import Claim, Comparison, Inequality, Ours, Pair, Scale, Settings, Study, above
+from advbench.results.papers import PaperTable
+from advbench.results.statistics import worst_case
+
+_ATTACKS = {"FGSM": "fgsm", "R+FGSM": "r-fgsm", "CW": "carlini-wagner"}
+"""The paper's attacks and ours."""
+_BOUNDED: tuple[Settings, ...] = ({"name": "fgsm"}, {"name": "r-fgsm", "alpha": 1 / 6})
+_STRONG = "adaptive"
+"""The row of the attacks that the paper does not have."""
+_ADAPTIVE: Mapping[Scale, tuple[str, ...]] = {
+    "smoke": ("pgd(steps=3, step_size=0.4)",),
+    "small": ("pgd(steps=40, step_size=0.1, stop='never')",),
+    "full": ("pgd(steps=100, step_size=0.05, stop='never')",),
+}
+"""Stronger attacks within the radius, through every surrogate."""
+_CW: Mapping[Scale, str] = {
+    "smoke": "carlini-wagner(steps=5, search_steps=1, initial_constant=100.0, learning_rate=0.1)",
+    "small": "carlini-wagner(steps=100, search_steps=1, initial_constant=100.0, learning_rate=0.1)",
+    "full": "carlini-wagner(steps=100, search_steps=1, initial_constant=100.0, learning_rate=0.1)",
+}
+_FEWER: Mapping[Scale, Settings] = {
+    "smoke": {"n_examples": 5},
+    "small": {"n_examples": 15, "batch": 15, "score_draws": 5},
+    "full": {},
+}
+"""The images of the white-box runs."""
+_SEEDS: Mapping[Scale, Settings] = {"smoke": {"seed": (0,)}, "small": {}, "full": {}}
+_CW_CLASSIFIERS: Mapping[Scale, tuple[str, ...]] = {"smoke": ("D",), "small": ("D",), "full": tuple(CLASSIFIERS)}
+"""Those whose defenses all meet CW; it is run on no defense and MagNet, which take no draws, everywhere."""
+_CHEAP = ("no_defense", "magnet")
+_CW_DRAWS: Mapping[Scale, int] = {"smoke": 1, "small": 2, "full": 4}
+"""Passes averaged per gradient of CW: how many converge is found at a radius, and CW has none."""
+_ANY_DISTANCE = 28.0
+"""The l2 diameter of MNIST's box: the paper counts CW's images at any distance."""
+
+
+def _runs(scale: Scale) -> Mapping[str, Settings]:
+    """Runs by classifier: within the radius, CW, and the black-box ones of table 1, which the headline needs."""
+    defenses = [defense(name, scale) for name in DEFENSES]
+    runs: dict[str, Settings] = {}
+    for classifier in PAIRS[scale]:
+        near: Settings = {"norm": "linf", "epsilon": [RADIUS], "attack": [*_BOUNDED, *_ADAPTIVE[scale]]}
+        far: Settings = {"norm": "l2", "epsilon": [_ANY_DISTANCE], "attack": [_CW[scale]]}
+        runs[classifier] = white_box(scale, classifier, defenses, **{**near, **_FEWER[scale], **_SEEDS[scale]})
+        cheap = [defense(name, scale) for name in _CHEAP]
+        runs[_cw(classifier)] = white_box(scale, classifier, cheap, **{**far, **_FEWER[scale], **_SEEDS[scale]})
+        if classifier in _CW_CLASSIFIERS[scale]:
+            dear, few = [one for one in defenses if one not in cheap], {**_FEWER[scale], "draws": _CW_DRAWS[scale]}
+            runs[_cw_dear(classifier)] = white_box(scale, classifier, dear, **{**far, **few, **once(scale)})
+        runs[_substitutes_of(classifier)] = black_box(scale, classifier, defenses, **_SEEDS[scale])
+    return runs
+
+
+def _cw(classifier: str) -> str:
+    return f"{classifier}, CW"
+
+
+def _cw_dear(classifier: str) -> str:
+    return f"{classifier}, CW through purifiers"
+
+
+def _run_of(findings: Findings, classifier: str, attack: str, column: str) -> RunFindings | None:
+    """The run of an attack on a defense of a classifier; None where it is left out."""
+    if attack != "CW":
+        return findings[classifier]
+    return findings.runs.get(_cw(classifier) if column in _CHEAP else _cw_dear(classifier))
+
+
+def _substitutes_of(classifier: str) -> str:
+    return f"{classifier}, black-box"
+
+
+def through(cell: Cell) -> float:
+    """Accuracy, in percent, under what was crafted through the defense's own gradient; NaN where it has none."""
+    return _alone(cell, "faithful")
+
+
+def worst(cell: Cell) -> float:
+    """Accuracy, in percent, under the worst of all surrogates: per example where the attack has a radius."""
+    if not cell.record.attack["minimal_norm"]:
+        return cell.accuracy
+    found = cell.record.details["candidates"].items()
+    return 100.0 * min(float(value) for name, value in found if name != "whole budget" and value is not None)
+
+
+def ignoring(cell: Cell) -> float:
+    """Accuracy, in percent, under what was crafted on the classifier as if there were no defense."""
+    return _alone(cell, "base" if "base" in cell.record.details["candidates"] else "faithful")
+
+
+def _alone(cell: Cell, surrogate: str) -> float:
+    """What one surrogate leaves, in percent."""
+    found = cell.record.details["candidates"].get(surrogate)
+    return math.nan if found is None else 100.0 * float(found)
+
+
+def _compare(findings: Findings) -> Sequence[Comparison]:
+    printed = table("table2")
+    rows: list[tuple[str, tuple[Pair, ...]]] = []
+    for classifier in _classifiers(findings):
+        for attack in (*_ATTACKS, _STRONG):
+            rows += _rows(findings, attack, classifier, printed)
+        rows += [_all_row(findings, classifier, column) for column in DEFENSES]
+    columns = (
+        ("through the defense", "%"),
+        ("worst of all surrogates", "%"),
+        ("ignoring the defense", "%"),
+        ("clean", "%"),
+    )
+    claims = (_headline(findings), _above_mala(findings), _magnet(findings))
+    return (Comparison(printed.caption, columns, tuple(rows), claims, tuple(_broken(findings))),)
+
+
+def _classifiers(findings: Findings) -> list[str]:
+    return [name for name in CLASSIFIERS if name in findings.runs]
+
+
+def _row(classifier: str, attack: str, column: str) -> str:
+    return f"{classifier}, {attack}, {NAMES[column]}"
+
+
+def _rows(findings: Findings, attack: str, classifier: str, printed: PaperTable) -> list[tuple[str, tuple[Pair, ...]]]:
+    """The rows of an attack on a classifier, one per defense that it was run on."""
+    rows = []
+    for column, name in DEFENSES.items():
+        run = _run_of(findings, classifier, attack, column)
+        if run is None:
+            continue
+        paper = printed.cell(column, attack, classifier) if attack in _ATTACKS else None
+        found = [_smallest(run, name, attack, figure) for figure in (through, worst, ignoring, clean)]
+        pairs = (Pair(paper, Ours(found[0])), *(Pair(None, Ours(values)) for values in found[1:]))
+        rows.append((_row(classifier, attack, column), pairs))
+    return rows
+
+
+def _all_row(findings: Findings, classifier: str, column: str) -> tuple[str, tuple[Pair, ...]]:
+    """The attacker who takes, for every example, the worst of all attacks within the radius."""
+    nothing, left = Pair(None, None), Ours(_least_white_box(findings, classifier, column))
+    row = nothing, Pair(_reported(classifier, column), left), nothing, nothing
+    return _row(classifier, "all within the radius", column), row
+
+
+def _reported(classifier: str, column: str) -> float:
+    """The least accuracy that the paper reports under an attack within the radius."""
+    return min(table("table2").cell(column, attack, classifier) for attack in ("FGSM", "R+FGSM"))
+
+
+def _smallest(run: RunFindings, name: str, attack: str, figure: Callable[[Cell], float]) -> tuple[float, ...]:
+    """A figure of a defense by seed under one of the paper's attacks; of the adaptive ones the smallest."""
+    found = []
+    for seed in run.plan.config.seed:
+        cells = [cell for cell in run.all(seed=seed, matrix="white-box", defense=name) if _is(cell, attack)]
+        if not cells:
+            raise ValueError(f"Expected a cell of {attack} on {name} with seed={seed}; got none")
+        found.append(min(figure(cell) for cell in cells))
+    return tuple(found)
+
+
+def _is(cell: Cell, attack: str) -> bool:
+    """Whether a cell is of one of the paper's attacks, or of an adaptive one."""
+    name = cell.record.attack["name"]
+    return name == _ATTACKS[attack] if attack in _ATTACKS else name not in _ATTACKS.values()
+
+
+def _least_white_box(findings: Findings, classifier: str, column: str) -> tuple[float, ...]:
+    """What the strongest white-box attacker within the radius leaves, by seed: per example the worst of all attacks."""
+    run, found = findings[classifier], []
+    for seed in run.plan.config.seed:
+        cells = run.all(seed=seed, matrix="white-box", defense=DEFENSES[column])
+        found.append(100.0 * float(worst_case([(cell.record, cell.examples) for cell in cells]).values.mean()))
+    return tuple(found)
+
+
+def _broken(findings: Findings) -> list[str]:
+    """A line for each defense: how far below the paper's white-box numbers our attack gets."""
+    lines = []
+    for classifier in _classifiers(findings):
+        for column in list(DEFENSES)[1:]:
+            ours = _least_white_box(findings, classifier, column)
+            paper = _reported(classifier, column)
+            left = sum(ours) / len(ours)
+            if left < paper:
+                lines.append(
+                    f"{NAMES[column]} on {classifier}: the adaptive attack leaves {left:.1f}% at radius {RADIUS:g} where "
+                    f"the paper reports {paper:.1f}% under FGSM and R+FGSM, {paper - left:.1f} points less"
+                )
+    return lines or ["the adaptive attack breaks nothing that the paper reports as robust"]
+
+
+def _headline(findings: Findings) -> Claim:
+    """The smallest of black-box and adaptive white-box accuracy of MALADE against those of Defense-GAN and MagNet."""
+    parts = []
+    for classifier in _classifiers(findings):
+        least = {column: _least(findings, classifier, column) for column in ("malade", "defense_gan", "magnet")}
+        rivals = tuple(max(pair) for pair in zip(least["defense_gan"], least["magnet"], strict=True))
+        differences = tuple(a - b for a, b in zip(least["malade"], rivals, strict=True))
+        parts.append(Inequality(f"MALADE - the better of Defense-GAN and MagNet, {classifier}", differences))
+    text = (
+        "the least of MALADE's accuracies, black-box and white-box (here adaptive), is above those of Defense-GAN and "
+        "MagNet (on the printed numbers for three classifiers of four)"
+    )
+    return Claim("malade2018.claim.headline", text, tuple(parts))
+
+
+def _least(findings: Findings, classifier: str, column: str) -> tuple[float, ...]:
+    """The smallest accuracy of a defense by seed, over its substitutes and the adaptive attacker."""
+    run = findings[_substitutes_of(classifier)]
+    found = [pair_accuracies(run, label)[column] for label in substitutes(run)]
+    white = _least_white_box(findings, classifier, column)
+    return tuple(min(values) for values in zip(white, *found, strict=True))
+
+
+def _above_mala(findings: Findings) -> Claim:
+    """MALADE against MALA through the defenses' own gradients, as the paper's attacks."""
+    parts = []
+    for classifier in _classifiers(findings):
+        for attack in _ATTACKS:
+            runs = {column: _run_of(findings, classifier, attack, column) for column in ("malade", "mala")}
+            found = [_smallest(run, DEFENSES[column], attack, through) for column, run in runs.items() if run is not None]
+            parts += [above(f"MALADE - MALA, {attack}, {classifier}", *found)] if found else []
+    return Claim("malade2018.claim.malade_beats_mala", "MALADE is above MALA under white-box attacks", tuple(parts))
+
+
+def _magnet(findings: Findings) -> Claim:
+    """MagNet under Carlini and Wagner's attack."""
+    parts = []
+    for classifier in _classifiers(findings):
+        left = _smallest(findings[_cw(classifier)], "magnet", "CW", worst)
+        parts.append(Inequality(f"1.0001 - MagNet's accuracy, {classifier}", tuple(1.0001 - one for one in left)))
+    return Claim("malade2018.claim.magnet_whitebox", "CW leaves at most 1% of MagNet", tuple(parts))
+
+
+def _differs(scale: Scale) -> Sequence[str]:
+    sizes = {
+        "smoke": ("one training seed, 5 test images; PGD of 3 steps and CW of 5",),
+        "small": (
+            "15 test images, stochastic models scored on 5 draws; PGD of 40 steps; CW through MALA, MALADE and Defense-GAN"
+            " on D alone, for one training seed, which decides no claim",
+        ),
+        "full": (),
+    }
+    return (
+        *differs(scale),
+        *sizes[scale],
+        "the paper does not say what its white-box gradients run through: here all steps, with fresh noise, averaged over "
+        "as many draws as held-out images ask for (CW: a fixed number); beside it stands the worst of the defense's "
+        "surrogates (BPDA, the classifier alone) per example, and the worst of all attacks within the radius",
+        "R+FGSM takes a sixth of the radius at random and CW one constant of 100, as the code of Samangouei et al. 2018; CW "
+        "has a rate of 0.1 in place of 10; its images count at any distance, those of its best surrogate",
+    )
+
+
+STUDIES = (
+    Study("malade2018.table2", "table 2: white-box attacks, the paper's and an adaptive one", _runs, _compare, _differs),
+)

@@ -1,0 +1,141 @@
+"""Roth et al. 2018 (arXiv:1805.08736): who fools whom. Nine nets, the PGD images of each shown to all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from advbench.reproduction.findings import Findings
+from advbench.reproduction.papers.sgr2018.nets import BUDGETS, GRADIENT_METHODS, chosen, differs, gaps, labels, methods
+from advbench.reproduction.study import SCALES, Claim, Comparison, Inequality, Ours, Pair, Scale, Settings, Study, above
+from advbench.results.papers import load
+
+_RADII = {"appx_mnist_a": 32, "appx_mnist_b": 64, "appx_cifar10_a": 4, "appx_cifar10_b": 8}
+"""In 1/255; the captions are lost."""
+_CIFAR: Settings = {"dataset": "cifar10", "epochs": 50, "architecture": ["sgr2018/cifar-cnn"], "augmentation": "crop-flip"}
+_FEWER = ("clean", "wdecay", "pgd", "gn", "sgr_sign")
+
+Accuracies = Mapping[tuple[str, str], tuple[float, ...]]
+
+
+def _study(name: str) -> Study:
+    mnist, radius = "mnist" in name, _RADII[name] / 255
+
+    def runs(scale: Scale) -> Mapping[str, Settings]:
+        budget = BUDGETS[scale] if mnist else {**_CIFAR, **({} if scale == "full" else {"train_examples": 64, "epochs": 1})}
+        trainings = chosen(_FEWER, radius) if scale == "smoke" else methods(radius)
+        return {
+            "matrix": {
+                **budget,
+                "matrix": ["transfer"],
+                "defense": list(trainings.values()),
+                "norm": "linf",
+                "epsilon": [radius],
+                "attack": ["pgd(steps=20)"],
+            }
+        }
+
+    def told(scale: Scale) -> Sequence[str]:
+        fewer = ("five of the nine trainings",) if scale == "smoke" else ()
+        protocol = f"the radius is read as {_RADII[name]}/255 for the caption is lost; PGD has 20 steps"
+        return (*(differs(scale) if mnist else differs("full")[1:]), *fewer, protocol)
+
+    return Study(
+        f"sgr2018.{name}",
+        f"PGD at {_RADII[name]}/255 on {'MNIST' if mnist else 'CIFAR-10'}, from every net on every net",
+        runs,
+        lambda findings: _compare(findings, name),
+        told,
+        SCALES if mnist else ("full",),
+    )
+
+
+def _compare(findings: Findings, name: str) -> Sequence[Comparison]:
+    table, run = load("sgr2018").tables[f"sgr2018.{name}"], findings["matrix"]
+    label = labels(findings, "matrix", methods(_RADII[name] / 255))
+    accuracy = {
+        (row, column): tuple(run.one(seed=seed, target=label[row], source=label[column]).accuracy for seed in findings.seeds)
+        for row in label
+        for column in label
+    }
+    clean = {
+        row: tuple(run.all(seed=seed, target=target)[0].clean_accuracy for seed in findings.seeds)
+        for row, target in label.items()
+    }
+    rows = tuple(
+        (
+            row,
+            (
+                Pair(table.cell("test", row), Ours(clean[row])),
+                *(Pair(table.cell(column, row), Ours(accuracy[row, column])) for column in label),
+            ),
+        )
+        for row in label
+    )
+    gradient = [row for row in GRADIENT_METHODS if row in label]
+    claims = [_clean_kept(clean, gradient, 0.3 if "mnist" in name else 1.5)]
+    if name == "appx_mnist_a":
+        claims.append(_mnist_white_box(accuracy, gradient))
+    if name == "appx_cifar10_a":
+        claims.append(_cifar_white_box(accuracy, gradient))
+    if "cifar10" in name:
+        claims += [_asymmetry(accuracy, gradient), _like_gradient_norm(accuracy, gradient)]
+    columns = (("test", "%"), *((f"from {column}", "%") for column in label))
+    note = "rows are the nets under attack, columns those that the adversarials were made on; the diagonal is white-box"
+    return (Comparison(table.caption, columns, rows, tuple(claims), (note,)),)
+
+
+def _clean_kept(clean: Mapping[str, tuple[float, ...]], gradient: Sequence[str], most: float) -> Claim:
+    return Claim(
+        "sgr2018.claim.clean_kept",
+        f"gradient regularisation costs at most {most} points of clean accuracy",
+        tuple(Inequality(f"{row} - clean", gaps(clean[row], clean["clean"]), above=-most) for row in gradient),
+    )
+
+
+def _mnist_white_box(accuracy: Accuracies, gradient: Sequence[str]) -> Claim:
+    plain = accuracy["clean", "clean"]
+    return Claim(
+        "sgr2018.claim.mnist_whitebox",
+        "under white-box PGD gradient regularisation is more than 40 points above plain training",
+        tuple(Inequality(f"{row} - clean", gaps(accuracy[row, row], plain), above=40.0) for row in gradient),
+    )
+
+
+def _cifar_white_box(accuracy: Accuracies, gradient: Sequence[str]) -> Claim:
+    own = {row: values for (row, column), values in accuracy.items() if row == column}
+    parts = [above(f"{row} - clean", own[row], own["clean"]) for row in gradient]
+    parts += [above(f"fgsm - {row}", own["fgsm"], own[row]) for row in gradient]
+    return Claim(
+        "sgr2018.claim.cifar_intermediate",
+        "under white-box PGD plain training is below gradient regularisation, that below FGSM and that below PGD training",
+        (*parts, above("pgd - fgsm", own["pgd"], own["fgsm"])),
+    )
+
+
+def _asymmetry(accuracy: Accuracies, gradient: Sequence[str]) -> Claim:
+    parts = [
+        above(f"{row} from clean - clean from {row}", accuracy[row, "clean"], accuracy["clean", row]) for row in gradient
+    ]
+    parts += [
+        above(f"clean from {other} - clean from {row}", accuracy["clean", other], accuracy["clean", row])
+        for row in gradient
+        for other in ("pgd", "fgsm")
+    ]
+    return Claim(
+        "sgr2018.claim.asymmetry",
+        "images of a regularised net fool the plain one more than the reverse, and more than those of FGSM and PGD training",
+        tuple(parts),
+    )
+
+
+def _like_gradient_norm(accuracy: Accuracies, gradient: Sequence[str]) -> Claim:
+    parts = []
+    for row in gradient:
+        if row != "gn":
+            gap = gaps(accuracy[row, row], accuracy["gn", "gn"])
+            parts.append(Inequality(f"7 - |{row} - gn|", tuple(7 - abs(each) for each in gap)))
+    text = "under white-box PGD, whose perturbations are short-range, the covariance changes less than 7 points"
+    return Claim("sgr2018.claim.sgr_equals_gn_short_range", text, tuple(parts))
+
+
+STUDIES = tuple(_study(name) for name in _RADII)

@@ -1,0 +1,223 @@
+"""Roth et al. 2018 (arXiv:1805.08736): nets under their own gradients, and how smooth they are on the way there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from advbench.reproduction.findings import Findings
+from advbench.reproduction.papers.sgr2018.nets import BUDGETS, RADIUS, by_seed, chosen, differs, gaps, labels
+from advbench.reproduction.study import (
+    Claim,
+    Comparison,
+    Inequality,
+    Ours,
+    Pair,
+    Plot,
+    Scale,
+    Series,
+    Settings,
+    Study,
+    above,
+)
+from advbench.results.papers import load
+
+_METHODS = ("clean", "wdecay", "pgd", "fgsm", "gn", "sgr_sign")
+_RADII: Mapping[Scale, tuple[int, ...]] = {
+    "smoke": (16, 32),
+    "small": (8, 16, 24, 32),
+    "full": (4, 8, 12, 16, 20, 24, 28, 32),
+}
+"""In 1/255. The public version of the paper averages over 0 to 32 and does not say at how many."""
+_STEPS: Mapping[Scale, int] = {"smoke": 10, "small": 20, "full": 40}
+_POINTS = 21
+"""Positions on a line from an image to its adversarial."""
+
+
+def _pgd(scale: Scale) -> str:
+    return f"pgd(steps={_STEPS[scale]})"
+
+
+def _runs(scale: Scale) -> Mapping[str, Settings]:
+    trainings = list(chosen(_METHODS).values())
+    common = {**BUDGETS[scale], "matrix": ["white-box"], "defense": trainings}
+    radii = [radius / 255 for radius in _RADII[scale]]
+    return {
+        "linf": {**common, "norm": "linf", "epsilon": radii, "attack": ["uniform-noise", "fgsm", _pgd(scale)]},
+        "l2": {**common, "norm": "l2", "attack": ["fgm", "deepfool"]},
+    }
+
+
+def _compare(findings: Findings) -> Sequence[Comparison]:
+    table, label = load("sgr2018").tables["sgr2018.iclr_table1_mnist"], labels(findings, "linf", chosen(_METHODS))
+    radii = sorted({cell.record.threat["epsilon"] for cell in findings["linf"].cells})
+
+    def curve(row: str, attack: str) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+        """Accuracy in percent at radius zero and at every other, (radii + 1, seeds)."""
+        clean = by_seed(
+            findings, "linf", lambda cell: cell.clean_accuracy, target=label[row], attack="fgsm", epsilon=radii[0]
+        )
+        attacked = (
+            by_seed(findings, "linf", lambda cell: cell.accuracy, target=label[row], attack=attack, epsilon=radius)
+            for radius in radii
+        )
+        return np.array([clean, *attacked])
+
+    curves = {(row, attack): curve(row, attack) for row in label for attack in ("uniform-noise", "fgsm", "pgd")}
+    averages = {key: tuple(_average([0.0, *radii], each)) for key, each in curves.items()}
+    ratio = {
+        row: by_seed(findings, "l2", lambda cell: cell.mean_ratio, target=target, attack="deepfool")
+        for row, target in label.items()
+    }
+    step = {
+        row: by_seed(findings, "l2", lambda cell: cell.accuracy, target=target, attack="fgm")
+        for row, target in label.items()
+    }
+    rows = tuple(
+        (
+            row,
+            (
+                Pair(table.cell("test", paper), Ours(tuple(curves[row, "pgd"][0]))),
+                Pair(table.cell("wb_rand", paper), Ours(averages[row, "uniform-noise"])),
+                Pair(None, Ours(averages[row, "fgsm"])),
+                Pair(table.cell("wb_pgd", paper), Ours(averages[row, "pgd"])),
+                Pair(table.cell("deepfool", paper), Ours(ratio[row])),
+                Pair(None, Ours(step[row])),
+            ),
+        )
+        for row in label
+        for paper in [row.removesuffix("_sign")]
+    )
+    claims = (
+        Claim(
+            "sgr2018.iclr_table1_mnist",
+            "under white-box PGD and DeepFool the regularised nets stand between plain training and PGD training",
+            tuple(
+                part
+                for row in ("gn", "sgr_sign")
+                for part in (
+                    above(f"{row} - clean, PGD", averages[row, "pgd"], averages["clean", "pgd"]),
+                    above(f"pgd - {row}, PGD", averages["pgd", "pgd"], averages[row, "pgd"]),
+                    above(f"{row} - clean, DeepFool", ratio[row], ratio["clean"]),
+                    above(f"pgd - {row}, DeepFool", ratio["pgd"], ratio[row]),
+                )
+            ),
+        ),
+        Claim(
+            "sgr2018.label_leaking",
+            "the SGR net is no better on images perturbed with their true labels than on clean ones",
+            (
+                Inequality(
+                    "clean - FGSM with true labels at the largest radius",
+                    gaps(tuple(curves["sgr_sign", "fgsm"][0]), tuple(curves["sgr_sign", "fgsm"][-1])),
+                ),
+            ),
+        ),
+    )
+    columns = (
+        ("test", "%"),
+        ("random noise, mean over radii", "%"),
+        ("FGSM, mean over radii", "%"),
+        ("PGD, mean over radii", "%"),
+        ("DeepFool", "mean ||r||/||x||"),
+        ("one l2 step", "%"),
+    )
+    plots = tuple(
+        Plot(
+            f"Accuracy under {said}",
+            "linf radius (1/255)",
+            "accuracy (%)",
+            tuple(
+                Series(
+                    row, tuple(255 * r for r in (0.0, *radii)), tuple(Ours(tuple(point)) for point in curves[row, attack])
+                )
+                for row in label
+            ),
+        )
+        for attack, said in (("fgsm", "FGSM"), ("pgd", "PGD"))
+    )
+    note = f"the paper's numbers are those of its public version; means run over the radii 0 to {255 * radii[-1]:.0f}/255"
+    return (Comparison(table.caption, columns, rows, claims, (note,), plots),)
+
+
+def _average(radii: Sequence[float], accuracy: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> Sequence[float]:
+    """The mean of each column over the radii, by the trapezoid rule."""
+    return [float(area) / radii[-1] for area in np.atleast_1d(np.trapezoid(accuracy, radii, axis=0))]
+
+
+def _smooth_runs(scale: Scale) -> Mapping[str, Settings]:
+    return {
+        "lines": {
+            **BUDGETS[scale],
+            "matrix": ["white-box"],
+            "defense": list(chosen(("clean", "sgr_sign")).values()),
+            "norm": "linf",
+            "epsilon": [RADIUS],
+            "attack": [_pgd(scale)],
+        }
+    }
+
+
+def _smooth(findings: Findings) -> Sequence[Comparison]:
+    run, label = findings["lines"], labels(findings, "lines", chosen(("clean", "sgr_sign")))
+    bend: dict[str, list[float]] = {row: [] for row in label}
+    lines: dict[str, list[Tensor]] = {row: [] for row in label}
+    for row, target in label.items():
+        for seed in findings.seeds:
+            cell = run.one(seed=seed, target=target)
+            x, x_adv = run.images(cell)
+            answers = along(run.defended(cell).model, x, x_adv)
+            bend[row].append(float(second_differences(answers).mean()))
+            lines[row].append(answers.gather(2, torch.from_numpy(cell.examples.label).view(1, -1, 1).expand(_POINTS, -1, 1)))
+    found = {row: tuple(values) for row, values in bend.items()}
+    claim = Claim(
+        "sgr2018.fig6_smoothness",
+        "along straight lines to adversarials the SGR net's softmax bends less than the plain net's",
+        (above("clean - sgr", found["clean"], found["sgr_sign"]),),
+    )
+    positions = tuple(float(each) for each in torch.linspace(0, 1, _POINTS))
+    plot = Plot(
+        "The true label's probability on the way from an image (0) to its adversarial (1), mean over images",
+        "position",
+        "probability",
+        tuple(
+            Series(
+                row,
+                positions,
+                tuple(Ours(tuple(float(one[point].mean()) for one in lines[row])) for point in range(_POINTS)),
+            )
+            for row in label
+        ),
+    )
+    rows = tuple((row, (Pair(None, Ours(values)),)) for row, values in found.items())
+    columns = (("mean absolute second difference of the softmax", f"per step of 1/{_POINTS - 1}"),)
+    caption = "Softmax along straight lines from clean images to PGD adversarials (figure 6 prints curves)"
+    return (Comparison(caption, columns, rows, (claim,), (), (plot,)),)
+
+
+def along(model: nn.Module, x: Tensor, x_adv: Tensor) -> Tensor:
+    """Softmax outputs on straight lines from `x` to `x_adv`, (n, c, h, w) each: (points, n, classes)."""
+    with torch.inference_mode():
+        return torch.stack([model(torch.lerp(x, x_adv, float(t))).softmax(dim=1) for t in torch.linspace(0, 1, _POINTS)])
+
+
+def second_differences(answers: Tensor) -> Tensor:
+    """The absolute second differences of outputs along lines, (points, n, classes): (points - 2, n, classes)."""
+    return (answers[2:] - 2 * answers[1:-1] + answers[:-2]).abs()
+
+
+def _differs(scale: Scale) -> Sequence[str]:
+    return (
+        *differs(scale),
+        f"PGD has {_STEPS[scale]} steps; the paper's attack table is lost",
+        "its nets trained on perturbations see 32/255, as the attack; no targeted PGD",
+    )
+
+
+STUDIES = (
+    Study("sgr2018.whitebox", "white-box attacks, the main table of its public version", _runs, _compare, _differs),
+    Study("sgr2018.fig6_smoothness", "figure 6: softmax on the way to adversarials", _smooth_runs, _smooth, _differs),
+)

@@ -1,0 +1,94 @@
+"""Shaham et al. 2015, figure 5: accuracy by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from advbench.reproduction.findings import Findings
+from advbench.reproduction.papers.shaham2015.nets import CIFAR, CIFAR_RADII, MNIST, NETS, RADII, differs, differs_cifar
+from advbench.reproduction.papers.shaham2015.sweep import sweep_runs
+from advbench.reproduction.study import Claim, Comparison, Inequality, Ours, Pair, Plot, Scale, Series, Settings, Study
+from advbench.reproduction.watching import Course, courses
+
+_NEAR = 0.5
+_LONGER = 1.2
+"""A net has converged within half a point of its last accuracy; a robust net may take 1.2 times the baseline's epochs."""
+
+
+def _figure5_runs(scale: Scale) -> Mapping[str, Settings]:
+    """At the radius of the training; at full for CIFAR-10, as in the paper."""
+    budget, radii = (CIFAR, CIFAR_RADII) if scale == "full" else (MNIST[scale], RADII)
+    return sweep_runs(budget, radii, (1.0,))
+
+
+def _figure5(findings: Findings) -> Sequence[Comparison]:
+    run = findings["own gradients"]
+    cells = {net: [run.one(seed=seed, defense=defense) for seed in findings.seeds] for net, defense in NETS.items()}
+    watched = courses(run, [cell for each in cells.values() for cell in each])
+    n = len(findings.seeds)
+    by_net = {net: watched[i * n : (i + 1) * n] for i, net in enumerate(NETS)}
+    epochs = {net: tuple(float(_converged(course)) for course in found) for net, found in by_net.items()}
+    last = {net: [(course.clean[-1], course.attacked[-1]) for course in found] for net, found in by_net.items()}
+    rows = tuple(
+        (
+            net,
+            (
+                Pair(None, Ours(epochs[net])),
+                Pair(None, Ours(tuple(clean for clean, _ in last[net]))),
+                Pair(None, Ours(tuple(attacked for _, attacked in last[net]))),
+            ),
+        )
+        for net in NETS
+    )
+    columns = ((f"epochs to within {_NEAR} points", ""), ("clean, last epoch", "%"), ("own fast-sign, last epoch", "%"))
+    plots = (
+        _by_epoch("Accuracy on clean test images by epoch", {net: [one.clean for one in by_net[net]] for net in NETS}),
+        _by_epoch(
+            "Accuracy on one's own fast-sign adversarials, radius of the training, by epoch",
+            {net: [one.attacked for one in by_net[net]] for net in NETS},
+        ),
+    )
+    return (Comparison("Convergence of the baseline and of the robust nets", columns, rows, (_claim(epochs),), plots=plots),)
+
+
+def _claim(epochs: Mapping[str, tuple[float, ...]]) -> Claim:
+    """epochs: by net, for each seed how many it took."""
+    return Claim(
+        "shaham2015.claim.epochs",
+        f"robust nets come within {_NEAR} points of their last accuracy in at most {_LONGER} times the baseline's epochs",
+        tuple(
+            Inequality(
+                f"{_LONGER} x epochs of the baseline - epochs of {net}",
+                tuple(_LONGER * base - own for base, own in zip(epochs["baseline"], epochs[net], strict=True)),
+                above=-0.1,  # multiples of a fifth: at most, not less
+            )
+            for net in NETS
+            if net != "baseline"
+        ),
+    )
+
+
+def _by_epoch(caption: str, curves: Mapping[str, Sequence[tuple[float, ...]]]) -> Plot:
+    """curves: by net, for each seed the accuracy after each epoch."""
+    series = []
+    for net, found in curves.items():
+        epochs = tuple(float(epoch) for epoch in range(1, len(found[0]) + 1))
+        series.append(Series(net, epochs, tuple(map(Ours, zip(*found, strict=True)))))
+    return Plot(caption, "epoch", "accuracy (%)", tuple(series))
+
+
+def _converged(course: Course) -> int:
+    """The first epoch, from 1, whose clean accuracy is within half a point of the last one's."""
+    return next(epoch for epoch, accuracy in enumerate(course.clean, start=1) if accuracy >= course.clean[-1] - _NEAR)
+
+
+def _differs_epochs(scale: Scale) -> Sequence[str]:
+    where = differs_cifar(scale) if scale == "full" else (*differs(scale), "the net and images of table 1, not of CIFAR-10")
+    return (
+        *where,
+        "each training is repeated, which gives the same weights, and measured after every epoch on the scored test images",
+        "the curve of adversarials is not in the paper",
+    )
+
+
+STUDIES = (Study("shaham2015.fig5", "figure 5: accuracy by epoch", _figure5_runs, _figure5, _differs_epochs),)

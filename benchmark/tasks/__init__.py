@@ -1,0 +1,1 @@
+"""The kinds of task, and what each does in a worker."""
