@@ -129,7 +129,7 @@ def plan_target(
     batch: int | None = None,
     **settings: Any,
 ) -> Plan:
-    """The plan of ``advbench evaluate``: TARGET (see `advbench.own_models`) on a registered data set.
+    """The plan of ``advbench evaluate``: TARGET (see `advbench.user_models.networks`) on a registered data set.
 
     mean, std: numbers by channel, such as ``"0.49,0.48,0.45"``. The rest as `advbench.config.Config` has it.
     Raises ValueError, in one line, for anything that does not fit.

@@ -34,9 +34,9 @@ SMALL = (
 HELP = """
 import sys
 sys.argv = ["advbench", "run", "--help"]
-import advbench.cli
+import advbench.cli.app
 try:
-    advbench.cli.main()
+    advbench.cli.app.main()
 finally:
     print("heavy:", [name for name in ("torch", "pandas", "sklearn", "scipy", "matplotlib") if name in sys.modules])
 """

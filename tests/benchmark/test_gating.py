@@ -245,9 +245,9 @@ def test_bad_folders_and_terms_are_one_line_and_exit_code_2(place, tmp_path):
 IMPORTED = """
 import sys
 sys.argv = ["advbench", "check", "before", "--baseline", "base.json"]
-import advbench.cli
+import advbench.cli.app
 try:
-    advbench.cli.main()
+    advbench.cli.app.main()
 finally:
     print("heavy:", [name for name in ("torch", "pandas", "sklearn", "scipy.stats", "matplotlib") if name in sys.modules])
 """

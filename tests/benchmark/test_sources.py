@@ -237,9 +237,9 @@ def test_no_key_reaches_a_look_up_and_the_tables_hold_no_code():
 
 def test_hashing_imports_nothing():
     code = (
-        "import sys; from advbench.sources import source_hash;"
-        "source_hash('advbench.models'); source_hash('advbench.attacks.pgd'); source_hash('safetensors.torch');"
-        "raise SystemExit(any(name in sys.modules for name in ('torch', 'safetensors', 'advbench.models', 'advbench.zoo')))"
+        "import sys; from advbench.registry.sources import source_hash;"
+        "source_hash('advbench.tasks.models'); source_hash('advbench.attacks.pgd'); source_hash('safetensors.torch');"
+        "raise SystemExit(any(name in sys.modules for name in ('torch', 'safetensors', 'advbench.tasks.models', 'advbench.zoo')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
