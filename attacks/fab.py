@@ -38,10 +38,12 @@ class FAB:
     boundary with each of so many wrong classes, the likeliest of the clean image first, at one backward per step. stop:
     with a threat that has an epsilon, whether an example is left alone as soon as an adversarial is that near.
 
-    Among all adversarial iterates the nearest is kept, even where it lies beyond epsilon; an image that is never broken
-    comes back as the iterate with the highest margin. Runs start at the image, without randomness. A step costs one forward:
-    where it lands on the adversarial side, the boundary seen from there serves the next step too, while the authors' code
-    looks again after stepping back.
+    Among all points looked at the nearest adversarial is kept, even where it lies beyond epsilon; an image that is never
+    broken comes back as the point with the highest margin. Runs start at the image, without randomness.
+
+    As in the authors' code, a step linearises at the very point that it sets out from, and a forward looks where it lands:
+    two forwards in all, as an adversarial iterate steps back to the image first. A boundary seen from the adversarial side
+    does not serve the next step: on nets whose gradients are masked it leads astray.
     """
 
     steps: int = 100
@@ -55,6 +57,7 @@ class FAB:
     minimal_norm: ClassVar[bool] = True
     knowledge: ClassVar[type[Access]] = WhiteBox
     targeted: ClassVar[bool] = True
+    forwards_per_step: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         check_positive(self, "steps", "eta", "beta")
@@ -91,23 +94,23 @@ class FAB:
             if not search:
                 return
             logits, height, normal = linearise(search, z)
-            adversarial = keep_nearest(search, z, logits, threat, enough)
-            z, height, normal, adversarial = search.keep(z, height, normal, adversarial)
-            z = self._step(z, search.x, height, normal, adversarial, threat)
-        if search:
-            keep_nearest(search, z, search.access.logits(z), threat, enough)
+            keep_nearest(search, z, logits, threat, enough)
+            z, height, normal = search.keep(z, height, normal)
+            if not search:
+                return
+            z = self._step(z, search.x, height, normal, threat)
+            adversarial = keep_nearest(search, z, search.access.logits(z), threat, enough)
+            z, adversarial = search.keep(z, adversarial)
+            back = search.x + self.beta * (z - search.x)
+            z = back.where(balls.per_example(adversarial, z), z)
 
-    def _step(
-        self, z: Tensor, x: Tensor, height: Tensor, normal: Tensor, adversarial: Tensor, threat: ThreatModel
-    ) -> Tensor:
-        """Equations 9 and 10 of the paper: over the boundary, a little along the shortest way from the image.
+    def _step(self, z: Tensor, x: Tensor, height: Tensor, normal: Tensor, threat: ThreatModel) -> Tensor:
+        """Equation 9 of the paper: over the boundary, a little along the shortest way from the image.
 
-        height, normal: of the boundary linearised at `z`; an adversarial `z` steps back to the image first.
+        height, normal: of the boundary linearised at `z`.
         """
-        start = (x + self.beta * (z - x)).where(balls.per_example(adversarial, z), z)
-        points = torch.cat((start, x))
-        normals = torch.cat((normal, normal))
-        heights = torch.cat((height, height)) + ((points - torch.cat((z, z))) * normals).flatten(1).sum(dim=1)
+        points, normals = torch.cat((z, x)), torch.cat((normal, normal))
+        heights = torch.cat((height, height + ((x - z) * normal).flatten(1).sum(dim=1)))
         ways = way_to_hyperplane(points, normals, -heights, threat)
         here, there = balls.distance(ways, threat.norm).chunk(2)
         alpha = (here / (here + there).clamp(min=torch.finfo(x.dtype).tiny)).clamp(max=self.alpha_max)

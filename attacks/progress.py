@@ -53,8 +53,9 @@ def part(name: str) -> Iterator[None]:
 def expected_forwards(attack: Any, threat: ThreatModel) -> float:
     """Roughly how many forwards an attack takes for an example that withstands it, by the names of its arguments.
 
-    The steps times what repeats them (restarts, targets, search_steps), and the queries and points, summed over the parts of
-    an ensemble; good for the time that is left and for running the longest attack first, not for accounts.
+    The steps times what repeats them (restarts, targets, search_steps, forwards_per_step), and the queries and points,
+    summed over the parts of an ensemble; good for the time that is left and for running the longest attack first, not for
+    accounts.
     """
     inner = getattr(attack, "attack", None)
     if inner is not None:
@@ -64,7 +65,8 @@ def expected_forwards(attack: Any, threat: ThreatModel) -> float:
         parts = parts(threat)
     if parts:
         return sum(expected_forwards(one, threat) for one in parts)
-    times = math.prod(max(1.0, _number(attack, name)) for name in ("restarts", "targets", "search_steps"))
+    repeats = ("restarts", "targets", "search_steps", "forwards_per_step")
+    times = math.prod(max(1.0, _number(attack, name)) for name in repeats)
     return 1 + max(1.0, times * _number(attack, "steps") + _number(attack, "queries") + _number(attack, "points"))
 
 

@@ -47,7 +47,7 @@ def attacked(
 def short_count(attack: Auto, targets: int) -> int:
     """Forwards of an example that withstands from afar, in linf or l2: the runs that each gets."""
     run = attack.steps + 1
-    return 1 + run + 1 + targets * (run + run + 1) + run + attack.survey + run
+    return 1 + run + 1 + targets * (run + 2 * attack.steps + 1) + run + attack.survey + run
 
 
 @pytest.mark.parametrize("norm", RADII)
@@ -148,7 +148,7 @@ def test_without_a_stop_broken_examples_go_through_everything():
     stopped, _ = attacked(SMALL, model, x, goal, threat)
     never, access = attacked(Auto(steps=10, long_steps=20, queries=200, survey=50, stop="never"), model, x, goal, threat)
     assert goal.achieved(model(stopped)).all()
-    longer = 3 * (21 + 1) + 21 + (200 - 50) + 2 * 11
+    longer = 3 * (2 * 20 + 1) + 21 + (200 - 50) + 2 * 11
     assert access.ledger.forwards.tolist() == [short_count(SMALL, 3) + longer] * 8
     assert (margin(model(never), goal) > margin(model(stopped), goal)).all()
     single, _ = attacked(APGD(steps=10, stop="never"), model, x, goal, threat)

@@ -150,7 +150,7 @@ def test_any_number_of_classes(classes, norm):
     targets, sparse = min(9, classes - 1), norm == "l1"
     run = 11 if sparse else 9
     expected = 1 + (1 + (5 if sparse else 1) * run + 1) + (1 + min(5 if sparse else 9, targets) * run + 1)
-    expected += (1 + 9 * targets + 1) + (1 + 25 + 1)
+    expected += (1 + 16 * targets + 1) + (1 + 25 + 1)
     whole = ~broken(model, x_adv, y)
     assert whole.any()
     assert (access.ledger.forwards[whole] == expected).all()

@@ -89,7 +89,7 @@ def test_curved_boundaries_are_found_as_near_as_by_exhaustive_search(make, norm)
     assert ratio.median() < 1.1
 
 
-def test_a_step_costs_one_forward_and_a_backward_for_each_boundary(linear):
+def test_a_step_costs_two_forwards_and_a_backward_for_each_boundary(linear):
     x, threat = images(4), ThreatModel("l2", None)
     for classes in (2, 3, 12):
         model = planes(linear, classes)
@@ -97,9 +97,9 @@ def test_a_step_costs_one_forward_and_a_backward_for_each_boundary(linear):
         _, whole = attacked(FAB(steps=steps), model, x, y, threat)
         _, single = attacked(FABT(steps=steps), model, x, y, threat)
         runs = min(9, classes - 1)
-        assert whole.ledger.forwards.tolist() == [steps + 1] * 4
+        assert whole.ledger.forwards.tolist() == [2 * steps] * 4
         assert whole.ledger.backwards.tolist() == [steps * (classes - 1)] * 4
-        assert single.ledger.forwards.tolist() == [1 + runs * (steps + 1)] * 4
+        assert single.ledger.forwards.tolist() == [1 + runs * 2 * steps] * 4
         assert single.ledger.backwards.tolist() == [runs * steps] * 4
 
 
@@ -115,7 +115,7 @@ def test_with_a_budget_an_example_leaves_once_it_is_near_enough(norm, linear):
         assert torch.equal(x_adv[0], x[0])
         near = balls.distance(x_adv - x, norm) <= threat.radius
         assert torch.equal(near[1:], distances[1:] * 1.06 <= threat.radius)
-        left = access.ledger.forwards < 1 + 3 * 11
+        left = access.ledger.forwards < 1 + 3 * 20
         assert torch.equal(left, near & (stop == "success"))
     assert found["success"][1].ledger.forwards[0] == 2  # one for the targets, one to see that it is wrong
 
@@ -137,6 +137,66 @@ def test_the_nearest_of_all_iterates_is_kept():
     broken = model(x_adv).argmax(dim=1) != y
     assert broken.any()
     torch.testing.assert_close(balls.distance(x_adv - x, "l2")[broken], distances.amin(dim=0)[broken])
+
+
+class Steep(nn.Module):
+    """Two layers of steep tanh units: away from their thresholds the gradients all but vanish."""
+
+    def __init__(self, inputs: int = 16, classes: int = 4) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(7)
+        shapes = ((inputs, 32), (32, 32), (32, classes))
+        self.layers = nn.ParameterList(torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = (2 * (x.flatten(1) - 0.5) @ self.layers[0]).tanh()
+        return (0.5 * hidden @ self.layers[1]).tanh() @ self.layers[2]
+
+
+def plain_walk(model: nn.Module, image: Tensor, label: int, target: int, threat: ThreatModel, steps: int) -> list[Tensor]:
+    """The authors' loop on one image towards one class: every point that it looks at, in order."""
+    z, points = image, []
+    for _ in range(steps):
+        points.append(z)
+        z = z.detach().requires_grad_()
+        logits = model(z)[0]
+        height = logits[target] - logits[label]
+        (normal,) = torch.autograd.grad(height, z)
+        z, height = z.detach(), height.detach()
+        offset = (normal * z).sum() - height
+        way_here = way_to_hyperplane(z, normal, (offset - (normal * z).sum()).view(1), threat)
+        way_there = way_to_hyperplane(image, normal, (offset - (normal * image).sum()).view(1), threat)
+        here, there = (float(balls.distance(way, threat.norm)) for way in (way_here, way_there))
+        alpha = min(here / max(here + there, 1e-300), 0.1)
+        z = ((1 - alpha) * (z + 1.05 * way_here) + alpha * (image + 1.05 * way_there)).clamp(0, 1)
+        points.append(z)
+        if model(z)[0].argmax() != label:
+            z = image + 0.9 * (z - image)
+    return points
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_step_sets_out_from_where_it_linearises(norm):
+    """On a masked net: all points that are looked at are those of the authors' loop, and the nearest adversarial is kept."""
+    model, x, threat, steps = Steep(), images(8), ThreatModel(norm, None), 25
+    y = model(x).argmax(dim=1)
+    target = model(x).topk(2, dim=1).indices[:, 1]
+    seen: list[Tensor] = []
+    hook = model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    x_adv, access = attacked(FABT(steps=steps, targets=1), model, x, y, threat)
+    hook.remove()
+    looked = torch.stack(seen[1:], dim=1)  # the first look finds the class to go to
+    assert access.ledger.forwards.tolist() == [1 + 2 * steps] * len(x)
+    broken = 0
+    for row in range(len(x)):
+        points = torch.cat(plain_walk(model, x[row : row + 1], int(y[row]), int(target[row]), threat, steps))
+        torch.testing.assert_close(looked[row], points, rtol=0, atol=1e-7)
+        wrong = model(points).argmax(dim=1) != y[row]
+        if wrong.any():
+            broken += 1
+            nearest = balls.distance(points[wrong] - x[row], norm).min()
+            torch.testing.assert_close(balls.distance(x_adv[row : row + 1] - x[row], norm)[0], nearest, rtol=1e-6, atol=1e-9)
+    assert broken >= 6
 
 
 @pytest.mark.parametrize("make", [FAB, FABT])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from advbench.attacks import balls
@@ -20,6 +21,7 @@ peer = pytest.importorskip("pyautoattack", reason="the peer is optional: pip ins
 
 from pyautoattack.autopgd_base import APGDAttack_targeted, L1_projection  # noqa: E402
 from pyautoattack.fab_projections import projection_l1, projection_l2, projection_linf  # noqa: E402
+from pyautoattack.fab_pt import FABAttack_PT  # noqa: E402
 
 RADII = {"linf": ("Linf", 0.08), "l2": ("L2", 0.5), "l1": ("L1", 2.0)}
 
@@ -83,6 +85,45 @@ def test_verdicts_are_the_peers(problem, name, attack, norm):
     assert 5 <= their_broken.sum() <= 55
     assert broken.sum() >= their_broken.sum() - 2
     assert (broken != their_broken).float().mean() <= (0.4 if name == "square" else 0.1)
+
+
+@pytest.fixture(scope="module")
+def masked() -> tuple[nn.Module, Tensor, Tensor]:
+    """Sigmoid units trained at temperature 50 and used at 1 on digits, and 24 images that the net gets right, float32."""
+    data = load_digits()
+    x, y = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16, torch.tensor(data.target)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = nn.Linear(64, 48), nn.Sigmoid(), nn.Linear(48, 48), nn.Sigmoid(), nn.Linear(48, 10)
+        model = nn.Sequential(nn.Flatten(), *layers)
+    optimizer = torch.optim.Adam(model.parameters(), 2e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x[:400]) / 50, y[:400]).backward()
+        optimizer.step()
+    model.requires_grad_(False).eval()
+    right = 400 + (model(x[400:600]).argmax(dim=1) == y[400:600]).nonzero().squeeze(1)[:24]
+    return model, x[right], y[right]
+
+
+@pytest.mark.parametrize("norm", RADII)
+def test_on_masked_gradients_fab_is_never_farther_than_the_peer(masked, norm):
+    model, x, y = masked
+    theirs = torch.full((len(x),), torch.inf)
+    fab = FABAttack_PT(model, norm=RADII[norm][0], n_iter=30, eps=1e9, device="cpu", targeted=True)
+    for target in (2, 3, 4):  # the authors' numbers of the three likeliest wrong classes
+        fab.target_class = target
+        found = fab.attack_single_run(x, y, is_targeted=True)
+        broken = model(found).argmax(dim=1) != y
+        theirs = theirs.minimum(balls.distance(found - x, norm).where(broken, torch.inf))
+    rng = ExampleRNG.make(0, "attack", torch.arange(len(x)))
+    with WhiteBox(model, rng.fork("model")) as access:
+        found = FABT(steps=30, targets=3)(access, x, Untargeted(y), ThreatModel(norm, None), rng)
+    ours = balls.distance(found - x, norm).where(model(found).argmax(dim=1) != y, torch.inf)
+    assert theirs.isfinite().any()
+    assert (ours <= theirs * (1 + 1e-3)).float().mean() >= 0.9, "single precision alone parts them"
+    assert ours.isfinite().sum() >= theirs.isfinite().sum()
+    assert ours.median() <= theirs.median() * (1 + 1e-3)
 
 
 @pytest.mark.parametrize(("norm", "project"), [("linf", projection_linf), ("l2", projection_l2), ("l1", projection_l1)])
