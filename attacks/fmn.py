@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -14,32 +14,38 @@ from advbench.attacks.attack import check_norm, check_positive
 from advbench.attacks.ddn import cosine
 from advbench.attacks.iterates import Search
 from advbench.attacks.losses import margin
-from advbench.attacks.nearest import keep_nearest, log_odds, unit_gradient
+from advbench.attacks.nearest import Form, forms_of, keep_nearest, log_odds, unit_gradient
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, ThreatModel
 
 _STEP_SIZES = {"l2": 1.0, "linf": 10.0, "l1": 10.0, "l0": 10.0}
 _SMALLEST_RADIUS = 1e-6
+_L2 = ThreatModel("l2", None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FMN:
     """Fast minimum-norm attack, in l2, linf, l1 or l0 (Pintor et al. 2021, arXiv:2102.12827).
 
-    Each step follows the unit gradient of the margin and projects on the ball of the current radius. Before the first
-    adversarial iterate the radius is the linear model's distance to the boundary; afterwards it shrinks by the factor
+    Each step follows the gradient of the margin, at l2 length 1, and projects on the ball of the current radius. Before the
+    first adversarial iterate the radius is the linear model's distance to the boundary; afterwards it shrinks by the factor
     1 - gamma at an adversarial iterate and grows by 1 + gamma at any other one. A cosine anneals the step size to a
-    hundredth and gamma to `final_gamma`. step_size: the l2 length of the first step; None is the paper's 1 in l2, and 10 in
-    the other norms, where 100 steps of 1 end farther away.
+    hundredth and gamma to `final_gamma`. step_size: the l2 length of the first step; None is 1, in the box-aware form 10 but
+    for l2.
 
-    Three things differ from the paper. The projection is on the ball and the box together: clipping what was projected
-    leaves the perturbation shorter than its radius, which then never reaches the boundary of up to a third of the images.
-    The first estimates too are lengthened by 1 + gamma, or the iterates end on the boundary. And in the first steps, a share
-    `smooth` of them (0 in the paper), the gradient is that of the log-odds, the margin with a smooth maximum, which does not
-    bind an image to the class that happens to be the nearest at the outset.
+    form: ``published`` is the paper's algorithm, which projects on the ball and clips to the box afterwards. ``box-aware``
+    differs in three things. It projects on ball and box together: what is clipped afterwards is shorter than its radius, and
+    never reaches the boundary of some images. It lengthens the first estimates too by 1 + gamma, or the iterates end on the
+    boundary. And in the first steps, a share `smooth` of them, it follows the log-odds, the margin with a smooth maximum,
+    which does not bind an image to the class that is the nearest at the outset.
+
+    ``both`` runs the two one after the other, at twice the passes, and keeps the nearer adversarial of each image: neither
+    is the stronger on all models. The box-aware form breaks more where images touch the box, the published one may come
+    nearer where gradients are masked. A form costs one forward and one backward per step, and one more forward for the last
+    iterate.
 
     Images that the model gets wrong come back unchanged, images that no iterate breaks as the one with the largest margin.
-    Epsilon is disregarded. One forward and one backward per step, and one more forward for the last iterate.
+    Epsilon is disregarded.
     """
 
     steps: int = 100
@@ -47,6 +53,7 @@ class FMN:
     gamma: float = 0.05
     final_gamma: float = 0.001
     smooth: float = 0.2
+    form: Form = "both"
 
     norms: ClassVar[frozenset[str]] = frozenset({"l2", "linf", "l1", "l0"})
     minimal_norm: ClassVar[bool] = True
@@ -59,38 +66,53 @@ class FMN:
             raise ValueError(f"Expected 0 < `final_gamma` <= `gamma` < 1, got {self.final_gamma} and {self.gamma}")
         if not 0 <= self.smooth <= 1:
             raise ValueError(f"Expected `smooth` in [0, 1], got {self.smooth}")
+        forms_of(self.form)
+
+    @property
+    def forwards_per_step(self) -> int:
+        """One for each form that runs."""
+        return len(forms_of(self.form))
 
     def __call__(self, access: WhiteBox, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
         """Return the nearest adversarial image found, else the one nearest to it, shape (n, c, h, w), inside the box."""
         check_norm(self, threat)
-        step_size = _STEP_SIZES[threat.norm] if self.step_size is None else self.step_size
         search = Search(access, x, goal, rng)
-        x_adv, radius, largest = x, x.new_zeros(len(x)), _largest_radius(x, threat)
-        nearest = torch.full_like(radius, torch.inf)
+        for form in forms_of(self.form):
+            self._run(search, threat, boxed=form == "box-aware")
+        return search.best.x_adv
+
+    def _run(self, search: Search[WhiteBox], threat: ThreatModel, *, boxed: bool) -> None:
+        """One run from the live examples' images, which records the nearest adversarials; `boxed` is the box-aware form."""
+        if not search:
+            return
+        x_adv, largest = search.x, _largest_radius(search.x, threat)
+        radius = torch.full_like(largest, 0.0 if boxed else 1.0)  # what l0 starts from
+        nearest = torch.full_like(largest, torch.inf)
+        size = self.step_size or (_STEP_SIZES[threat.norm] if boxed else 1.0)
+        least = 0.0 if not boxed else 1.0 if threat.norm == "l0" else _SMALLEST_RADIUS
         for step in range(self.steps):
-            if not search:
-                break
-            loss = log_odds if step < self.smooth * self.steps else margin
+            loss = log_odds if boxed and step < self.smooth * self.steps else margin
             evaluation = search.access.loss_gradient(x_adv, search.goal, loss)
             lead, gradient = margin(evaluation.logits, search.goal), evaluation.gradient.nan_to_num()
             achieved = keep_nearest(search, x_adv, evaluation.logits, threat)
+            if not search:
+                return
             x_adv, radius, nearest, achieved = search.keep(x_adv, radius, nearest, achieved)
             lead, gradient, largest = search.keep(lead, gradient, largest)
             length = balls.distance(x_adv - search.x, threat.norm)
             nearest = nearest.minimum(length.where(achieved, torch.inf))
             annealing = cosine(step, self.steps)
             gamma = self.final_gamma + (self.gamma - self.final_gamma) * annealing
-            first = nearest.isinf()
-            if threat.norm != "l0" and first.any():
+            alpha = size * (0.01 + 0.99 * annealing)
+            radius = _resized(radius, achieved, nearest, gamma, threat)
+            if threat.norm != "l0":
                 estimate = length + _boundary_distance(lead, gradient, threat)
-                radius = estimate.where(first, radius)
-            radius = _resized(radius, achieved, nearest, gamma, threat).minimum(largest)
-            alpha = step_size * (0.01 + 0.99 * annealing)
-            ahead = torch.add(x_adv, unit_gradient(gradient, search.rng.at(step)), alpha=alpha)
-            x_adv = balls.project(ahead, search.x, threat, radius)
-        if search:
-            keep_nearest(search, x_adv, search.access.logits(x_adv), threat)
-        return search.best.x_adv
+                radius = (estimate * (1 + gamma) if boxed else estimate).where(nearest.isinf(), radius)
+            radius = radius.clamp(min=least).minimum(largest)
+            direction = unit_gradient(gradient, search.rng.at(step)) if boxed else balls.steepest(gradient, _L2)
+            ahead = torch.add(x_adv, direction, alpha=alpha)
+            x_adv = (balls.project if boxed else _ball_then_box)(ahead, search.x, threat, radius)
+        keep_nearest(search, x_adv, search.access.logits(x_adv), threat)
 
 
 def _boundary_distance(lead: Tensor, gradient: Tensor, threat: ThreatModel) -> Tensor:
@@ -109,8 +131,22 @@ def _resized(radius: Tensor, achieved: Tensor, nearest: Tensor, gamma: float, th
     shorter, longer = radius * (1 - gamma), radius * (1 + gamma)
     if threat.norm == "l0":
         shorter, longer = shorter.floor().minimum(radius - 1), longer.floor().maximum(radius + 1)
-    least = 1.0 if threat.norm == "l0" else _SMALLEST_RADIUS
-    return torch.where(achieved, shorter.minimum(nearest), longer).clamp(min=least)
+    return torch.where(achieved, shorter.minimum(nearest), longer)
+
+
+def _ball_then_box(x_adv: Tensor, x: Tensor, threat: ThreatModel, radius: Tensor) -> Tensor:
+    """`x_adv` projected on the ball alone, then clipped to the box.
+
+    In l0 the largest changes stay, as many as the radius allows, one at least, and all that equal the smallest of them.
+    """
+    if threat.norm == "l0":
+        delta = (x_adv - x).flatten(1)
+        kept = (radius.long() - 1).clamp(min=0).unsqueeze(1)
+        threshold = delta.abs().sort(dim=1, descending=True).values.gather(1, kept)
+        x_adv = x + delta.where(delta.abs() >= threshold, 0).view_as(x)
+    else:
+        x_adv = balls.project(x_adv, x, replace(threat, box=None), radius)
+    return x_adv if threat.box is None else x_adv.clamp(*threat.box)
 
 
 def _largest_radius(x: Tensor, threat: ThreatModel) -> Tensor:

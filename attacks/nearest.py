@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,18 @@ from advbench.attacks.progress import tell
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, Targeted, ThreatModel
 
+Form: TypeAlias = Literal["both", "published", "box-aware"]
+"""Which form of a minimal-norm attack runs: its authors', ours that knows the box, or both, of which the nearer counts."""
+
 AccessT = TypeVar("AccessT", bound=Access)
+
+
+def forms_of(form: Form) -> tuple[Form, ...]:
+    """The single forms of a `Form`, in the order in which they run. Raises ValueError for an unknown one."""
+    single: tuple[Form, ...] = ("published", "box-aware")
+    if form not in (*single, "both"):
+        raise ValueError(f"Expected `form` to be both, published or box-aware, got {form!r}")
+    return single if form == "both" else (form,)
 
 
 def keep_nearest(search: Search[AccessT], x_adv: Tensor, logits: Tensor, threat: ThreatModel, enough: float = 0.0) -> Tensor:
