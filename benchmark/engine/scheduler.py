@@ -23,8 +23,10 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 from advbench.clocks import usable_cores
 from advbench.plan.plan import Plan
 from advbench.tasks import progress
-from advbench.tasks.execution import Context, Outcome, execute, failed_record
+from advbench.tasks.context import Context
+from advbench.tasks.execution import Outcome, execute
 from advbench.tasks.progress import Standing
+from advbench.tasks.score import failed_record
 from advbench.tasks.task import Task
 
 

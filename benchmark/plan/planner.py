@@ -35,13 +35,13 @@ _PREPARED_ON = 32
 """Held-out images on which the draws of EOT are found."""
 
 MODULES: Mapping[Kind, str] = {
-    "train": "advbench.tasks.models",
-    "substitute": "advbench.tasks.substitutes",
-    "clean": "advbench.tasks.execution",
-    "diagnose": "advbench.tasks.execution",
-    "calibrate": "advbench.tasks.execution",
-    "craft": "advbench.tasks.execution",
-    "score": "advbench.tasks.execution",
+    "train": "advbench.tasks.train",
+    "substitute": "advbench.tasks.substitute",
+    "clean": "advbench.tasks.clean",
+    "diagnose": "advbench.tasks.diagnose",
+    "calibrate": "advbench.tasks.calibrate",
+    "craft": "advbench.tasks.craft",
+    "score": "advbench.tasks.score",
 }
 """The module that runs each kind of task; its code and what it imports of advbench is part of the task's content."""
 

@@ -20,8 +20,8 @@ from advbench.defenses.defended import Defended
 from advbench.results.record import Examples, Record
 from advbench.results.statistics import Estimate, bootstrap_mean, wilson
 from advbench.results.store import Store
+from advbench.tasks.craft import read_images
 from advbench.tasks.evaluation import count
-from advbench.tasks.task import artefact
 from advbench.zoo.data import Split
 
 
@@ -69,8 +69,7 @@ class FixedSet:
         store, x_adv = Store(self.out), []
         for part, key in enumerate(self.records):
             (craft,) = store.read(key).details["crafts"]
-            with np.load(artefact("craft", craft, self.out), allow_pickle=False) as file:
-                x_adv.append(torch.from_numpy(file["x_adv"][self.row[self.part == part]]))
+            x_adv.append(read_images(craft, self.out)[torch.from_numpy(self.row[self.part == part])])
         return Split(torch.cat(x_adv), torch.from_numpy(self.label), torch.from_numpy(self.index))
 
     def score(

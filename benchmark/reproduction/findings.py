@@ -14,6 +14,7 @@ from advbench.defenses.defended import Defended
 from advbench.plan.plan import Plan
 from advbench.results.record import Examples, Record
 from advbench.results.statistics import Values, clean_correct, distance, robust
+from advbench.tasks.craft import read_images
 from advbench.tasks.models import load_defended
 from advbench.tasks.task import Task, artefact, scored_split
 from advbench.zoo import checkpoints
@@ -120,8 +121,7 @@ class RunFindings:
     def images(self, cell: Cell) -> tuple[torch.Tensor, torch.Tensor]:
         """The scored images and their adversarials, both (n, c, h, w); of a cell with one craft."""
         (craft,) = cell.record.details["crafts"]
-        with np.load(artefact("craft", craft, self.plan.config.out), allow_pickle=False) as file:
-            x_adv = torch.from_numpy(file["x_adv"])
+        x_adv = read_images(craft, self.plan.config.out)
         return scored_split(self.plan.data, self.plan.config.n_examples).x, x_adv
 
     def perturbations(self, cell: Cell) -> torch.Tensor:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
 import torch
 
 from advbench.clocks import single_thread
 from advbench.defenses.defended import Defended
 from advbench.reproduction.findings import Cell, RunFindings
+from advbench.tasks.craft import read_images
 from advbench.tasks.evaluation import Counts, count
-from advbench.tasks.task import artefact, scored_split
+from advbench.tasks.task import scored_split
 from advbench.zoo.data import Split
 
 _BATCH = 100
@@ -27,8 +27,7 @@ def crafted(run: RunFindings, cell: Cell) -> Split:
 
     Of a minimal-norm attack they are the nearest ones that it found, where the transfer matrix stretches them to a radius.
     """
-    with np.load(artefact("craft", cell.record.details["crafts"][0], run.plan.config.out), allow_pickle=False) as file:
-        x_adv = torch.from_numpy(file["x_adv"])
+    x_adv = read_images(cell.record.details["crafts"][0], run.plan.config.out)
     return dataclasses.replace(scored(run), x=x_adv)
 
 

@@ -111,7 +111,7 @@ class Own:
     of the network loads its own. weights_sha256: the fingerprint of the whole model (`zoo.checkpoints.fingerprint`), with
     which every build is compared; needed where `weights` is empty. mean, std: of the normalisation that the model expects,
     by channel, which becomes its first layer; none where empty. stochastic: whether it draws random numbers by torch's own
-    generators, in blocks of `block` images (`advbench.user_models.blockwise`). n_examples: how many images are scored, all where None.
+    generators, in blocks of `block` images (see `Blockwise`). n_examples: how many images are scored, all where None.
     """
 
     weights: str = ""

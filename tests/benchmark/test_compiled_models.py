@@ -9,7 +9,7 @@ from advbench.config import make_config
 from advbench.defenses.defended import Surrogate
 from advbench.plan.plan import make_plan
 from advbench.results.store import Store
-from advbench.tasks import compiling, execution
+from advbench.tasks import compiling, surrogates
 from advbench.tasks.compiling import check_compiler, compiled
 
 CPU = torch.device("cpu")
@@ -42,7 +42,7 @@ def test_only_what_is_attacked_is_compiled_and_the_images_are_those_of_the_plain
         made.append(compiled(source))
         return made[-1]
 
-    monkeypatch.setattr(execution, "compiled", watched)
+    monkeypatch.setattr(surrogates, "compiled", watched)
     plain = advbench.run(**small)
     assert not made
     fast = advbench.run(**small | {"compile": True})

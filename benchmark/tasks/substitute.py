@@ -13,11 +13,29 @@ from torch import Tensor, nn
 from advbench.attacks.access import DecisionBased
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.substitute import Substitute, train_substitute
+from advbench.clocks import stopwatch
 from advbench.defenses.defended import Defended
+from advbench.tasks.context import GENERATORS, Context, data_of, defended_of
 from advbench.tasks.models import architecture_of
-from advbench.zoo import training
+from advbench.tasks.task import Task, artefact
+from advbench.zoo import checkpoints, training
 from advbench.zoo.data import DataSet, Split
 from advbench.zoo.training import Budget
+
+
+def run(task: Task, context: Context, device: torch.device) -> None:
+    """Train the substitute and write its checkpoint."""
+    target = defended_of(task.content["target"], context, device)
+    with GENERATORS, stopwatch(device) as measured:
+        found = fit_substitute(task.content, target, data_of(context), device)
+    metadata = {
+        "seconds": f"{measured.seconds:.3f}",
+        "queries": str(found.queries),
+        "fidelity": f"{found.fidelity:.6f}",
+        "sizes": ",".join(map(str, found.sizes)),
+    }
+    checkpoints.save(artefact("substitute", task.key, context.out), found.model, metadata)
+
 
 BUDGET = Budget(epochs=30, batch_size=64, learning_rate=2e-3)
 """How a substitute is trained in each round."""
