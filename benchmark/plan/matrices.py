@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from advbench.attacks.access import DecisionBased
-from advbench.plan.planner import Planner, by_gradients
+from advbench.plan.planner import PlannedAttack, Planner
 from advbench.registry import registry
 from advbench.registry.specs import Spec
 from advbench.tasks.task import Target, View
@@ -19,7 +18,7 @@ _IGNORING = "base"
 
 def white_box(planner: Planner, target: Target) -> None:
     """Attacks on the target itself through each surrogate; a cell is the worst over them."""
-    for attack in filter(by_gradients, planner.attacks):
+    for attack in planner.gradient_attacks:
         for epsilon in planner.radii:
             found = _crafts(planner, target, attack, epsilon, target.surrogates) | _evasions(planner, target, epsilon)
             planner.score("white-box", target, attack, epsilon, found, None, diagnosis=planner.diagnose(target, epsilon))
@@ -31,8 +30,8 @@ def white_box(planner: Planner, target: Target) -> None:
 def queries(planner: Planner, target: Target) -> None:
     """Attacks that ask for scores or labels alone need no surrogate: they ask the model itself, its detector with it."""
     for attack in planner.attacks:
-        if not by_gradients(attack):
-            labels = issubclass(attack[1].knowledge, DecisionBased)
+        if not attack.by_gradients:
+            labels = issubclass(attack.component.knowledge, DecisionBased)
             source = {"label": "label queries" if labels else "score queries", "kind": "queries"}
             for epsilon in planner.radii:
                 found = _crafts(planner, target, attack, epsilon, (target.itself,))
@@ -40,7 +39,7 @@ def queries(planner: Planner, target: Target) -> None:
 
 
 def _crafts(
-    planner: Planner, target: Target, attack: tuple[Spec, Any, dict[str, Any]], epsilon: float | None, views: Iterable[View]
+    planner: Planner, target: Target, attack: PlannedAttack, epsilon: float | None, views: Iterable[View]
 ) -> dict[str, str]:
     """Images crafted to fool the target itself, by what was asked.
 
@@ -54,13 +53,13 @@ def _crafts(
             target.key,
             target.label if len(target.surrogates) == 1 else f"{target.label} ({name})",
             attack,
-            None if attack[1].minimal_norm else epsilon,
+            None if attack.minimal_norm else epsilon,
             batch=target.batch,
             seed=target.seed,
             view=view,
-            transfer=not view.exact and not attack[1].minimal_norm,
+            transfer=not view.exact and not attack.minimal_norm,
         )
-    if attack[1].minimal_norm and target.stochastic:
+    if attack.minimal_norm and target.stochastic:
         # The smallest perturbation fools a random model about every other time: one that spends the whole budget stands
         # beside it, so that the model does not look robust at epsilon for that reason.
         found["whole budget"] = _craft_for_transfer(planner, target, attack, epsilon)
@@ -96,7 +95,7 @@ def black_box(planner: Planner, target: Target, architecture: Spec) -> None:
     )
     label = f"substitute {architecture}"
     batch = planner.substitute_batch(architecture)
-    for attack in filter(by_gradients, planner.attacks):
+    for attack in planner.gradient_attacks:
         for epsilon in planner.radii:
             craft = planner.craft(
                 substitute,
@@ -113,9 +112,7 @@ def black_box(planner: Planner, target: Target, architecture: Spec) -> None:
             planner.score("black-box", target, attack, epsilon, found, source, handed=True, substitute=substitute)
 
 
-def _craft_for_transfer(
-    planner: Planner, source: Target, attack: tuple[Spec, Any, dict[str, Any]], epsilon: float | None
-) -> str:
+def _craft_for_transfer(planner: Planner, source: Target, attack: PlannedAttack, epsilon: float | None) -> str:
     """Images crafted on a model to be shown to any: every example, the whole budget, the faithful surrogate.
 
     Those of an attack that asks for scores or labels alone come from the model itself.
@@ -127,7 +124,7 @@ def _craft_for_transfer(
         epsilon,
         batch=source.batch,
         seed=source.seed,
-        view=source.surrogates[0] if by_gradients(attack) else source.itself,
+        view=source.surrogates[0] if attack.by_gradients else source.itself,
         transfer=True,
     )
 

@@ -14,7 +14,7 @@ import torch
 from advbench.clocks import resolve_devices
 from advbench.config import Config
 from advbench.plan import matrices
-from advbench.plan.planner import Planner, by_gradients
+from advbench.plan.planner import Planner
 from advbench.plan.suite import suite_of
 from advbench.registry import registry
 from advbench.results.store import Store
@@ -78,7 +78,7 @@ def make_plan(config: Config, *, measure: bool = True, data: DataSet | None = No
         if {"white-box", "black-box"} & set(config.matrix):
             for target in targets:
                 matrices.queries(planner, target)
-        if "black-box" in config.matrix and any(map(by_gradients, planner.attacks)):
+        if "black-box" in config.matrix and planner.gradient_attacks:
             for target in targets:
                 for substitute in suite.substitutes:
                     matrices.black_box(planner, target, substitute)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from typing import Any, Literal
 
 from advbench.attacks.access import AT_ONCE, WhiteBox
+from advbench.attacks.attack import Attack
 from advbench.attacks.calibration import need_of
 from advbench.attacks.ensemble import with_stop
 from advbench.attacks.preparation import CAP, LEVEL
@@ -49,6 +51,25 @@ VERSIONED: frozenset[Kind] = frozenset({"clean", "diagnose", "calibrate", "craft
 """Kinds whose content names the versions of torch and torchvision. Trained weights stay what they are without them."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PlannedAttack:
+    """An attack of a plan. component: the attack itself. content: what names it in a key."""
+
+    spec: Spec
+    component: Attack
+    content: Mapping[str, Any]
+
+    @property
+    def minimal_norm(self) -> bool:
+        """Whether it seeks the smallest perturbation, whatever epsilon is."""
+        return bool(self.component.minimal_norm)
+
+    @property
+    def by_gradients(self) -> bool:
+        """Whether it differentiates the model that it attacks."""
+        return issubclass(self.component.knowledge, WhiteBox)
+
+
 class Planner:
     """Adds tasks to a plan, each once.
 
@@ -84,14 +105,19 @@ class Planner:
                 f"The data set {self.data.name} has no usual {self.config.norm} radius: give --epsilon"
             ) from None
 
-    def attack(self, spec: Spec) -> tuple[Spec, Any, dict[str, Any]]:
-        """An attack's name, its component and its content. ValueError where it does not know the norm."""
+    @property
+    def gradient_attacks(self) -> list[PlannedAttack]:
+        """The attacks that differentiate what they attack."""
+        return [attack for attack in self.attacks if attack.by_gradients]
+
+    def attack(self, spec: Spec) -> PlannedAttack:
+        """The attack of a spec. ValueError if it does not support the norm of the run."""
         attack = registry.create("attacks", spec)
         if self.config.norm not in attack.norms:
             raise ValueError(
                 f"The attack {spec.name!r} is for {', '.join(sorted(attack.norms))}, got norm {self.config.norm!r}"
             )
-        return spec, attack, registry.content("attacks", spec, attack)
+        return PlannedAttack(spec, attack, registry.content("attacks", spec, attack))
 
     def _budget(self) -> Budget:
         names = ("epochs", "train_examples", "batch_size", "learning_rate", "optimizer", "schedule", "augmentation")
@@ -225,7 +251,7 @@ class Planner:
         self,
         source: str,
         label: str,
-        attack: tuple[Spec, Any, dict[str, Any]],
+        attack: PlannedAttack,
         epsilon: float | None,
         *,
         batch: int,
@@ -234,28 +260,27 @@ class Planner:
         transfer: bool,
     ) -> str:
         """The task that crafts images. source, label: the model's task and name. transfer: without a stop."""
-        spec, component, content = attack
-        usual = None if by_gradients(attack) else USUAL_DRAWS
+        usual = None if attack.by_gradients else USUAL_DRAWS
         draws = (self.config.draws or usual) if view.stochastic else 1
         place = {"source": source, "surrogate": view.name, "draws": draws, **self._where(batch, seed)}
         place["compile"] = self.config.compile
         wants = [*(["draws"] if draws is None else []), *(["scale"] if view.guarded else [])]
         place["preparation"] = self._prepare(wants, label, place, epsilon) if wants else None
-        radius = None if component.minimal_norm else epsilon
-        runs = with_stop(component, "never") if transfer else component
-        calibration = self._calibrate("attacks", spec, runs, radius, label, place)
+        radius = None if attack.minimal_norm else epsilon
+        runs = with_stop(attack.component, "never") if transfer else attack.component
+        calibration = self._calibrate("attacks", attack.spec, runs, radius, label, place)
         return self.add(
             "craft",
             {
                 **place,
-                "attack": content,
+                "attack": attack.content,
                 "threat": self._threat(epsilon),
                 "transfer": transfer,
                 "calibration": calibration,
             },
             [source, *filter(None, (place["preparation"], calibration))],
-            f"{spec} on {label}",
-            (draws or AT_ONCE) * expected_forwards(component, threat_of(self._threat(epsilon))),
+            f"{attack.spec} on {label}",
+            (draws or AT_ONCE) * expected_forwards(attack.component, threat_of(self._threat(epsilon))),
         )
 
     def _prepare(self, wants: list[str], label: str, place: Mapping[str, Any], epsilon: float | None) -> str:
@@ -314,7 +339,7 @@ class Planner:
         self,
         matrix: str,
         target: Target,
-        attack: tuple[Spec, Any, dict[str, Any]],
+        attack: PlannedAttack,
         epsilon: float | None,
         crafts: Mapping[str, str],
         source: dict[str, Any] | None,
@@ -324,9 +349,8 @@ class Planner:
         diagnosis: str | None = None,
     ) -> None:
         """A cell. crafts: candidates by name. handed: whether they were crafted on another model than that of the target."""
-        spec, component, content = attack
         clean = self._clean(target)
-        minimal = bool(component.minimal_norm) and not handed
+        minimal = attack.minimal_norm and not handed
         key = self.add(
             "score",
             {
@@ -342,15 +366,15 @@ class Planner:
                 **self._where(target.batch, target.seed),
             },
             [target.key, clean, *crafts.values(), *filter(None, (substitute, diagnosis))],
-            f"score {spec} from {source['label'] if source else 'itself'} on {target.label}",
+            f"score {attack.spec} from {source['label'] if source else 'itself'} on {target.label}",
             float(target.draws),
             target=target.facts(),
             source=source,
             attack={
-                "label": str(spec),
+                "label": str(attack.spec),
                 "minimal_norm": minimal,
-                "gradients": issubclass(component.knowledge, WhiteBox),
-                **content,
+                "gradients": attack.by_gradients,
+                **attack.content,
             },
             diagnosis=diagnosis,
             candidates=list(crafts),
@@ -398,8 +422,3 @@ class Planner:
 def versions() -> dict[str, str]:
     """The installed versions of what computes the numbers."""
     return {name: metadata.version(name) for name in ("torch", "torchvision")}
-
-
-def by_gradients(attack: tuple[Spec, Any, dict[str, Any]]) -> bool:
-    """Whether an attack differentiates what it attacks."""
-    return issubclass(attack[1].knowledge, WhiteBox)
