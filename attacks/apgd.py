@@ -29,7 +29,8 @@ class APGD:
     loss of the goal itself; else one run after the other goes towards each of so many wrong classes, the likeliest of the
     clean image first, at most all of them, and any error counts. momentum: the weight of the new step, the rest repeats the
     last one. rho: the share of a period's steps that must raise the loss, or the step size halves. stop: whether an example
-    is left alone after its first success; one that is wrong from the outset then stays as it is.
+    is left alone after its first success; inputs that are already misclassified are
+    returned unchanged.
 
     In l2 the projection is the exact one on ball and box; in l1 a run is that of `climb_sparsely`. A run costs steps
     backwards and steps + 1 forwards; stopping at success or targets cost one forward more, of the clean images. A stochastic

@@ -38,9 +38,10 @@ def worst_case(
     """The best image, by (goal achieved, margin), that any of `attacks` finds for each example, shape (n, c, h, w).
 
     They run one after the other; with ``stop="success"`` each sees only the examples that withstood those before it, and
-    examples that are wrong from the outset stay as they are. The random numbers of an attack do not depend on its place, so
-    neither the order nor what else runs changes which examples a deterministic model loses. A minimal-norm attack is given
-    the threat with its epsilon; what it returns is projected. Each attack costs one forward more for a look at its images.
+    inputs that are already misclassified are returned unchanged. The random numbers of an attack do not depend on its
+    place, so neither the order nor what else runs changes which examples a deterministic model loses. A minimal-norm attack
+    is given the threat with its epsilon; what it returns is projected. Each attack costs one forward more for a look at its
+    images.
 
     Raises ValueError where an attack leaves the threat's ball or box.
     """
@@ -82,7 +83,7 @@ def nearest_case(
 ) -> Tensor:
     """The nearest adversarial image that any of the minimal-norm `attacks` finds for each example, shape (n, c, h, w).
 
-    All of them attack every example but those that are wrong from the outset. Where none finds an adversarial, the image
+    All of them attack every example except those that are already misclassified. Where none finds an adversarial, the image
     with the highest margin. Each attack costs one forward more for a look at its images.
 
     Raises ValueError where an attack leaves the box.
@@ -220,7 +221,7 @@ class WorstCase:
         if self._orders():
             trials = [held_out.attacked(self._ensemble([member])) for member in members]
             broken, passes = (torch.stack([getattr(trial, name) for trial in trials]) for name in ("broken", "passes"))
-            # Those that are wrong from the outset came back as they were, and are never attacked.
+            # Inputs that are already misclassified were returned unchanged, and are never attacked.
             asked = ~(trials[0].broken & (trials[0].x_adv == held_out.x).flatten(1).all(dim=1))
             order = by_yield(broken[:, asked], passes[:, asked])
         return {"order": torch.tensor(order), **values}

@@ -23,7 +23,7 @@ class PGD:
     steps: gradient steps of each restart. step_size: as a fraction of epsilon. random_start: uniform in the ball. restarts:
     independent starts. loss: `cross-entropy` or `margin`. sparsity: the share of the values that a step in l1 is spread
     over (`balls.sparse_step`); other norms do not use it. stop: whether an example is left alone after its first success;
-    one that is wrong from the outset then stays as it is.
+    inputs that are already misclassified are returned unchanged.
 
     A restart costs steps backwards and steps + 1 forwards; stopping at success with a random start costs one forward more,
     of the clean images. A stochastic model's strongest iterates are settled on fresh draws (`iterates.settle`).

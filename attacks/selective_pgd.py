@@ -44,7 +44,7 @@ class SelectivePGD:
     steps: of each run. step_sizes: first steps, one run after the other, as shares of the longest l2 perturbation in the
     ball. strategies: all step sizes with one, then with the next. restarts: of all that, the first from the clean image,
     the others from random points of the ball. stop: whether an example is left alone after its first success, an error that
-    is not rejected; one that is wrong and not rejected from the outset then stays as it is.
+    is not rejected; inputs that are already misclassified and not rejected are returned unchanged.
 
     Without a detector it is PGD on the margin with l2 steps. A run costs steps + 1 forwards and twice steps backwards.
     """

@@ -34,8 +34,8 @@ class Square:
 
     queries: of each image. p_init: the share of the image that the first squares cover; it halves nine times until 10,000
     queries. rescale: run through that schedule whatever the number of queries, else stay on its first queries. stop: whether
-    an example is left alone after its first success; one that is wrong from the outset then stays as it is, which costs one
-    query more. A new point is kept where its margin is higher or where it achieves the goal.
+    an example is left alone after its first success; inputs that are already misclassified are returned unchanged, which
+    costs one query more. A new point is kept where its margin is higher or where it achieves the goal.
 
     linf and l2 follow the paper's algorithms 2 and 3; l1, which the paper lacks, follows the authors' AutoAttack: algorithm
     3 with lengths in l1, and projected. Every example has squares of its own.

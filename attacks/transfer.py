@@ -20,9 +20,9 @@ from advbench.attacks.threat import Goal, ThreatModel, cross_entropy
 def for_transfer(attack: Attack) -> Attack:
     """The attack as it must run where its images are handed to another model.
 
-    What fools the source by a hair rarely fools the target: an attack that stops at its first success, leaves alone what the
-    source already gets wrong, or returns the smallest perturbation would look weak for reasons that say nothing about the
-    target. So an attack with a field `stop` gets ``never``, and a minimal-norm attack is `Stretched`.
+    A marginal success on the source rarely fools the target: an attack that stops at its first success, leaves alone what
+    the source already gets wrong, or returns the smallest perturbation would look weak for reasons that say nothing about
+    the target. So an attack with a field `stop` gets ``never``, and a minimal-norm attack is `Stretched`.
     """
     run: Any = attack
     if "stop" in getattr(type(attack), "__dataclass_fields__", {}):

@@ -1,7 +1,7 @@
 """The gate: is anything worse than the baseline, and by more than chance would have it?
 
-Gated are the worst-case robust accuracy and the clean accuracy of every target; single cells are shown, never gated. What is
-asked depends on what is fixed:
+The gate tests each target's worst-case and clean accuracy; single cells are shown, never tested. The test
+depends on what is fixed:
 
 - A target with equal weights in both runs is one fixed model under two attacks. Its outcomes are paired on the same images,
   by McNemar's exact test, or by sign flips over examples where an outcome is a share (a stochastic model's, or the mean of

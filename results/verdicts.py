@@ -17,11 +17,11 @@ CLEAN, WORST, TIME = "clean accuracy", "robust accuracy", "time per image"
 class Terms:
     """What counts as worse.
 
-    alpha: the chance of any false alarm in a gate, in (0, 1). tolerance: a change of at most so much, a share, is the same
-    whatever its p-value. checkpoints_only: compare the models at hand, whatever seeds they are of. time_bound: the largest
-    allowed ratio of attack times on the same device, not looked at where None. across_versions: whether runs by another
-    advbench or with attacks of other source code may be compared; what differs then is what is tested. fail_on_flags:
-    whether a flag that the baseline's target has not fails.
+    alpha: the chance of any false alarm in a gate, in (0, 1). tolerance: ignore changes up to this size (0.01 = one
+    percentage point), whatever their p-value. checkpoints_only: compare these checkpoints directly, ignoring
+    training seeds. time_bound: the largest allowed ratio of attack times on the same device, not looked at where None.
+    across_versions: whether runs by another advbench or with attacks of other source code may be compared; what differs then
+    is what is tested. fail_on_flags: whether a flag that the baseline's target lacks is a failure.
     """
 
     alpha: float = 0.01

@@ -43,8 +43,7 @@ def _crafts(
 ) -> dict[str, str]:
     """Images crafted to fool the target itself, by what was asked.
 
-    An attack within a radius spends it all on a surrogate that answers otherwise than the target: what fools the model
-    behind a purifier by a hair is purified away.
+    Inexact surrogates get the full budget: a marginal success would be undone by the purifier.
     """
     found = {}
     for view in views:

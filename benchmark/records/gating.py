@@ -26,13 +26,13 @@ def check(
     across_versions: bool = False,
     fail_on_flags: bool = False,
 ) -> Verdicts:
-    """Hold the last run in `out`, or those of several folders together, against a baseline.
+    """Compare the last run in `out`, or those of several folders together, with a baseline.
 
     baseline: a file of `write_baseline`, the output folder of another run, or the name of a baseline that ships with
     advbench, such as ``digits``.
 
-    alpha: the nominal chance of any false alarm. tolerance: a change of at most so much, a share, counts as none. The
-    other terms are those of `advbench.results.gate.Terms`. The verdicts' `exit_code` is 0 where nothing is worse, 1 for
+    alpha: the nominal chance of any false alarm. tolerance: ignore changes up to this size (0.01 = one percentage point).
+    The other terms are those of `advbench.results.gate.Terms`. The verdicts' `exit_code` is 0 where nothing is worse, 1 for
     a regression, 2 where the runs cannot be compared. Raises ValueError, in one line, for a file or a folder that cannot
     be read.
     """

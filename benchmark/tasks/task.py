@@ -35,7 +35,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What an attack asks: a surrogate by name, or where that is None the model itself.
+    """The model an attack queries: a named surrogate, or the target itself if None.
 
     stochastic: whether its answers are random. guarded: whether a detector is to be evaded too. exact: whether its answers
     are those of the scored model.

@@ -66,11 +66,13 @@ def _check_repeats(model: nn.Module, x: Tensor) -> None:
     first = model(x)
     if any(_differ(model(x), first) for _ in range(_PASSES)):
         raise ValueError(
-            "Expected the same logits for the same images, got others: declare the randomness "
-            "(--stochastic, from Python stochastic=True)"
+            "The model is not deterministic: two passes over the same images differ. "
+            "Pass --stochastic. (from Python stochastic=True)"
         )
     if len(x) > 1 and _differ(model(x[:1]), first[:1]):
-        raise ValueError("Expected logits of an image that do not depend on the others in the batch, got others alone")
+        raise ValueError(
+            "Expected logits that do not depend on the other images in the batch, got different ones for a single image"
+        )
 
 
 def _check_seeds(model: nn.Module, x: Tensor) -> None:
@@ -80,8 +82,8 @@ def _check_seeds(model: nn.Module, x: Tensor) -> None:
     first = blockwise(x, rng)
     if any(_differ(blockwise(x, rng), first) for _ in range(_PASSES)):
         raise ValueError(
-            "Expected a stochastic model that draws from torch's global generators, got other logits for the same seed: "
-            "draw by torch.rand and the like, without a generator of its own"
+            "Expected a stochastic model to repeat under the same seed, got different logits: "
+            "draw from torch's global generators (torch.rand and the like), not from a generator of its own"
         )
 
 

@@ -239,7 +239,7 @@ def test_a_targeted_goal_is_reached(linear):
 def test_what_is_broken_costs_no_more(norm):
     model, x = small_net(4), images(12)
     y = model(x).argmax(dim=1)
-    y[0] = (y[0] + 1) % 4  # wrong from the outset
+    y[0] = (y[0] + 1) % 4  # already misclassified
     with WhiteBox(model, rng(12)) as access:
         x_adv = APGD(steps=30, restarts=2)(access, x, Untargeted(y), ThreatModel(norm, RADII[norm]), rng(12))
     forwards = access.ledger.forwards

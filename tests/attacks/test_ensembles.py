@@ -81,7 +81,7 @@ def test_each_attack_sees_what_withstood_those_before():
     with WhiteBox(Step(), rng(torch.arange(5))) as access:
         attacks = [Shift(0.1, parity=0), Shift(0.1, parity=1), Shift(0.1, parity=1)]
         x_adv = worst_case(attacks, access, x, Untargeted(y), ThreatModel("linf", 0.2), access.rng)
-    assert access.ledger.backwards.tolist() == [1, 2, 1, 2, 0]  # the last one is wrong from the outset
+    assert access.ledger.backwards.tolist() == [1, 2, 1, 2, 0]  # the last one is already misclassified
     assert access.ledger.forwards.tolist() == [3, 5, 3, 5, 1]
     torch.testing.assert_close(x_adv[:4], x[:4] + 0.1)
     assert torch.equal(x_adv[4], x[4])

@@ -107,7 +107,7 @@ def test_a_step_costs_two_forwards_and_a_backward_for_each_boundary(linear):
 def test_with_a_budget_an_example_leaves_once_it_is_near_enough(norm, linear):
     model, x = planes(linear, 4), images(12)
     y = model(x).argmax(dim=1)
-    y[0] = (y[0] + 1) % 4  # wrong from the outset
+    y[0] = (y[0] + 1) % 4  # already misclassified
     distances = smallest(model, x, y, ThreatModel(norm, None))
     threat = ThreatModel(norm, float(distances[1:].median()) * 1.1)
     found = {stop: attacked(FABT(steps=10, stop=stop), model, x, y, threat) for stop in ("success", "never")}

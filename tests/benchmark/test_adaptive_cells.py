@@ -253,7 +253,7 @@ def test_the_attacker_who_ignores_a_defense_has_a_cell_of_the_same_craft(small):
     crafts = {
         name: plan.tasks[key] for name, key in zip(white_box.facts["candidates"], white_box.content["crafts"], strict=True)
     }
-    # What fools the model behind the defense by a hair is no reason to stop.
+    # A marginal success on the model behind the defense is no reason to stop.
     assert {name: craft.content["transfer"] for name, craft in crafts.items()} == {
         "bpda": False,
         "faithful": False,

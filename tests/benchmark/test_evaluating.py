@@ -150,10 +150,10 @@ def test_a_normalisation_stands_inside_the_threat():
     torch.testing.assert_close(distances[near].float(), expected[near], rtol=0.03, atol=0)
 
 
-def refused(**changes):
+def refused(match="Expected", **changes):
     model, x, y, _ = problem()
     given = {"model": model, "x": x, "y": y, "epsilon": EPSILON, "attack": "fgsm"} | changes
-    with pytest.raises(ValueError, match="Expected") as found:
+    with pytest.raises(ValueError, match=match) as found:
         evaluate(given.pop("model"), given.pop("x"), given.pop("y"), **given)
     assert "\n" not in str(found.value)
     return str(found.value)
@@ -204,7 +204,7 @@ class Rounded(nn.Module):
 
 def test_models_that_are_no_image_classifiers_are_refused():
     assert "return logits, not labels" in refused(model=Labels())
-    assert "do not depend on the others in the batch" in refused(model=Batched())
+    assert "do not depend on the other images in the batch" in refused(model=Batched())
     assert "takes images (16, 3, 2, 2) torch.float32, got RuntimeError" in refused(model=nn.Linear(5, 2))
     assert "name attacks that need none" in refused(model=Rounded(), attack=None)
 
@@ -217,7 +217,7 @@ def test_a_model_without_gradients_is_attacked_by_scores_where_that_is_asked_for
 
 
 def test_randomness_must_be_declared():
-    assert "--stochastic" in refused(model=Linear(noise=0.05))
+    assert "--stochastic" in refused(model=Linear(noise=0.05), match="The model is not deterministic")
     own = nn.Sequential(Generated(), Linear())
     assert "generators" in refused(model=own, stochastic=True)
 
