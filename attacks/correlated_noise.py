@@ -66,7 +66,7 @@ class CorrelatedNoise:
         return worst_draw(self, noise, access, x, goal, threat, rng)
 
 
-class Noisy(Attack, Protocol):
+class NoiseAttack(Attack, Protocol):
     """An attack with noise of unit variance: the number of draws, their scale, and how the worst is chosen."""
 
     @property
@@ -91,7 +91,7 @@ class Noisy(Attack, Protocol):
 
 
 def worst_draw(
-    attack: Noisy,
+    attack: NoiseAttack,
     noise: Callable[[Tensor, ExampleRNG], Tensor],
     access: ScoreBased | WhiteBox,
     x: Tensor,

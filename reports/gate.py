@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from advbench.reports import wording
 from advbench.reports.markdown import escape
-from advbench.results.verdicts import TIME, CellChange, Row, Verdicts
+from advbench.results.verdicts import TIME, CellChange, GateRow, Verdicts
 
 _COLUMNS = ("Target", "Number", "Baseline", "Candidate", "Change", "p (Holm)", "Verdict", "Test", "Note")
 _VERDICT = _COLUMNS.index("Verdict")
@@ -112,7 +112,7 @@ def conclusion(found: Verdicts) -> str:
     return f"failed: {names}; {level}"
 
 
-def _by_threat(found: Verdicts) -> dict[str, list[Row]]:
+def _by_threat(found: Verdicts) -> dict[str, list[GateRow]]:
     """The rows of each threat, failures first."""
     titles = {
         row.threat: f"{wording.threat(row.threat.norm, row.threat.epsilon)} on {row.threat.dataset}" for row in found.rows
@@ -121,7 +121,7 @@ def _by_threat(found: Verdicts) -> dict[str, list[Row]]:
     return {title: [row for row in rows if row.threat == threat] for threat, title in titles.items()}
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: GateRow) -> list[str]:
     """A row as its columns show it."""
     time = row.quantity == TIME
     shown = wording.seconds if time else wording.percent
@@ -153,7 +153,7 @@ def _move(before: float, after: float) -> str:
     return f"{wording.percent(before)} to {wording.percent(after)} ({100 * (after - before):+.1f})"
 
 
-def _plain(item: Row | CellChange) -> dict[str, Any]:
+def _plain(item: GateRow | CellChange) -> dict[str, Any]:
     content = asdict(item)
     content["threat"] = item.threat._asdict()
     if isinstance(item, CellChange):

@@ -15,7 +15,7 @@ _OWN, _PREFIX, _HELD = "own", "own:", "own:held:"
 
 
 @dataclass(frozen=True, slots=True)
-class Reproduction:
+class RerunRecipe:
     """A command, the file of settings that it reads (empty where it needs none), and what else to know."""
 
     command: str
@@ -23,15 +23,15 @@ class Reproduction:
     note: str
 
 
-def reproduction(records: Sequence[Record], settings: str) -> Reproduction:
+def reproduction(records: Sequence[Record], settings: str) -> RerunRecipe:
     """How to run the cells of one model again. settings: those of its run as TOML, empty where they are not known."""
     versions = _environment(records, "advbench")
     where = f"Its numbers come from advbench {versions} on {_devices(records)}; another device can flip a few outcomes."
     if records[0].target["defense"]["name"] == _OWN:
-        return Reproduction(_evaluate(records), "", where)
+        return RerunRecipe(_evaluate(records), "", where)
     if settings:
-        return Reproduction("advbench run run.toml", settings, where)
-    return Reproduction(_run(records), "", f"Read from the records, which do not hold settings that have no flag. {where}")
+        return RerunRecipe("advbench run run.toml", settings, where)
+    return RerunRecipe(_run(records), "", f"Read from the records, which do not hold settings that have no flag. {where}")
 
 
 def _run(records: Sequence[Record]) -> str:

@@ -16,7 +16,7 @@ from advbench.reports.html import render, to_html
 from advbench.reports.leaderboard import leaderboard_section
 from advbench.reports.merge import run_names
 from advbench.reports.model_page import Model, model_sections, models
-from advbench.reports.reproduce import Reproduction, reproduction
+from advbench.reports.reproduce import RerunRecipe, reproduction
 from advbench.reports.robustbench import NORMS, model_infos
 from advbench.reports.section import Section, Table, drop_constant
 from advbench.reports.sections import sections, summary
@@ -109,7 +109,7 @@ def _linked(section: Section, board: Board, pages: Mapping[str, str]) -> Section
     return replace(section, text=text, tables=(replace(table, rows=rows, selectable=True, filterable=False), *rest))
 
 
-def _model(model: Model, title: str, again: Sequence[tuple[str, Reproduction]]) -> str:
+def _model(model: Model, title: str, again: Sequence[tuple[str, RerunRecipe]]) -> str:
     record = model.cells[0].record
     target = record.target
     weights = {f"{cell.record.seed}": cell.record.weights_sha256[:16] for cell in model.cells if cell.record.weights_sha256}
@@ -145,7 +145,7 @@ def _component(spec: Mapping[str, Any]) -> str:
     return f"{spec['name']}({given})" if given else str(spec["name"])
 
 
-def _reproductions(model: Model, settings: Mapping[str, str], slug: str) -> list[tuple[str, Reproduction]]:
+def _reproductions(model: Model, settings: Mapping[str, str], slug: str) -> list[tuple[str, RerunRecipe]]:
     """How to run a model's cells again, a command for each run that it was part of, with its settings' file name."""
     origins = list(dict.fromkeys(cell.origin for cell in model.cells))
     return [

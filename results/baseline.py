@@ -39,7 +39,7 @@ class Attacker(NamedTuple):
         return f"{self.matrix} {self.attack}" + (f" from {self.source}" if self.source else "")
 
 
-class Threat(NamedTuple):
+class BaselineThreat(NamedTuple):
     """What targets must have in common to be compared at all."""
 
     dataset: str
@@ -67,7 +67,7 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Model:
+class BaselineModel:
     """One training of a target: its answers by attacker, and the reasons of attackers without numbers."""
 
     seed: int
@@ -98,7 +98,7 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Target:
+class BaselineTarget:
     """A defended model by its label.
 
     facts: defense, architecture, stochastic. models: by seed. flags: names of the signs that its evaluation is incomplete.
@@ -106,7 +106,7 @@ class Target:
 
     label: str
     facts: Facts
-    models: tuple[Model, ...]
+    models: tuple[BaselineModel, ...]
     flags: tuple[str, ...] = ()
 
     @property
@@ -125,17 +125,17 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Board:
+class BaselineBoard:
     """All targets at one threat. examples: digest of the images' indices and labels. attacks: name, arguments and source."""
 
-    threat: Threat
+    threat: BaselineThreat
     dataset: Facts
     box: list[float]
     examples: str
     attacks: Mapping[str, Facts]
-    targets: tuple[Target, ...]
+    targets: tuple[BaselineTarget, ...]
 
-    def target(self, label: str) -> Target | None:
+    def target(self, label: str) -> BaselineTarget | None:
         """The target of that label, None where there is none."""
         return next((target for target in self.targets if target.label == label), None)
 
@@ -145,7 +145,7 @@ class Snapshot:
     """A run: its boards, and the version of advbench that made it."""
 
     version: str
-    boards: tuple[Board, ...]
+    boards: tuple[BaselineBoard, ...]
 
 
 def snapshot(cells: Iterable[_Cell]) -> Snapshot:
@@ -209,26 +209,26 @@ def from_text(text: str) -> Snapshot:
 # --- from records
 
 
-def _threat(record: Record) -> Threat:
+def _threat(record: Record) -> BaselineThreat:
     norm = record.threat["norm"]
     epsilon = None if norm == "none" else record.threat["epsilon"]
-    return Threat(record.dataset["name"], record.dataset["split"], norm, epsilon)
+    return BaselineThreat(record.dataset["name"], record.dataset["split"], norm, epsilon)
 
 
 def _any_radius(record: Record) -> bool:
     return record.threat["epsilon"] is None and record.threat["norm"] != "none" and bool(record.attack["minimal_norm"])
 
 
-def _belongs(record: Record, threat: Threat) -> bool:
+def _belongs(record: Record, threat: BaselineThreat) -> bool:
     own = _threat(record)
     return own == threat or (_any_radius(record) and own == threat._replace(epsilon=None))
 
 
-def _in_order(threat: Threat) -> tuple[str, str, str, float]:
+def _in_order(threat: BaselineThreat) -> tuple[str, str, str, float]:
     return threat.dataset, threat.split, threat.norm, -1.0 if threat.epsilon is None else threat.epsilon
 
 
-def _board(threat: Threat, boxed: Sequence[_Cell]) -> Board:
+def _board(threat: BaselineThreat, boxed: Sequence[_Cell]) -> BaselineBoard:
     cells = [cell for cell in boxed if _belongs(cell[0], threat)]
     kin = [cell for cell in boxed if not _belongs(cell[0], threat) and _threat(cell[0])[:3] == threat[:3]]
     datasets = {json.dumps(record.dataset, sort_keys=True): record.dataset for record, _ in cells}
@@ -243,7 +243,7 @@ def _board(threat: Threat, boxed: Sequence[_Cell]) -> Board:
         facts = {name: record.attack[name] for name in ("name", "arguments", "source_hash")}
         if attacks.setdefault(record.attack["label"], facts) != facts:
             raise ValueError(f"Expected one attack named {record.attack['label']}, got several versions of it")
-    return Board(
+    return BaselineBoard(
         threat,
         dict(cells[0][0].dataset),
         list(cells[0][0].threat["box"]),
@@ -256,14 +256,14 @@ def _board(threat: Threat, boxed: Sequence[_Cell]) -> Board:
     )
 
 
-def _target(threat: Threat, label: str, cells: Sequence[_Cell], kin: Sequence[_Cell]) -> Target:
+def _target(threat: BaselineThreat, label: str, cells: Sequence[_Cell], kin: Sequence[_Cell]) -> BaselineTarget:
     facts = _facts(cells[0][0])
     if any(_facts(record) != facts for record, _ in cells):
         raise ValueError(f"Expected one model named {label}, got several configurations")
     by_seed = _grouped(cells, lambda record: record.seed)
     models = tuple(_model(threat, label, seed, group) for seed, group in by_seed.items())
     found = flags(_outcomes(cells), threat.epsilon, _outcomes(kin))
-    return Target(label, facts, models, tuple(sorted({flag.name for flag in found})))
+    return BaselineTarget(label, facts, models, tuple(sorted({flag.name for flag in found})))
 
 
 def _facts(record: Record) -> Facts:
@@ -279,7 +279,7 @@ def _outcomes(cells: Sequence[_Cell]) -> list[Outcome]:
     return [(record, examples) for record, examples in cells if examples is not None]
 
 
-def _model(threat: Threat, label: str, seed: int, cells: Sequence[_Cell]) -> Model:
+def _model(threat: BaselineThreat, label: str, seed: int, cells: Sequence[_Cell]) -> BaselineModel:
     name = f"{label} of seed {seed}"
     attackers = [_attacker(record) for record, _ in cells]
     if len(set(attackers)) < len(attackers):
@@ -287,7 +287,7 @@ def _model(threat: Threat, label: str, seed: int, cells: Sequence[_Cell]) -> Mod
     scored = [(record, _ordered(examples)) for record, examples in cells if examples is not None]
     failures = {_attacker(record): record.reason or record.status for record, examples in cells if examples is None}
     if not scored:
-        return Model(seed, "", "", 1, np.zeros(0, np.int64), {}, failures)
+        return BaselineModel(seed, "", "", 1, np.zeros(0, np.int64), {}, failures)
     weights = {record.weights_sha256 for record, _ in scored}
     if len(weights) > 1:
         raise ValueError(f"Expected one model named {name}, got {len(weights)}: keep the cells of one run")
@@ -298,7 +298,7 @@ def _model(threat: Threat, label: str, seed: int, cells: Sequence[_Cell]) -> Mod
             raise ValueError(
                 f"Expected one answer of {name} to its clean images, got another in {attacker}: shuffled cells?"
             )
-    return Model(
+    return BaselineModel(
         seed,
         weights.pop(),
         str(record.measured.get("device", "unknown device")),
@@ -350,7 +350,7 @@ def _checksum(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _board_json(board: Board) -> dict[str, Any]:
+def _board_json(board: BaselineBoard) -> dict[str, Any]:
     return {
         "dataset": board.dataset,
         "examples": board.examples,
@@ -368,7 +368,7 @@ def _board_json(board: Board) -> dict[str, Any]:
     }
 
 
-def _model_json(model: Model) -> dict[str, Any]:
+def _model_json(model: BaselineModel) -> dict[str, Any]:
     return {
         "seed": model.seed,
         "weights": model.weights,
@@ -393,11 +393,11 @@ def _shown(values: Values) -> float:
     return round(float(values.mean()), 6)
 
 
-def _board_of(content: Mapping[str, Any]) -> Board:
+def _board_of(content: Mapping[str, Any]) -> BaselineBoard:
     dataset, threat = content["dataset"], content["threat"]
     n = int(dataset["n"])
-    return Board(
-        Threat(dataset["name"], dataset["split"], threat["norm"], threat["epsilon"]),
+    return BaselineBoard(
+        BaselineThreat(dataset["name"], dataset["split"], threat["norm"], threat["epsilon"]),
         dict(dataset),
         list(threat["box"]),
         content["examples"],
@@ -406,13 +406,13 @@ def _board_of(content: Mapping[str, Any]) -> Board:
     )
 
 
-def _target_of(content: Mapping[str, Any], n: int) -> Target:
+def _target_of(content: Mapping[str, Any], n: int) -> BaselineTarget:
     facts = {name: content[name] for name in ("defense", "architecture", "stochastic")}
     models = tuple(_model_of(model, n) for model in content["models"])
-    return Target(content["label"], facts, models, tuple(content["flags"]))
+    return BaselineTarget(content["label"], facts, models, tuple(content["flags"]))
 
 
-def _model_of(content: Mapping[str, Any], n: int) -> Model:
+def _model_of(content: Mapping[str, Any], n: int) -> BaselineModel:
     draws = int(content["draws"])
     answers = {
         Attacker(one["matrix"], one["attack"], one["source"]): Answers(
@@ -424,7 +424,7 @@ def _model_of(content: Mapping[str, Any], n: int) -> Model:
         for one in content["answers"]
     }
     clean = _unpacked(content["clean"], draws, n)
-    return Model(int(content["seed"]), content["weights"], content["device"], draws, clean, answers, {})
+    return BaselineModel(int(content["seed"]), content["weights"], content["device"], draws, clean, answers, {})
 
 
 def _packed(counts: Counts, largest: int) -> str:

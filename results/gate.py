@@ -20,15 +20,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from advbench.results.baseline import Attacker, Board, Snapshot, Target, Threat
+from advbench.results.baseline import Attacker, BaselineBoard, BaselineTarget, BaselineThreat, Snapshot
 from advbench.results.comparable import board_differences, board_of, version_differences
-from advbench.results.matching import Match, Pair, match, new_row
+from advbench.results.matching import Match, TargetPair, match, new_row
 from advbench.results.seeds import T_TEST, compare_seeds, shared_spreads
 from advbench.results.significance import holm, paired_test
 from advbench.results.statistics import Values
-from advbench.results.verdicts import CLEAN, TIME, WORST, CellChange, Row, Terms, Verdicts
+from advbench.results.verdicts import CLEAN, TIME, WORST, CellChange, GateRow, Terms, Verdicts
 
-__all__ = ["CLEAN", "TIME", "WORST", "CellChange", "Row", "Terms", "Verdicts", "compare"]
+__all__ = ["CLEAN", "TIME", "WORST", "CellChange", "GateRow", "Terms", "Verdicts", "compare"]
 
 _WEIGHTS = {WORST: 9.0, CLEAN: 1.0}
 """How Holm's procedure shares alpha."""
@@ -64,12 +64,12 @@ def compare(baseline: Snapshot, candidate: Snapshot, terms: Terms | None = None)
 # --- tests
 
 
-def _tested(one: Match) -> list[Row]:
+def _tested(one: Match) -> list[GateRow]:
     """The rows that rest on a test, p-values as they are, both accuracies of every pair."""
     return [row for quantity in (WORST, CLEAN) for row in _tests(one.pairs, quantity, 1 / one.before.dataset["n"])]
 
 
-def _tests(pairs: Sequence[Pair], quantity: str, step: float) -> list[Row]:
+def _tests(pairs: Sequence[TargetPair], quantity: str, step: float) -> list[GateRow]:
     """A row for each pair; p-values one-sided over seeds, else two-sided, uncorrected. A rise of the former is in `note`."""
     by_seed = {id(pair): _means(pair, quantity) for pair in pairs}
     groups = {key: _groups(pair, by_seed[key]) for key, pair in zip(by_seed, pairs, strict=True)}
@@ -79,7 +79,7 @@ def _tests(pairs: Sequence[Pair], quantity: str, step: float) -> list[Row]:
     rows = []
     for pair in pairs:
         old, new = by_seed[id(pair)]
-        row = Row(
+        row = GateRow(
             threat=pair.threat,
             target=pair.before.label,
             quantity=quantity,
@@ -99,18 +99,18 @@ def _tests(pairs: Sequence[Pair], quantity: str, step: float) -> list[Row]:
     return rows
 
 
-def _means(pair: Pair, quantity: str) -> tuple[Values, Values]:
+def _means(pair: TargetPair, quantity: str) -> tuple[Values, Values]:
     """The accuracy of every model, before and after."""
     old, new = pair.values(quantity)
     return np.array([one.mean() for one in old]), np.array([one.mean() for one in new])
 
 
-def _groups(pair: Pair, by_seed: tuple[Values, Values]) -> list[Values]:
+def _groups(pair: TargetPair, by_seed: tuple[Values, Values]) -> list[Values]:
     """The sets of accuracies in which a target shows its spread over seeds; equal weights show it once."""
     return list(by_seed) if pair.question == "re-trained" else [by_seed[0]]
 
 
-def _judge(rows: Sequence[Row], terms: Terms) -> tuple[Row, ...]:
+def _judge(rows: Sequence[GateRow], terms: Terms) -> tuple[GateRow, ...]:
     """Correct the p-values over the family, and decide."""
     family = [row for row in rows if row.p_value is not None]
     if not family:
@@ -126,11 +126,11 @@ def _judge(rows: Sequence[Row], terms: Terms) -> tuple[Row, ...]:
     return tuple(judged.get(id(row), row) for row in rows)
 
 
-def _p(row: Row) -> float:
+def _p(row: GateRow) -> float:
     return 1.0 if row.p_value is None else row.p_value
 
 
-def _verdict(row: Row, adjusted: float, risen: float, terms: Terms) -> Row:
+def _verdict(row: GateRow, adjusted: float, risen: float, terms: Terms) -> GateRow:
     """The verdict of a tested row.
 
     adjusted: the corrected p-value of being lower. risen: of being higher, the same where the test is two-sided.
@@ -148,7 +148,9 @@ def _verdict(row: Row, adjusted: float, risen: float, terms: Terms) -> Row:
     return replace(row, p_value=risen, verdict="better" if better else "same", fails=fails, note=note)
 
 
-def _flagged(row: Row, pairs: Mapping[Threat, tuple[Board, Board | None]], terms: Terms) -> Row:
+def _flagged(
+    row: GateRow, pairs: Mapping[BaselineThreat, tuple[BaselineBoard, BaselineBoard | None]], terms: Terms
+) -> GateRow:
     """The row with the flags of its candidate, whose number is then only an upper bound."""
     before, after = pairs.get(row.threat, (None, None))
     target = after.target(row.target) if after is not None else None
@@ -164,7 +166,7 @@ def _flagged(row: Row, pairs: Mapping[Threat, tuple[Board, Board | None]], terms
 # --- what is shown beside
 
 
-def _cells(before: Board, after: Board) -> Iterable[CellChange]:
+def _cells(before: BaselineBoard, after: BaselineBoard) -> Iterable[CellChange]:
     for target in before.targets:
         other = after.target(target.label)
         if other is None:
@@ -180,7 +182,7 @@ def _cells(before: Board, after: Board) -> Iterable[CellChange]:
             )
 
 
-def _by_attacker(target: Target) -> dict[Attacker, float]:
+def _by_attacker(target: BaselineTarget) -> dict[Attacker, float]:
     found: dict[Attacker, list[float]] = {}
     for model in target.models:
         for attacker in model.answers:
@@ -188,7 +190,7 @@ def _by_attacker(target: Target) -> dict[Attacker, float]:
     return {attacker: float(np.mean(values)) for attacker, values in found.items()}
 
 
-def _caveats(rows: Sequence[Row], matched: Sequence[Match], terms: Terms) -> tuple[str, ...]:
+def _caveats(rows: Sequence[GateRow], matched: Sequence[Match], terms: Terms) -> tuple[str, ...]:
     """What the verdicts claim, and what they do not."""
     questions = {row.question for row in rows}
     found = []

@@ -7,28 +7,28 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from advbench.results.baseline import Attacker, Board, Model, Target, Threat
+from advbench.results.baseline import Attacker, BaselineBoard, BaselineModel, BaselineTarget, BaselineThreat
 from advbench.results.comparable import comparable
 from advbench.results.record import Facts
 from advbench.results.statistics import Values
-from advbench.results.verdicts import CLEAN, TIME, WORST, Question, Row, Terms
+from advbench.results.verdicts import CLEAN, TIME, WORST, GateRow, Question, Terms
 
 BASELINE_SEEDS, CANDIDATE_SEEDS = 5, 3
 """The training seeds that a comparison over seeds takes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Pair:
+class TargetPair:
     """A target on both sides, and the attackers that count. question: what is fixed. dropped: sources left out."""
 
-    threat: Threat
-    before: Target
-    after: Target
+    threat: BaselineThreat
+    before: BaselineTarget
+    after: BaselineTarget
     attackers: frozenset[Attacker]
     question: Question
     note: str = ""
 
-    def models(self) -> tuple[tuple[Model, ...], tuple[Model, ...]]:
+    def models(self) -> tuple[tuple[BaselineModel, ...], tuple[BaselineModel, ...]]:
         """The models that are compared: those of common seeds where they are paired, else all."""
         if self.question == "re-trained":
             return self.before.models, self.after.models
@@ -53,16 +53,16 @@ class Match:
     rows: what needs no test. lacking: what is missing for a test. untimed: why times are not compared.
     """
 
-    before: Board
-    pairs: tuple[Pair, ...]
-    rows: tuple[Row, ...]
+    before: BaselineBoard
+    pairs: tuple[TargetPair, ...]
+    rows: tuple[GateRow, ...]
     lacking: tuple[str, ...]
     untimed: tuple[str, ...] = ()
 
 
-def match(before: Board, after: Board, terms: Terms) -> Match:
+def match(before: BaselineBoard, after: BaselineBoard, terms: Terms) -> Match:
     """The pairs of two boards that can be compared, and the rows of what has no other side, or no test."""
-    rows, pairs, lacking = list[Row](), list[Pair](), list[str]()
+    rows, pairs, lacking = list[GateRow](), list[TargetPair](), list[str]()
     for target in before.targets:
         other = after.target(target.label)
         failures = {} if other is None else other.failures
@@ -78,14 +78,16 @@ def match(before: Board, after: Board, terms: Terms) -> Match:
     if terms.time_bound is not None:
         for pair in pairs:
             row = _time(pair, terms.time_bound)
-            if isinstance(row, Row):
+            if isinstance(row, GateRow):
                 rows.append(row)
             else:
                 untimed.append(row)
     return Match(before, tuple(pairs), tuple(rows), tuple(lacking), tuple(untimed))
 
 
-def _pair(before: Board, after: Board, target: Target, other: Target, terms: Terms) -> Pair:
+def _pair(
+    before: BaselineBoard, after: BaselineBoard, target: BaselineTarget, other: BaselineTarget, terms: Terms
+) -> TargetPair:
     attackers = comparable(target, after) & comparable(other, before)
     lone = sorted({one.source for one in target.attackers | other.attackers if one not in attackers})
     notes = [f"without transfers from {', '.join(lone)}, which only one side has"] if lone else []
@@ -95,17 +97,17 @@ def _pair(before: Board, after: Board, target: Target, other: Target, terms: Ter
         steady = {one for one in attackers if one.source not in moved}
         if steady:
             notes += [f"without transfers from {', '.join(sorted(moved))}, re-trained"] if moved else []
-            return Pair(before.threat, target, other, frozenset(steady), "same weights", "; ".join(notes))
+            return TargetPair(before.threat, target, other, frozenset(steady), "same weights", "; ".join(notes))
     notes += _fact_differences(target.facts, other.facts)
     question: Question = "checkpoints" if terms.checkpoints_only else "re-trained"
-    return Pair(before.threat, target, other, frozenset(attackers), question, "; ".join(notes))
+    return TargetPair(before.threat, target, other, frozenset(attackers), question, "; ".join(notes))
 
 
-def _common_seeds(before: Target, after: Target) -> set[int]:
+def _common_seeds(before: BaselineTarget, after: BaselineTarget) -> set[int]:
     return {one.seed for one in before.models} & {one.seed for one in after.models}
 
 
-def _same_weights(before: Target, after: Target) -> bool:
+def _same_weights(before: BaselineTarget, after: BaselineTarget) -> bool:
     """Whether the models of common seeds are the same, of the same configuration; seeds of one side say nothing."""
     old, new = ({one.seed: one.weights for one in side.models} for side in (before, after))
     common = old.keys() & new.keys()
@@ -125,12 +127,12 @@ def _fact_differences(before: Facts, after: Facts) -> list[str]:
     return found
 
 
-def _same_source(before: Board, after: Board, source: str) -> bool:
+def _same_source(before: BaselineBoard, after: BaselineBoard, source: str) -> bool:
     old, new = before.target(source), after.target(source)
     return old is not None and new is not None and _same_weights(old, new)
 
 
-def _lacking(pair: Pair) -> list[str]:
+def _lacking(pair: TargetPair) -> list[str]:
     """What a pair lacks for its test."""
     old, new = (len(side) for side in pair.models())
     name = pair.before.label
@@ -148,22 +150,22 @@ def _lacking(pair: Pair) -> list[str]:
 # --- rows without a test
 
 
-def _missing(threat: Threat, target: Target, reason: str) -> Row:
+def _missing(threat: BaselineThreat, target: BaselineTarget, reason: str) -> GateRow:
     """A target that the candidate has not, or not wholly."""
     attackers = {one for model in target.models for one in model.answers}
     value = float(np.mean([model.worst_case(attackers).mean() for model in target.models]))
-    return Row(
+    return GateRow(
         threat=threat, target=target.label, quantity=WORST, baseline=value, verdict="missing", fails=True, note=reason
     )
 
 
-def new_row(threat: Threat, target: Target) -> Row:
+def new_row(threat: BaselineThreat, target: BaselineTarget) -> GateRow:
     """A target that only the candidate has."""
     models = [model for model in target.models if model.answers]
     value = float(np.mean([model.worst_case(set(model.answers)).mean() for model in models])) if models else None
     failures = target.failures
     note = f"incomplete: {_first(failures)}" if failures else ""
-    return Row(threat=threat, target=target.label, quantity=WORST, candidate=value, verdict="new", note=note)
+    return GateRow(threat=threat, target=target.label, quantity=WORST, candidate=value, verdict="new", note=note)
 
 
 def _first(failures: Mapping[Attacker, str]) -> str:
@@ -171,7 +173,7 @@ def _first(failures: Mapping[Attacker, str]) -> str:
     return f"{attacker}: {reason}" + (f", and {len(rest)} more" if rest else "")
 
 
-def _time(pair: Pair, bound: float) -> Row | str:
+def _time(pair: TargetPair, bound: float) -> GateRow | str:
     """The ratio of attack times, or why there is none."""
     old, new = pair.models()
     devices = {one.device for one in (*old, *new)}
@@ -181,7 +183,7 @@ def _time(pair: Pair, bound: float) -> Row | str:
     if not before or not after:
         return f"{pair.before.label}: no times were measured"
     slower = after / before > bound
-    return Row(
+    return GateRow(
         threat=pair.threat,
         target=pair.before.label,
         quantity=TIME,
@@ -193,7 +195,7 @@ def _time(pair: Pair, bound: float) -> Row | str:
     )
 
 
-def _seconds(models: Sequence[Model], attackers: Iterable[Attacker]) -> float:
+def _seconds(models: Sequence[BaselineModel], attackers: Iterable[Attacker]) -> float:
     """Attack seconds per image, summed over the attackers that were timed, the mean over models."""
     wanted = set(attackers)
     sums = [sum(one.seconds or 0.0 for name, one in model.answers.items() if name in wanted) for model in models]

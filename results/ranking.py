@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from advbench.results.seeds import T_TEST, compare_seeds, shared_spreads
-from advbench.results.significance import Comparison, holm, paired_test
+from advbench.results.significance import MeanDifference, holm, paired_test
 from advbench.results.statistics import Values
 
 ALPHA = 0.05
@@ -74,12 +74,12 @@ def intervals(better: NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:
     return tuple((1 + int(better[:, i].sum()), m - int(better[i].sum())) for i in range(m))
 
 
-def _paired(values: Sequence[Sequence[Values]], pairs: Sequence[tuple[int, int]]) -> list[Comparison]:
+def _paired(values: Sequence[Sequence[Values]], pairs: Sequence[tuple[int, int]]) -> list[MeanDifference]:
     means = [np.mean(np.stack(seeds), axis=0) for seeds in values]
     return [paired_test(means[i], means[j]) for i, j in pairs]
 
 
-def _over_seeds(values: Sequence[Sequence[Values]], pairs: Sequence[tuple[int, int]]) -> list[Comparison]:
+def _over_seeds(values: Sequence[Sequence[Values]], pairs: Sequence[tuple[int, int]]) -> list[MeanDifference]:
     n = len(values[0][0])
     by_example = [np.mean(np.stack(seeds), axis=0) for seeds in values]
     by_seed = [np.array([float(one.mean()) for one in seeds]) for seeds in values]
@@ -93,4 +93,4 @@ def _over_seeds(values: Sequence[Sequence[Values]], pairs: Sequence[tuple[int, i
         )
         for i, j in pairs
     ]
-    return [Comparison(one.difference, min(1.0, 2 * min(one.lower, one.higher)), T_TEST) for one in found]
+    return [MeanDifference(one.difference, min(1.0, 2 * min(one.lower, one.higher)), T_TEST) for one in found]

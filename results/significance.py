@@ -23,7 +23,7 @@ _EQUAL = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class MeanDifference:
     """A difference of two means, second minus first, with its two-sided p-value and the test that gave it."""
 
     difference: float
@@ -31,7 +31,7 @@ class Comparison:
     test: str
 
 
-def paired_test(first: Values, second: Values) -> Comparison:
+def paired_test(first: Values, second: Values) -> MeanDifference:
     """Compare two answers to the same examples, shares of correct draws or of correct seeds, each (n,).
 
     Exact McNemar where every share is 0 or 1, the sign-flip permutation test over examples otherwise.
@@ -40,8 +40,8 @@ def paired_test(first: Values, second: Values) -> Comparison:
     differences = _differences(first, second)
     if np.isin(first, (0.0, 1.0)).all() and np.isin(second, (0.0, 1.0)).all():
         gained, lost = int((differences > 0).sum()), int((differences < 0).sum())
-        return Comparison(float(differences.mean()), float(exact_mcnemar(gained, lost)), MCNEMAR)
-    return Comparison(float(differences.mean()), sign_flip(differences), SIGN_FLIP)
+        return MeanDifference(float(differences.mean()), float(exact_mcnemar(gained, lost)), MCNEMAR)
+    return MeanDifference(float(differences.mean()), sign_flip(differences), SIGN_FLIP)
 
 
 def exact_mcnemar(gained: ArrayLike, lost: ArrayLike, *, one_sided: bool = False) -> Values:
@@ -106,7 +106,7 @@ def holm(p_values: Sequence[float] | Values, weights: Sequence[float] | Values |
     return adjusted
 
 
-def wilcoxon_signed_rank(first: Sequence[float] | Values, second: Sequence[float] | Values) -> Comparison:
+def wilcoxon_signed_rank(first: Sequence[float] | Values, second: Sequence[float] | Values) -> MeanDifference:
     """Wilcoxon's signed-rank test over paired cells, as Mosca & Magoulas 2018 compare two training methods.
 
     first, second: the accuracies of two methods in the same m settings (attack, radius, network). The cells of one model are
@@ -118,8 +118,8 @@ def wilcoxon_signed_rank(first: Sequence[float] | Values, second: Sequence[float
     differences = exact.round(9)  # so that equal differences tie
     name = "Wilcoxon signed-rank over cells"
     if not differences.any():
-        return Comparison(0.0, 1.0, name)
-    return Comparison(float(differences.mean()), float(stats.wilcoxon(differences).pvalue), name)
+        return MeanDifference(0.0, 1.0, name)
+    return MeanDifference(float(differences.mean()), float(stats.wilcoxon(differences).pvalue), name)
 
 
 def _differences(first: Values, second: Values) -> NDArray[np.float64]:

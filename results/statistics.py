@@ -73,7 +73,7 @@ class CellStatistics:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class WorstCase:
+class WorstOutcome:
     """The best that an attacker with several strategies can do.
 
     values: share of correct answers by example, (n,). chosen: the strategy used on each example, (n,), -1 where none is
@@ -191,7 +191,7 @@ def robust_curve(record: Record, examples: Examples, epsilons: Values) -> Values
     return curve
 
 
-def worst_case(outcomes: Sequence[Outcome], epsilon: float | None = None) -> WorstCase:
+def worst_case(outcomes: Sequence[Outcome], epsilon: float | None = None) -> WorstOutcome:
     """The attacker's best choice among several cells of one target, example by example.
 
     For a deterministic model that is the minimum. For a stochastic one the strategy is chosen by the select draws and its
@@ -204,7 +204,7 @@ def worst_case(outcomes: Sequence[Outcome], epsilon: float | None = None) -> Wor
     shares = np.stack([robust(record, examples, epsilon) for record, examples in outcomes])
     lowest = selected.min(axis=0)
     tied = selected == lowest
-    return WorstCase(shares.mean(axis=0, where=tied), np.where(np.isfinite(lowest), tied.argmax(axis=0), -1))
+    return WorstOutcome(shares.mean(axis=0, where=tied), np.where(np.isfinite(lowest), tied.argmax(axis=0), -1))
 
 
 def over_seeds(values_by_seed: Sequence[Values]) -> OverSeeds:

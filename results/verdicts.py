@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from advbench.results.baseline import Attacker, Threat
+from advbench.results.baseline import Attacker, BaselineThreat
 
 Verdict = Literal["better", "same", "worse", "missing", "new"]
 Question = Literal["same weights", "re-trained", "checkpoints", ""]
@@ -41,14 +41,14 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class GateRow:
     """One number of one target, before and after.
 
     p_value: after Holm's correction, None where nothing was tested. fails: whether it fails the gate. note: why, or what was
     left out. question: what the comparison is about.
     """
 
-    threat: Threat
+    threat: BaselineThreat
     target: str
     quantity: str
     baseline: float | None = None
@@ -72,7 +72,7 @@ class Row:
 class CellChange:
     """One attacker's robust accuracy, the mean over training seeds, before and after; shown, never gated."""
 
-    threat: Threat
+    threat: BaselineThreat
     target: str
     attacker: Attacker
     baseline: float
@@ -84,13 +84,13 @@ class Verdicts:
     """What the gate found. incomparable: what differs, so that nothing was tested; the rows are then empty."""
 
     terms: Terms
-    rows: tuple[Row, ...] = ()
+    rows: tuple[GateRow, ...] = ()
     cells: tuple[CellChange, ...] = ()
     caveats: tuple[str, ...] = ()
     incomparable: tuple[str, ...] = ()
 
     @property
-    def failures(self) -> tuple[Row, ...]:
+    def failures(self) -> tuple[GateRow, ...]:
         """The rows that fail."""
         return tuple(row for row in self.rows if row.fails)
 

@@ -2,7 +2,7 @@
 
 Seconds of one machine say nothing about another, so a bench reports ratios: of two calls that were measured in turns, one
 round of each after the other, each at its fastest. `BENCHES` maps a name to ``module:function``; the function is called with
-a device and yields a `Row` per ratio as it is measured.
+a device and yields a `BenchRow` per ratio as it is measured.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TURN_SECONDS = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class BenchRow:
     """One ratio of a bench.
 
     case: what is computed, with its sizes. measure: forward, forward + backward, or training step. device: its name.
@@ -69,12 +69,12 @@ class Row:
         return self.bar is None or self.ratio <= self.bar
 
 
-def run(name: str, device: torch.device) -> Iterator[Row]:
+def run(name: str, device: torch.device) -> Iterator[BenchRow]:
     """The rows of a registered bench, as they are measured. ValueError for an unknown name."""
     if name not in BENCHES:
         raise ValueError(f"Expected a bench among {', '.join(BENCHES)}, got {name!r}")
     module, _, function = BENCHES[name].partition(":")
-    rows: Iterator[Row] = getattr(importlib.import_module(module), function)(device)
+    rows: Iterator[BenchRow] = getattr(importlib.import_module(module), function)(device)
     return rows
 
 
@@ -175,7 +175,7 @@ def _resident_bytes() -> int:
         return 0
 
 
-def table(rows: Iterable[Row]) -> str:
+def table(rows: Iterable[BenchRow]) -> str:
     """The rows as a Markdown table of ratios, with the milliseconds of an image where a row counts images."""
     rows = list(rows)
     by_image = any(row.images for row in rows)
@@ -200,6 +200,6 @@ def table(rows: Iterable[Row]) -> str:
     )
 
 
-def _an_image(row: Row) -> str:
+def _an_image(row: BenchRow) -> str:
     """Milliseconds."""
     return "" if row.images is None else f"{1e3 * row.seconds / row.images:.3g}"

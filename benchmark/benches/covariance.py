@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from advbench.benches.bench import COPY_BYTES, Row, copier, fastest, peak_bytes
+from advbench.benches.bench import COPY_BYTES, BenchRow, copier, fastest, peak_bytes
 from advbench.clocks import device_name
 from advbench.defenses.kernels.covariance import exponential, matrix_of
 from advbench.defenses.kernels.covariance_operator import (
@@ -66,7 +66,7 @@ PASSES = ("forward", "forward + backward")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Case:
+class CovarianceCase:
     """A batch of gradients g, a covariance function in float32, and the operator by FFT."""
 
     name: str
@@ -75,29 +75,29 @@ class Case:
     spectral: SpectralCovariance
 
     @staticmethod
-    def make(n: int, shape: tuple[int, int, int], device: torch.device) -> Case:
+    def make(n: int, shape: tuple[int, int, int], device: torch.device) -> CovarianceCase:
         """Normal gradients under a covariance that decays within two pixels."""
         c, h, w = shape
         function = exponential(shape, 2.0, 0.5).to(device, torch.float32)
         g = torch.randn(n, *shape, generator=torch.Generator().manual_seed(0)).to(device)
-        return Case(f"{h}x{w}x{c}, {n} images", g, function, SpectralCovariance(torus_spectrum(function), shape))
+        return CovarianceCase(f"{h}x{w}x{c}, {n} images", g, function, SpectralCovariance(torus_spectrum(function), shape))
 
     def bytes(self, backward: bool) -> int:
         """Bytes that a forward pass, or a forward and a backward pass, cannot avoid to move."""
         return _size(self.g) * (1 + backward) + _size(self.spectral.spectrum)
 
 
-def rows(device: torch.device) -> Iterator[Row]:
+def rows(device: torch.device) -> Iterator[BenchRow]:
     """Every ratio of the bench on `device`, as it is measured."""
     for n, shape in CASES:
-        case = Case.make(n, shape, device)
+        case = CovarianceCase.make(n, shape, device)
         yield from _forms(case, device)
         yield from _renewal(case, device)
     for architecture, n, shape in NETWORKS:
         yield from _steps(architecture, n, shape, device)
 
 
-def _forms(case: Case, device: torch.device) -> Iterator[Row]:
+def _forms(case: CovarianceCase, device: torch.device) -> Iterator[BenchRow]:
     d = case.g[0].numel()
     dense = DenseCovariance(matrix_of(case.function), case.spectral.shape) if d <= LARGEST_MATRIX else None
     for backward, measure in enumerate(PASSES):
@@ -112,7 +112,7 @@ def _forms(case: Case, device: torch.device) -> Iterator[Row]:
         peak = peak_bytes(fft, device)
         for against, reference in limits.items():
             asked = against.startswith("dense") and d == LARGEST_MATRIX and device.type == "cpu"
-            yield Row(
+            yield BenchRow(
                 case=case.name,
                 measure=measure,
                 device=device_name(device),
@@ -123,7 +123,7 @@ def _forms(case: Case, device: torch.device) -> Iterator[Row]:
                 peak_bytes=peak,
             )
         if d > LARGEST_MATRIX:
-            yield Row(
+            yield BenchRow(
                 case=case.name,
                 measure=f"peak memory, {measure}",
                 device=device_name(device),
@@ -134,7 +134,7 @@ def _forms(case: Case, device: torch.device) -> Iterator[Row]:
             )
 
 
-def _renewal(case: Case, device: torch.device) -> Iterator[Row]:
+def _renewal(case: CovarianceCase, device: torch.device) -> Iterator[BenchRow]:
     """What a running covariance costs in each step: one more batch, and the operator of what it has become."""
     running = RunningFunction(case.spectral.shape, 0.1)
 
@@ -144,7 +144,7 @@ def _renewal(case: Case, device: torch.device) -> Iterator[Row]:
 
     calls = {"renewal": renew, "form": _call(case.g, case.spectral, True)}
     seconds = fastest(calls, device, rounds=60, seconds=4)
-    yield Row(
+    yield BenchRow(
         case=case.name,
         measure="running covariance renewed",
         device=device_name(device),
@@ -166,7 +166,7 @@ def _call(g: Tensor, covariance: Covariance, backward: bool) -> Callable[[], obj
     return forward_and_backward if backward else torch.no_grad()(forward)
 
 
-def _steps(architecture: str, n: int, shape: tuple[int, int, int], device: torch.device) -> Iterator[Row]:
+def _steps(architecture: str, n: int, shape: tuple[int, int, int], device: torch.device) -> Iterator[BenchRow]:
     """Steps of the training loop: loss, backward pass and Adam. The penalty's own ascents are measured apart."""
     generator = torch.Generator().manual_seed(0)
     images = Split.of(torch.rand(n, *shape, generator=generator), torch.randint(10, (n,), generator=generator)).to(device)
@@ -186,7 +186,7 @@ def _steps(architecture: str, n: int, shape: tuple[int, int, int], device: torch
     against = {"plain": "plain training", "gradient-norm": "gradient norm, the double backward pass alone"}
     for name, reference in [(name, "plain") for name in calls if name != "plain"] + [("sgr", "gradient-norm")]:
         asked = name == "sgr" and reference == "plain" and device.type == "cpu"
-        yield Row(
+        yield BenchRow(
             case=f"{architecture}, {n} images, {name}",
             measure="training step",
             device=device_name(device),

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advbench.benches.bench import COPY_BYTES, Row, copier, fastest, peak_bytes
+from advbench.benches.bench import COPY_BYTES, BenchRow, copier, fastest, peak_bytes
 from advbench.clocks import device_name
 from advbench.defenses.defended import Defense
 from advbench.defenses.kernels.jacobian import (
@@ -55,7 +55,7 @@ PASSES = ("forward", "forward + backward")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Case:
+class JacobianCase:
     """A layer that has run.
 
     norms: computes its Jacobian's norms. leaves: what they are differentiated in, weights first. reads: bytes that a pass
@@ -78,7 +78,7 @@ class Case:
         return (self.reads + norms) * (1 + backward) + backward * sum(_size(leaf) for leaf in self.leaves)
 
 
-def rows(device: torch.device) -> Iterator[Row]:
+def rows(device: torch.device) -> Iterator[BenchRow]:
     """Every ratio of the bench on `device`, as it is measured."""
     for make in CASES:
         with seeded(0, device):
@@ -89,11 +89,11 @@ def rows(device: torch.device) -> Iterator[Row]:
         yield from _training(f"gu2014/{architecture}", device)
 
 
-def _against_the_limit(case: Case, device: torch.device) -> Iterator[Row]:
+def _against_the_limit(case: JacobianCase, device: torch.device) -> Iterator[BenchRow]:
     calls = {name: _call(case, backward) for backward, name in enumerate(PASSES)}
     seconds = fastest({**calls, "copy": copier(device)}, device)
     for backward, name in enumerate(PASSES):
-        yield Row(
+        yield BenchRow(
             case=case.name,
             measure=name,
             device=device_name(device),
@@ -105,7 +105,7 @@ def _against_the_limit(case: Case, device: torch.device) -> Iterator[Row]:
         )
 
 
-def _against_jacrev(case: Case, device: torch.device) -> Iterator[Row]:
+def _against_jacrev(case: JacobianCase, device: torch.device) -> Iterator[BenchRow]:
     """`torch.func.jacrev` at the largest batch that fits, for as many examples.
 
     Where not one example fits with all that its gradients in the weights need, the forward pass of one example, some rows
@@ -128,7 +128,7 @@ def _against_jacrev(case: Case, device: torch.device) -> Iterator[Row]:
         return torch.autograd.grad(jacobians.flatten(1).square().sum(dim=1).mean(), case.leaves[0])
 
     seconds = fastest({"closed": _call(case, backward), "dense": dense}, device, rounds=5, seconds=2)
-    yield Row(
+    yield BenchRow(
         case=case.name,
         measure=PASSES[backward],
         device=device_name(device),
@@ -139,15 +139,15 @@ def _against_jacrev(case: Case, device: torch.device) -> Iterator[Row]:
     )
 
 
-def _call(case: Case, backward: bool | int) -> Callable[[], object]:
+def _call(case: JacobianCase, backward: bool | int) -> Callable[[], object]:
     def forward_and_backward() -> object:
         return torch.autograd.grad(case.norms().mean(), case.leaves)
 
     return forward_and_backward if backward else case.norms
 
 
-def _dense(width: int, out: int, kind: type[nn.Module], name: str) -> Callable[[torch.device], Case]:
-    def make(device: torch.device) -> Case:
+def _dense(width: int, out: int, kind: type[nn.Module], name: str) -> Callable[[torch.device], JacobianCase]:
+    def make(device: torch.device) -> JacobianCase:
         linear, nonlinearity = nn.Linear(width, out).to(device), kind()
         inputs = torch.rand(BATCH, width, device=device)
         h = nonlinearity(linear(inputs)).detach()
@@ -160,17 +160,17 @@ def _dense(width: int, out: int, kind: type[nn.Module], name: str) -> Callable[[
         leaves = (linear.weight,) if kind is nn.ReLU else (linear.weight, h.requires_grad_())
         reads = _size(linear.weight) + _size(h)
         text = f"{name}: dense {width}-{out}, {kind.__name__}"
-        return Case(text, norms, leaves, reads, lambda x: nonlinearity(linear(x)), inputs, out, True)
+        return JacobianCase(text, norms, leaves, reads, lambda x: nonlinearity(linear(x)), inputs, out, True)
 
     return make
 
 
-def _softmax(width: int, classes: int, name: str) -> Callable[[torch.device], Case]:
-    def make(device: torch.device) -> Case:
+def _softmax(width: int, classes: int, name: str) -> Callable[[torch.device], JacobianCase]:
+    def make(device: torch.device) -> JacobianCase:
         linear = nn.Linear(width, classes).to(device)
         inputs = torch.rand(BATCH, width, device=device)
         logits = linear(inputs).detach().requires_grad_()
-        return Case(
+        return JacobianCase(
             f"{name}: dense {width}-{classes}, softmax",
             lambda: softmax_norms(linear.weight, logits),
             (linear.weight, logits),
@@ -186,8 +186,8 @@ def _softmax(width: int, classes: int, name: str) -> Callable[[torch.device], Ca
 
 def _convolution(
     shape: tuple[int, int, int], conv: Callable[[], nn.Conv2d], pool: nn.MaxPool2d | None, name: str, bar: bool
-) -> Callable[[torch.device], Case]:
-    def make(device: torch.device) -> Case:
+) -> Callable[[torch.device], JacobianCase]:
+    def make(device: torch.device) -> JacobianCase:
         layer = conv().to(device)
         inputs = torch.rand(BATCH, *shape, device=device)
         index: Tensor | None = None
@@ -205,7 +205,7 @@ def _convolution(
 
         c, h, w = shape
         text = f"{name}: {h}x{w}x{c}, {layer.out_channels} filters {layer.kernel_size[0]}x{layer.kernel_size[1]}"
-        return Case(
+        return JacobianCase(
             text + ("" if pool is None else f", max pool {pool.kernel_size}"),
             lambda: masked_norms(convolution_rows(layer, h, w), y, index, interior),
             (layer.weight,),
@@ -223,7 +223,7 @@ def _size(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-CASES: tuple[Callable[[torch.device], Case], ...] = (
+CASES: tuple[Callable[[torch.device], JacobianCase], ...] = (
     _dense(784, 100, nn.ReLU, "N100"),
     _dense(784, 200, nn.ReLU, "N200"),
     _dense(200, 200, nn.ReLU, "N200"),
@@ -245,7 +245,7 @@ CASES: tuple[Callable[[torch.device], Case], ...] = (
 )
 
 
-def _training(name: str, device: torch.device) -> Iterator[Row]:
+def _training(name: str, device: torch.device) -> Iterator[BenchRow]:
     """A training step of each defense over one of plain training, and whole trainings of those that train twice."""
 
     def architecture() -> nn.Module:
@@ -263,7 +263,7 @@ def _training(name: str, device: torch.device) -> Iterator[Row]:
     for measure, calls in (("training step", steps), ("training", trainings)):
         seconds = fastest(calls, device, rounds=200, seconds=8)
         for key in list(calls)[1:]:
-            yield Row(
+            yield BenchRow(
                 case=f"{name}, {key}",
                 measure=measure,
                 device=device_name(device),

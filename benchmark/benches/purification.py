@@ -22,7 +22,7 @@ SHAPE = (1, 28, 28)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Case:
+class PurifierCase:
     """A purifier of so many steps. clean: purifies images. floor: the passes that it cannot avoid; `passes` names them."""
 
     name: str
@@ -31,7 +31,7 @@ class Case:
     passes: str
 
 
-def malade_case(denoiser: nn.Module, steps: int, batch: int, device: torch.device) -> Case:
+def malade_case(denoiser: nn.Module, steps: int, batch: int, device: torch.device) -> PurifierCase:
     """MALADE's Langevin steps on random images, and as many forwards of its denoiser."""
     inputs = {"base": Defended(nn.Identity()), "denoiser": Defended(denoiser)}
     defense = MALADE(steps=steps, step_size=0.4, noise=0.05)
@@ -41,10 +41,10 @@ def malade_case(denoiser: nn.Module, steps: int, batch: int, device: torch.devic
         for _ in range(steps):
             denoiser(x)
 
-    return Case(f"MALADE, N={steps}", lambda: purify(x, rng), torch.no_grad()(floor), f"{steps} forwards")
+    return PurifierCase(f"MALADE, N={steps}", lambda: purify(x, rng), torch.no_grad()(floor), f"{steps} forwards")
 
 
-def defense_gan_case(generator: nn.Module, steps: int, batch: int, device: torch.device) -> Case:
+def defense_gan_case(generator: nn.Module, steps: int, batch: int, device: torch.device) -> PurifierCase:
     """Defense-GAN's descent from one start on random images, and as many passes of its generator to the latent vector."""
     inputs = {"base": Defended(nn.Identity()), "generator": Defended(generator)}
     defense = DefenseGAN(steps=steps, restarts=1)
@@ -59,10 +59,12 @@ def defense_gan_case(generator: nn.Module, steps: int, batch: int, device: torch
         with torch.no_grad():
             generator(z)
 
-    return Case(f"Defense-GAN, L={steps}", lambda: purify(x, rng), floor, f"{steps} forwards and backwards, 1 forward")
+    return PurifierCase(
+        f"Defense-GAN, L={steps}", lambda: purify(x, rng), floor, f"{steps} forwards and backwards, 1 forward"
+    )
 
 
-CASES: Mapping[str, Callable[[nn.Module, int, int, torch.device], Case]] = {
+CASES: Mapping[str, Callable[[nn.Module, int, int, torch.device], PurifierCase]] = {
     "malade": malade_case,
     "defense-gan": defense_gan_case,
 }

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from advbench.attacks.access import frozen
-from advbench.benches.bench import Row, fastest, fresh_peak_bytes
-from advbench.benches.purification import CASES, Case, network
+from advbench.benches.bench import BenchRow, fastest, fresh_peak_bytes
+from advbench.benches.purification import CASES, PurifierCase, network
 from advbench.clocks import device_name
 from advbench.results.papers import load
 
@@ -30,7 +30,7 @@ TURN_SECONDS = 0.1
 """Ten times the shortest call, so that code which runs once a call is met in the cache as that of the networks is."""
 
 
-def rows(device: torch.device) -> Iterator[Row]:
+def rows(device: torch.device) -> Iterator[BenchRow]:
     """Every ratio of the bench on `device`, as it is measured."""
     networks = {purifier: network(purifier, device) for purifier in CASES}
     with frozen(nn.ModuleList(networks.values())):
@@ -40,13 +40,13 @@ def rows(device: torch.device) -> Iterator[Row]:
                 yield from _compared(cases, steps, batch, device)
 
 
-def _compared(cases: Mapping[str, Case], steps: int, batch: int, device: torch.device) -> Iterator[Row]:
+def _compared(cases: Mapping[str, PurifierCase], steps: int, batch: int, device: torch.device) -> Iterator[BenchRow]:
     """Each purifier beside its floor, and the two beside each other, measured in turns."""
     measure, name = "one image" if batch == 1 else f"{batch} images", device_name(device)
     calls = {f"{kind} {purifier}": getattr(case, kind) for purifier, case in cases.items() for kind in ("clean", "floor")}
     seconds = fastest(calls, device, rounds=10, seconds=15, turn_seconds=TURN_SECONDS)
     for purifier, case in cases.items():
-        yield Row(
+        yield BenchRow(
             case=case.name,
             measure=measure,
             device=name,
@@ -57,7 +57,7 @@ def _compared(cases: Mapping[str, Case], steps: int, batch: int, device: torch.d
             peak_bytes=fresh_peak_bytes(partial(_prepared, purifier, steps, batch, device), device),
             images=batch,
         )
-    yield Row(
+    yield BenchRow(
         case=cases["defense-gan"].name,
         measure=measure,
         device=name,

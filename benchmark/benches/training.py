@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from advbench.benches.bench import Row, fastest
+from advbench.benches.bench import BenchRow, fastest
 from advbench.clocks import device_name
 from advbench.defenses.training.deep_contractive import DeepContractive
 from advbench.defenses.training.pretrained import Pretrained, autoencoder_around
@@ -39,19 +39,19 @@ REFERENCES = dict.fromkeys(("deep-contractive", "gaussian-noise"), _DECAYED)
 """What is not beside `none`: those whose objective has the weight decay that is their paper's plain training too."""
 
 
-def rows(device: torch.device) -> Iterator[Row]:
+def rows(device: torch.device) -> Iterator[BenchRow]:
     """A row for each registered training-time defense on each net, as they are measured."""
     for network in NETWORKS:
         yield from steps(network, device)
 
 
-def steps(network: str, device: torch.device, *, seconds: float = 60.0) -> Iterator[Row]:
+def steps(network: str, device: torch.device, *, seconds: float = 60.0) -> Iterator[BenchRow]:
     """The rows of one net; at most about so many seconds."""
     found = fastest({name: stepper(each, network, device) for name, each in defenses().items()}, device, seconds=seconds)
     for name, taken in found.items():
         reference = REFERENCES.get(name, BASELINE)
         if name != BASELINE:
-            yield Row(
+            yield BenchRow(
                 case=f"{network}, {BATCH} images, {name}",
                 measure="training step",
                 device=device_name(device),

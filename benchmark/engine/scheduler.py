@@ -24,8 +24,8 @@ from advbench.clocks import usable_cores
 from advbench.plan.plan import Plan
 from advbench.tasks import progress
 from advbench.tasks.context import Context
-from advbench.tasks.execution import Outcome, execute
-from advbench.tasks.progress import Standing
+from advbench.tasks.execution import TaskOutcome, execute
+from advbench.tasks.progress import CraftProgress
 from advbench.tasks.score import failed_record
 from advbench.tasks.task import Task
 
@@ -41,7 +41,7 @@ class Status:
     total: int
     done: int = 0
     running: list[str] = field(default_factory=list)
-    crafts: dict[str, Standing] = field(default_factory=dict)
+    crafts: dict[str, CraftProgress] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     spent: float = 0.0
@@ -204,7 +204,7 @@ class _Run:
         for outcome in parallel(self._calls(list(waiting.values()), backend)):
             self._finish(waiting.pop(outcome.key), outcome.reason)
 
-    def _calls(self, tasks: list[Task], backend: str) -> Iterator[Callable[[], Outcome]]:
+    def _calls(self, tasks: list[Task], backend: str) -> Iterator[Callable[[], TaskOutcome]]:
         """The calls of a wave; joblib takes the next one when a slot is free, so that what it took is running."""
         for position, task in enumerate(tasks):
             device = self.plan.devices[position % len(self.plan.devices)]
@@ -224,7 +224,7 @@ class _Run:
         self.watch(self.status)
 
 
-def _work(task: Task, context: Context, device: str, own_process: bool) -> Outcome:
+def _work(task: Task, context: Context, device: str, own_process: bool) -> TaskOutcome:
     """Run a task in a worker. In a process of its own, Ctrl-C is left to the parent, which ends the workers."""
     if own_process:
         if threading.current_thread() is threading.main_thread():

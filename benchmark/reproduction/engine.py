@@ -12,7 +12,7 @@ from advbench.config import make_config
 from advbench.engine.scheduler import Watcher, run_plan
 from advbench.plan.plan import Plan, make_plan
 from advbench.records.reporting import write_manifest
-from advbench.reproduction.findings import Cell, Findings, RunFindings
+from advbench.reproduction.findings import Findings, RunFindings, ScoredCell
 from advbench.reproduction.studies import choose
 from advbench.reproduction.study import SCALES, Comparison, Scale, Study
 from advbench.zoo.data import DataSet
@@ -21,7 +21,7 @@ Announce = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Outcome:
+class StudyOutcome:
     """What became of a study.
 
     comparisons: empty where it is not complete. problem: why it is not, one line; empty where it is. failures: the reason of
@@ -41,7 +41,7 @@ class Reproduction:
 
     scale: Scale
     seeds: tuple[int, ...]
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[StudyOutcome, ...]
     reports: tuple[Path, ...]
     interrupted: bool
 
@@ -108,7 +108,7 @@ def _plans(
 
 def _run(
     study: Study, seeds: tuple[int, ...], plans: dict[str, Plan], watch: Watcher | None, announce: Announce
-) -> tuple[Outcome, bool]:
+) -> tuple[StudyOutcome, bool]:
     """The outcome of a study, and whether it was interrupted."""
     start, failures = time.monotonic(), dict[str, str]()
     for run, plan in plans.items():
@@ -116,7 +116,7 @@ def _run(
         result = run_plan(plan, watch)
         failures |= {plan.tasks[key].label: reason for key, reason in result.failures.items()}
         if result.interrupted:
-            return Outcome(study, (), "interrupted", failures, time.monotonic() - start), True
+            return StudyOutcome(study, (), "interrupted", failures, time.monotonic() - start), True
     findings = Findings({run: _findings(plan) for run, plan in plans.items()}, seeds)
     comparisons: tuple[Comparison, ...] = ()
     problem = "; ".join(f"{label}: {reason}" for label, reason in list(failures.items())[:3])
@@ -125,11 +125,11 @@ def _run(
     except ValueError as error:
         problem = problem or str(error)
     except KeyboardInterrupt:
-        return Outcome(study, (), "interrupted", failures, time.monotonic() - start), True
-    return Outcome(study, comparisons, problem, failures, time.monotonic() - start), False
+        return StudyOutcome(study, (), "interrupted", failures, time.monotonic() - start), True
+    return StudyOutcome(study, comparisons, problem, failures, time.monotonic() - start), False
 
 
 def _findings(plan: Plan) -> RunFindings:
     store = plan.store
     found = [store.load(key) for key in plan.cells]
-    return RunFindings(plan, tuple(Cell(one[0], one[1]) for one in found if one and one[1] is not None))
+    return RunFindings(plan, tuple(ScoredCell(one[0], one[1]) for one in found if one and one[1] is not None))

@@ -25,7 +25,7 @@ _TRAIN_IMAGES = 10_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Cell:
+class ScoredCell:
     """A scored cell: its record and what became of every example."""
 
     record: Record
@@ -94,23 +94,23 @@ class RunFindings:
     """The cells of one run."""
 
     plan: Plan
-    cells: tuple[Cell, ...]
+    cells: tuple[ScoredCell, ...]
 
-    def one(self, *, seed: int, **facts: Any) -> Cell:
+    def one(self, *, seed: int, **facts: Any) -> ScoredCell:
         """The only cell with these facts. Raises ValueError where there is none, or more than one."""
         found = self.all(seed=seed, **facts)
         if len(found) != 1:
             raise ValueError(f"Expected one cell with seed={seed}, {_said(facts)}; got {len(found)}")
         return found[0]
 
-    def first(self, **facts: Any) -> Cell:
+    def first(self, **facts: Any) -> ScoredCell:
         """The first of the cells with these facts, for what they share. Raises ValueError where there is none."""
         found = self.all(**facts)
         if not found:
             raise ValueError(f"Expected a cell with {_said(facts)}; got none")
         return found[0]
 
-    def all(self, **facts: Any) -> list[Cell]:
+    def all(self, **facts: Any) -> list[ScoredCell]:
         """The cells with these facts: `seed`, `matrix`, `epsilon`; `defense`, `architecture`, `attack` by name.
 
         `source` is the label of what the adversarials were made on, `target` that of the model under attack.
@@ -118,18 +118,18 @@ class RunFindings:
         """
         return [cell for cell in self.cells if all(_fact(cell.record, name) == value for name, value in facts.items())]
 
-    def images(self, cell: Cell) -> tuple[torch.Tensor, torch.Tensor]:
+    def images(self, cell: ScoredCell) -> tuple[torch.Tensor, torch.Tensor]:
         """The scored images and their adversarials, both (n, c, h, w); of a cell with one craft."""
         (craft,) = cell.record.details["crafts"]
         x_adv = read_images(craft, self.plan.config.out)
         return scored_split(self.plan.data, self.plan.config.n_examples).x, x_adv
 
-    def perturbations(self, cell: Cell) -> torch.Tensor:
+    def perturbations(self, cell: ScoredCell) -> torch.Tensor:
         """What the attack added to the clean-correct images that it made wrong, (m, c, h, w)."""
         x, x_adv = self.images(cell)
         return (x_adv - x)[torch.from_numpy(cell.broken)]
 
-    def history(self, cell: Cell) -> History:
+    def history(self, cell: ScoredCell) -> History:
         """What happened in each epoch of a target's training. ValueError where it was not one training of the whole."""
         path = artefact("train", cell.record.details["model_key"], self.plan.config.out)
         kept = checkpoints.metadata(path).get("history")
@@ -145,7 +145,7 @@ class RunFindings:
         task = self.training(seed=seed, defense=defense, architecture=architecture)
         return 100.0 - 100.0 * _accuracy(self._load(task.key).model, self.plan.data.train)
 
-    def defended(self, cell: Cell) -> Defended:
+    def defended(self, cell: ScoredCell) -> Defended:
         """The trained target of a cell, on the CPU."""
         return self._load(str(cell.record.details["model_key"]))
 

@@ -8,7 +8,7 @@ import torch
 
 from advbench.clocks import single_thread
 from advbench.defenses.defended import Defended
-from advbench.reproduction.findings import Cell, RunFindings
+from advbench.reproduction.findings import RunFindings, ScoredCell
 from advbench.tasks.craft import read_images
 from advbench.tasks.evaluation import Counts, count
 from advbench.tasks.task import scored_split
@@ -22,7 +22,7 @@ def scored(run: RunFindings) -> Split:
     return scored_split(run.plan.data, run.plan.config.n_examples)
 
 
-def crafted(run: RunFindings, cell: Cell) -> Split:
+def crafted(run: RunFindings, cell: ScoredCell) -> Split:
     """The adversarial images that the attack of a cell made on the target's first surrogate, with the images' labels.
 
     Of a minimal-norm attack they are the nearest ones that it found, where the transfer matrix stretches them to a radius.

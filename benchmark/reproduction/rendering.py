@@ -21,7 +21,7 @@ from advbench.results.papers import load
 from advbench.zoo.checkpoints import write_atomically
 
 if TYPE_CHECKING:
-    from advbench.reproduction.engine import Outcome
+    from advbench.reproduction.engine import StudyOutcome
 
 FILES = ("reproduction.md", "reproduction.html", "reproduction.csv")
 _MARKED = 12
@@ -30,7 +30,7 @@ _MARKED = 12
 _TONES: dict[Verdict, Tone] = {"holds": "best", "fails": "warning", "undecided": "muted"}
 
 
-def write(out: Path, scale: Scale, seeds: Sequence[int], outcomes: Sequence[Outcome]) -> list[Path]:
+def write(out: Path, scale: Scale, seeds: Sequence[int], outcomes: Sequence[StudyOutcome]) -> list[Path]:
     """Write the three files into `out` and return their paths."""
     found = [section(outcome, scale) for outcome in outcomes]
     papers = dict.fromkeys(load(outcome.study.paper).short for outcome in outcomes)
@@ -43,7 +43,7 @@ def write(out: Path, scale: Scale, seeds: Sequence[int], outcomes: Sequence[Outc
     return paths
 
 
-def section(outcome: Outcome, scale: Scale) -> Section:
+def section(outcome: StudyOutcome, scale: Scale) -> Section:
     """A study as a section of the report."""
     study, paper = outcome.study, load(outcome.study.paper)
     claims = [claim for comparison in outcome.comparisons for claim in comparison.claims]
@@ -176,7 +176,7 @@ def claim_table(claims: Sequence[Claim]) -> Table:
     return Table("Claims", columns, tuple(rows))
 
 
-def to_csv(outcomes: Sequence[Outcome]) -> str:
+def to_csv(outcomes: Sequence[StudyOutcome]) -> str:
     """A line per cell and per point of a plot: what it is, the paper's number, our mean, lowest and highest, each seed's."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -203,7 +203,7 @@ def number_text(value: float) -> str:
     return f"{value:.1f}" if size >= 10 or value == 0 else f"{value:.2f}" if size >= 1 else f"{value:.3f}"
 
 
-def verdict_lines(outcomes: Sequence[Outcome]) -> list[str]:
+def verdict_lines(outcomes: Sequence[StudyOutcome]) -> list[str]:
     """A line per claim, for a terminal."""
     return [
         f"{verdict(claim) if claim.parts else 'not tested':12}{claim.id}: {claim.text}"
@@ -213,7 +213,7 @@ def verdict_lines(outcomes: Sequence[Outcome]) -> list[str]:
     ]
 
 
-def _counts(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
+def _counts(outcomes: Sequence[StudyOutcome]) -> list[tuple[str, str]]:
     claims = [claim for outcome in outcomes for comparison in outcome.comparisons for claim in comparison.claims]
     verdicts = [verdict(claim) for claim in claims if claim.parts]
     kinds: tuple[Verdict, ...] = ("holds", "fails", "undecided")

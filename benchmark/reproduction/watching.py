@@ -22,7 +22,7 @@ from advbench.defenses.defended import Defended, Surrogate
 from advbench.defenses.training.smooth_gradient import Followed, SmoothGradient, follow
 from advbench.engine.scheduler import slots
 from advbench.registry import registry
-from advbench.reproduction.findings import Cell, RunFindings
+from advbench.reproduction.findings import RunFindings, ScoredCell
 from advbench.tasks.calibration import threat_of
 from advbench.tasks.evaluation import count, craft
 from advbench.tasks.models import architecture_of, defense_of
@@ -40,7 +40,7 @@ class Course:
     attacked: tuple[float, ...]
 
 
-def courses(run: RunFindings, cells: Sequence[Cell]) -> list[Course]:
+def courses(run: RunFindings, cells: Sequence[ScoredCell]) -> list[Course]:
     """How the targets of white-box cells became what they are; the last epoch's accuracies are those of the cells.
 
     For deterministic models that are one training from scratch, under attacks without calibration, whose every step is
@@ -69,7 +69,7 @@ class _Work:
     device: str
 
     @staticmethod
-    def of(run: RunFindings, cell: Cell) -> _Work:
+    def of(run: RunFindings, cell: ScoredCell) -> _Work:
         record, config = cell.record, run.plan.config
         content = run.plan.tasks[record.details["model_key"]].content
         if content["inputs"] or record.target["stochastic"] or "calibration" in record.details:
@@ -143,7 +143,7 @@ def _check_same(fitted: Defended, weights: str) -> None:
         raise ValueError("Expected the training to give the same weights again, got others: its curves are not this model's")
 
 
-def input_updates(run: RunFindings, cell: Cell, rows: Tensor) -> Followed:
+def input_updates(run: RunFindings, cell: ScoredCell, rows: Tensor) -> Followed:
     """What the smooth gradient method had added to the training images at `rows`, (m,), at the end of each epoch.
 
     The `defended` of what comes back is the network of `cell`, a cell of that method, at its last epoch.

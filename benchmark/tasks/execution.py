@@ -14,7 +14,7 @@ from advbench.tasks.task import Task
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TaskOutcome:
     """How a task ended: `reason` is empty where it finished. seconds: wall-clock of the whole task."""
 
     key: str
@@ -22,7 +22,7 @@ class Outcome:
     reason: str = ""
 
 
-def execute(task: Task, context: Context, device: str) -> Outcome:
+def execute(task: Task, context: Context, device: str) -> TaskOutcome:
     """Run one task on one thread, and write its result. Whatever goes wrong comes back as the outcome's reason."""
     place = torch.device(device)
     with stopwatch(place) as measured:
@@ -32,7 +32,7 @@ def execute(task: Task, context: Context, device: str) -> Outcome:
             reason = ""
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-    return Outcome(task.key, measured.seconds, reason)
+    return TaskOutcome(task.key, measured.seconds, reason)
 
 
 _ACTIONS: dict[str, Callable[[Task, Context, torch.device], None]] = {

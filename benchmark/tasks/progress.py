@@ -20,7 +20,7 @@ EVERY = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class CraftProgress:
     """Where a running craft stands.
 
     label: of its task. part: of an ensemble, empty where there is none. images: all that it attacks. robust: those that
@@ -52,7 +52,7 @@ class Reporter:
     withstands it, roughly (`attacks.progress.expected_forwards`, times the draws of a stochastic model).
     """
 
-    def __init__(self, say: Callable[[Standing], None], label: str, images: int, forwards: float, every: float) -> None:
+    def __init__(self, say: Callable[[CraftProgress], None], label: str, images: int, forwards: float, every: float) -> None:
         self.say, self.label, self.images, self.forwards, self.every = say, label, images, forwards, every
         self.started = self.told = time.monotonic()
         self.done = self.broken = 0
@@ -74,14 +74,14 @@ class Reporter:
         self.done += len(access)
         self.broken += int(broken.sum())
 
-    def _standing(self, part: str, access: Access, broken: Tensor, now: float) -> Standing:
+    def _standing(self, part: str, access: Access, broken: Tensor, now: float) -> CraftProgress:
         inside = min(0.99, float(access.ledger.forwards.max()) / self.forwards)
         share = (self.done + inside * len(access)) / max(1, self.images)
         robust = self.images - self.broken - int(broken.sum())
-        return Standing(self.label, part, self.images, robust, share, now - self.started)
+        return CraftProgress(self.label, part, self.images, robust, share, now - self.started)
 
 
-def write(folder: Path, key: str, standing: Standing) -> None:
+def write(folder: Path, key: str, standing: CraftProgress) -> None:
     """Put the standing of the task `key` into its file, as a whole; a full disk or a lost folder is no reason to stop."""
     with suppress(OSError):
         temporary = folder / f".{key}.tmp"
@@ -95,10 +95,10 @@ def forget(folder: Path, key: str) -> None:
         (folder / f"{key}.json").unlink(missing_ok=True)
 
 
-def read(folder: Path) -> dict[str, Standing]:
+def read(folder: Path) -> dict[str, CraftProgress]:
     """The standings of all running crafts, by key."""
     found = {}
     for path in sorted(folder.glob("*.json")):
         with suppress(OSError, ValueError, TypeError):
-            found[path.stem] = Standing(**json.loads(path.read_text()))
+            found[path.stem] = CraftProgress(**json.loads(path.read_text()))
     return found

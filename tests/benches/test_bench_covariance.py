@@ -28,14 +28,14 @@ def measured(request):
 @pytest.mark.parametrize("backward", [False, True], ids=covariance.PASSES)
 @pytest.mark.parametrize(("n", "shape"), covariance.CASES, ids=str)
 def test_form_by_fft(measured, n, shape, backward):
-    case = covariance.Case.make(n, shape, CPU)
+    case = covariance.CovarianceCase.make(n, shape, CPU)
     measured(lambda: _form(case.spectral, case.g, backward))
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=covariance.PASSES)
 @pytest.mark.parametrize(("n", "shape"), covariance.CASES[:-1], ids=str)
 def test_form_by_a_dense_matrix(measured, n, shape, backward):
-    case = covariance.Case.make(n, shape, CPU)
+    case = covariance.CovarianceCase.make(n, shape, CPU)
     dense = DenseCovariance(matrix_of(case.function), shape)
     measured(lambda: _form(dense, case.g, backward))
 

@@ -85,7 +85,9 @@ def test_the_memory_of_a_call_is_what_it_holds_beyond_the_start(kept, mebibytes)
 
 
 def test_the_table_has_the_milliseconds_of_an_image_where_images_are_counted():
-    row = bench.Row(case="a", measure="b", device="c", against="d", seconds=0.5, reference_seconds=0.25, peak_bytes=2**21)
+    row = bench.BenchRow(
+        case="a", measure="b", device="c", against="d", seconds=0.5, reference_seconds=0.25, peak_bytes=2**21
+    )
     assert "ms an image" not in bench.table([row])
     header, _, counted, other = bench.table([replace(row, images=20), row]).splitlines()
     assert [cell.strip() for cell in header.split("|")[-3:-1]] == ["peak MiB", "ms an image"]

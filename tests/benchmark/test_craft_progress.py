@@ -15,13 +15,13 @@ from advbench.attacks.rng import ExampleRNG
 from advbench.cli.terminal import plain_lines, watcher
 from advbench.engine.scheduler import Status
 from advbench.tasks import progress
-from advbench.tasks.progress import Reporter, Standing
+from advbench.tasks.progress import CraftProgress, Reporter
 
 pytestmark = pytest.mark.usefixtures("cache")
 
 
 def standing(**changes):
-    return Standing(
+    return CraftProgress(
         **{"label": "pgd on none", "part": "", "images": 10, "robust": 4, "share": 0.25, "seconds": 60.0} | changes
     )
 
@@ -54,8 +54,8 @@ def test_a_reporter_counts_over_blocks_and_keeps_quiet_in_between(monkeypatch):
         tell([0, 1, 2, 3], [False, False, True, False], 3.3)
     attack_progress.tell(torch.tensor([0]), torch.tensor([True]))
     assert said == [
-        Standing("pgd on none", "", 8, 6, 0.25, 1.1),
-        Standing("pgd on none", "", 8, 4, 0.5, 5.0),
+        CraftProgress("pgd on none", "", 8, 6, 0.25, 1.1),
+        CraftProgress("pgd on none", "", 8, 4, 0.5, 5.0),
     ]
 
 

@@ -201,7 +201,7 @@ def test_a_table_too_wide_for_the_console_has_a_line_per_number():
     columns = tuple((f"a long heading, number {i}", "%") for i in range(8))
     pairs = tuple(Pair(float(i), Ours((i + 0.5, i + 1.5))) for i in range(8))
     comparison = Comparison("Wide", columns, (("net", pairs),))
-    outcome = engine.Outcome(_study(), (comparison,), "", {}, 0.0)
+    outcome = engine.StudyOutcome(_study(), (comparison,), "", {}, 0.0)
     result = engine.Reproduction("smoke", (0, 1), (outcome,), (), False)
     for width, lines in ((80, 8), (400, 1)):
         console = Console(file=io.StringIO(), width=width)
@@ -231,7 +231,7 @@ def _figures() -> Comparison:
 
 def test_figures_are_drawn_in_the_page_and_their_numbers_stand_in_every_file(tmp_path):
     table = Comparison("A table", (("error", "%"),), (("net", (Pair(1.0, None),)),))
-    outcome = engine.Outcome(_study(), (table, _figures()), "", {}, 0.0)
+    outcome = engine.StudyOutcome(_study(), (table, _figures()), "", {}, 0.0)
     markdown, html, written = (path.read_text() for path in rendering.write(tmp_path, "smoke", (0, 1), [outcome]))
     assert "| 2" in markdown
     assert "2.00 (1.00–3.00)" in markdown
@@ -267,7 +267,7 @@ def test_a_long_curve_is_left_to_the_files():
     for points, printed in ((30, True), (31, False)):
         series = Series("net", tuple(map(float, range(points))), tuple(Ours((7.5, 8.5)) for _ in range(points)))
         comparison = Comparison("", (), (), plots=(Plot("Error", "epoch", "%", (series,)),))
-        outcome = engine.Outcome(_study(), (comparison,), "", {}, 0.0)
+        outcome = engine.StudyOutcome(_study(), (comparison,), "", {}, 0.0)
         console = Console(file=io.StringIO(), width=100)
         print_reproduction(engine.Reproduction("smoke", (0, 1), (outcome,), (), False), console)
         text = console.file.getvalue()

@@ -6,17 +6,17 @@ import json
 from xml.etree import ElementTree
 
 from advbench.reports.gate import FORMATS, conclusion
-from advbench.results.baseline import Attacker, Threat
-from advbench.results.gate import TIME, WORST, CellChange, Row, Terms, Verdicts
+from advbench.results.baseline import Attacker, BaselineThreat
+from advbench.results.gate import TIME, WORST, CellChange, GateRow, Terms, Verdicts
 
 HOSTILE = "<script>|`a*b_c`]]>&\x00\x1b"
-THREAT = Threat("mnist", "test", "linf", 8 / 255)
+THREAT = BaselineThreat("mnist", "test", "linf", 8 / 255)
 
 
 def verdicts():
     rows = (
-        Row(threat=THREAT, target="calm", quantity=WORST, baseline=0.5, candidate=0.52, p_value=0.4, test="t"),
-        Row(
+        GateRow(threat=THREAT, target="calm", quantity=WORST, baseline=0.5, candidate=0.52, p_value=0.4, test="t"),
+        GateRow(
             threat=THREAT,
             target=HOSTILE,
             quantity=WORST,
@@ -28,8 +28,8 @@ def verdicts():
             fails=True,
             note=HOSTILE,
         ),
-        Row(threat=THREAT, target="calm", quantity=TIME, baseline=0.01, candidate=0.02, verdict="same"),
-        Row(threat=THREAT, target="fresh", quantity=WORST, candidate=0.3, verdict="new"),
+        GateRow(threat=THREAT, target="calm", quantity=TIME, baseline=0.01, candidate=0.02, verdict="same"),
+        GateRow(threat=THREAT, target="fresh", quantity=WORST, candidate=0.3, verdict="new"),
     )
     cells = tuple(
         CellChange(threat=THREAT, target=name, attacker=Attacker("white-box", HOSTILE, ""), baseline=0.6, candidate=0.4)

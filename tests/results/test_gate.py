@@ -8,13 +8,21 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from advbench.results.baseline import Answers, Attacker, Board, Model, Snapshot, Target, Threat
+from advbench.results.baseline import (
+    Answers,
+    Attacker,
+    BaselineBoard,
+    BaselineModel,
+    BaselineTarget,
+    BaselineThreat,
+    Snapshot,
+)
 from advbench.results.gate import CLEAN, TIME, WORST, Terms, compare
 
 N = 1000
 PGD, FGSM = Attacker("white-box", "pgd", ""), Attacker("white-box", "fgsm", "")
 TARGETS = {"none": 0.12, "trades": 0.5, "pgd-linf": 0.55, "smooth": 0.35}
-THREAT = Threat("mnist", "test", "linf", 0.3)
+THREAT = BaselineThreat("mnist", "test", "linf", 0.3)
 
 
 class Method:
@@ -36,7 +44,7 @@ class Method:
         clean = 0.97 + self.rng.normal(0, 0.002) - self.flaw + self.rng.normal(0, 0.01, N) > 0
         easier = right | (self.rng.random(N) < 0.1)
         answers = {PGD: answer(right, seconds), FGSM: answer(easier, seconds)}
-        return Model(seed, f"weights {self.rng.random()}", "CPU", 1, clean.astype(int), answers, {})
+        return BaselineModel(seed, f"weights {self.rng.random()}", "CPU", 1, clean.astype(int), answers, {})
 
 
 def answer(right, seconds=None):
@@ -45,7 +53,9 @@ def answer(right, seconds=None):
 
 def target(label, models, **facts):
     component = {"name": label, "arguments": {}}
-    return Target(label, {"defense": component, "architecture": component, "stochastic": False} | facts, tuple(models))
+    return BaselineTarget(
+        label, {"defense": component, "architecture": component, "stochastic": False} | facts, tuple(models)
+    )
 
 
 def board(targets, threat=THREAT, **changes):
@@ -53,7 +63,7 @@ def board(targets, threat=THREAT, **changes):
     attacks = {name: {"name": name, **attack} for name in ("pgd", "fgsm")}
     dataset = {"name": threat.dataset, "split": threat.split, "n": N, "fingerprint": "f" * 64}
     fields = {"dataset": dataset, "box": [0.0, 1.0], "examples": "e" * 64, "attacks": attacks} | changes
-    return Board(threat=threat, targets=tuple(targets), **fields)
+    return BaselineBoard(threat=threat, targets=tuple(targets), **fields)
 
 
 def run(*targets, version="1", **changes):
@@ -137,7 +147,7 @@ def test_the_p_values_of_a_lone_target_are_students_and_holms():
 
 def fixed(rng, right, weights="w"):
     clean = np.ones(N, dtype=np.int64)
-    return target("a", [Model(0, weights, "CPU", 1, clean, {PGD: answer(right), FGSM: answer(np.ones(N))}, {})])
+    return target("a", [BaselineModel(0, weights, "CPU", 1, clean, {PGD: answer(right), FGSM: answer(np.ones(N))}, {})])
 
 
 def test_an_accuracy_that_rises_with_equal_weights_fails():
@@ -177,7 +187,7 @@ def stochastic(rng, chances, weights="w", seeds=(0,), draws=10):
     models = []
     for seed in seeds:
         answers = {attacker: Answers(rng.binomial(draws, chances), rng.binomial(draws, chances)) for attacker in (PGD, FGSM)}
-        models.append(Model(seed, f"{weights}{seed}", "CPU", draws, np.full(N, draws), answers, {}))
+        models.append(BaselineModel(seed, f"{weights}{seed}", "CPU", draws, np.full(N, draws), answers, {}))
     return target("noise", models, stochastic=True)
 
 
@@ -240,7 +250,7 @@ def transfers(label, weights, source_right):
     clean = np.ones(N, dtype=np.int64)
     answers = {PGD: answer(np.arange(N) < 600)}
     answers |= {Attacker("transfer", "pgd", source): answer(right) for source, right in source_right.items()}
-    return target(label, [Model(0, weights, "CPU", 1, clean, answers, {})])
+    return target(label, [BaselineModel(0, weights, "CPU", 1, clean, answers, {})])
 
 
 def test_transfers_from_a_retrained_source_are_left_out_of_a_fixed_model():
@@ -353,7 +363,7 @@ def test_other_queries_of_a_substitute_are_not_compared():
 
     def black_box(queries):
         answers = {oracle: Answers(np.ones(N, np.int64), None, None, queries)}
-        return run(target("a", [Model(0, "w", "CPU", 1, np.ones(N, np.int64), answers, {})]))
+        return run(target("a", [BaselineModel(0, "w", "CPU", 1, np.ones(N, np.int64), answers, {})]))
 
     found = compare(black_box(9600), black_box(4800))
     assert found.incomparable == ("black-box pgd from substitute mlp: 9600 queries in the baseline, 4800 in the candidate",)

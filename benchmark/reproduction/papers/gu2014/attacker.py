@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from advbench.registry.specs import Spec
-from advbench.reproduction.findings import Cell, Findings
+from advbench.reproduction.findings import Findings, ScoredCell
 from advbench.reproduction.oblivious import crafted, error, scored
 from advbench.reproduction.papers.gu2014.nets import NETS, attacked, training_of
 from advbench.reproduction.study import Claim, Scale, Settings, above
@@ -77,7 +77,7 @@ def adversarials(findings: Findings, net: str, seed: int) -> Split:
     return crafted(findings[net], findings[net].one(seed=seed, attack="lbfgs"))
 
 
-def cell_of(findings: Findings, net: str, defense: Spec | None, seed: int) -> Cell:
+def cell_of(findings: Findings, net: str, defense: Spec | None, seed: int) -> ScoredCell:
     """The cell of the attacker who knows the defense, which may be named by some arguments; of the bare net where None."""
     wanted = Spec(training_of(net)) if defense is None else defense
     for cell in findings[run_of(net)].all(seed=seed, matrix="white-box", defense=wanted.name):

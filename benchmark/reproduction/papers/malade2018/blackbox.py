@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from advbench.reproduction.findings import Cell, Findings, RunFindings
+from advbench.reproduction.findings import Findings, RunFindings, ScoredCell
 from advbench.reproduction.papers.malade2018.nets import (
     DEFENSES,
     NAMES,
@@ -104,7 +104,7 @@ def _pairs(findings: Findings) -> Sequence[Comparison]:
 def _fidelity(run: RunFindings, label: str) -> tuple[float, ...]:
     """The share of held-out images that the substitute labels as MALADE does, in percent, by seed."""
 
-    def agreement(cell: Cell) -> float:
+    def agreement(cell: ScoredCell) -> float:
         found = cell.record.details["substitute"]["fidelity"]
         return math.nan if found is None else 100.0 * found
 

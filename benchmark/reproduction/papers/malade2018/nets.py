@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from advbench.reproduction.findings import Cell, RunFindings
+from advbench.reproduction.findings import RunFindings, ScoredCell
 from advbench.reproduction.study import Scale, Settings
 from advbench.results.papers import PaperTable, load
 
@@ -142,7 +142,7 @@ def substitutes(run: RunFindings) -> list[str]:
 
 
 def by_seed(
-    run: RunFindings, figure: Callable[[Cell], float], arguments: Mapping[str, object] | None = None, **facts: object
+    run: RunFindings, figure: Callable[[ScoredCell], float], arguments: Mapping[str, object] | None = None, **facts: object
 ) -> tuple[float, ...]:
     """A figure of the one cell with these facts, for each training seed of the run.
 
@@ -158,17 +158,17 @@ def by_seed(
     return tuple(found)
 
 
-def _has(cell: Cell, arguments: Mapping[str, object]) -> bool:
+def _has(cell: ScoredCell, arguments: Mapping[str, object]) -> bool:
     given = cell.record.target["defense"]["arguments"]
     return all(given[name] == value for name, value in arguments.items())
 
 
-def accuracy(cell: Cell) -> float:
+def accuracy(cell: ScoredCell) -> float:
     """Under the attack, in percent."""
     return cell.accuracy
 
 
-def clean(cell: Cell) -> float:
+def clean(cell: ScoredCell) -> float:
     """Accuracy without an attack, in percent."""
     return cell.clean_accuracy
 

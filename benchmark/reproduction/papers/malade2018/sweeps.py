@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from advbench.reproduction.findings import Cell, Findings, RunFindings
+from advbench.reproduction.findings import Findings, RunFindings, ScoredCell
 from advbench.reproduction.papers.malade2018.nets import (
     RADIUS,
     accuracy,
@@ -112,7 +112,7 @@ def _values(run: RunFindings, argument: str) -> list[Any]:
     return sorted({_arguments(cell)[argument] for cell in run.cells})
 
 
-def _arguments(cell: Cell) -> Mapping[str, Any]:
+def _arguments(cell: ScoredCell) -> Mapping[str, Any]:
     """Those of a cell's defense."""
     arguments: Mapping[str, Any] = cell.record.target["defense"]["arguments"]
     return arguments

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from advbench.reproduction.findings import Cell, Findings, RunFindings
+from advbench.reproduction.findings import Findings, RunFindings, ScoredCell
 from advbench.reproduction.papers.malade2018.blackbox import pair_accuracies
 from advbench.reproduction.papers.malade2018.nets import (
     CLASSIFIERS,
@@ -94,12 +94,12 @@ def _substitutes_of(classifier: str) -> str:
     return f"{classifier}, black-box"
 
 
-def through(cell: Cell) -> float:
+def through(cell: ScoredCell) -> float:
     """Accuracy, in percent, under what was crafted through the defense's own gradient; NaN where it has none."""
     return _alone(cell, "faithful")
 
 
-def worst(cell: Cell) -> float:
+def worst(cell: ScoredCell) -> float:
     """Accuracy, in percent, under the worst of all surrogates: per example where the attack has a radius."""
     if not cell.record.attack["minimal_norm"]:
         return cell.accuracy
@@ -107,12 +107,12 @@ def worst(cell: Cell) -> float:
     return 100.0 * min(float(value) for name, value in found if name != "whole budget" and value is not None)
 
 
-def ignoring(cell: Cell) -> float:
+def ignoring(cell: ScoredCell) -> float:
     """Accuracy, in percent, under what was crafted on the classifier as if there were no defense."""
     return _alone(cell, "base" if "base" in cell.record.details["candidates"] else "faithful")
 
 
-def _alone(cell: Cell, surrogate: str) -> float:
+def _alone(cell: ScoredCell, surrogate: str) -> float:
     """What one surrogate leaves, in percent."""
     found = cell.record.details["candidates"].get(surrogate)
     return math.nan if found is None else 100.0 * float(found)
@@ -169,7 +169,7 @@ def _reported(classifier: str, column: str) -> float:
     return min(table("table2").cell(column, attack, classifier) for attack in ("FGSM", "R+FGSM"))
 
 
-def _smallest(run: RunFindings, name: str, attack: str, figure: Callable[[Cell], float]) -> tuple[float, ...]:
+def _smallest(run: RunFindings, name: str, attack: str, figure: Callable[[ScoredCell], float]) -> tuple[float, ...]:
     """A figure of a defense by seed under one of the paper's attacks; of the adaptive ones the smallest."""
     found = []
     for seed in run.plan.config.seed:
@@ -180,7 +180,7 @@ def _smallest(run: RunFindings, name: str, attack: str, figure: Callable[[Cell],
     return tuple(found)
 
 
-def _is(cell: Cell, attack: str) -> bool:
+def _is(cell: ScoredCell, attack: str) -> bool:
     """Whether a cell is of one of the paper's attacks, or of an adaptive one."""
     name = cell.record.attack["name"]
     return name == _ATTACKS[attack] if attack in _ATTACKS else name not in _ATTACKS.values()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from advbench.reproduction.findings import Cell, Findings
+from advbench.reproduction.findings import Findings, ScoredCell
 from advbench.reproduction.study import Scale, Settings
 
 COEFFICIENT = 0.3
@@ -60,7 +60,7 @@ def labels(findings: Findings, run: str, trainings: Mapping[str, Settings]) -> d
     }
 
 
-def by_seed(findings: Findings, run: str, figure: Callable[[Cell], float], **facts: object) -> tuple[float, ...]:
+def by_seed(findings: Findings, run: str, figure: Callable[[ScoredCell], float], **facts: object) -> tuple[float, ...]:
     """A figure of the one cell with these facts, for each training seed."""
     return tuple(figure(findings[run].one(seed=seed, **facts)) for seed in findings.seeds)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from advbench.reports.images import around_grey, image_grid
 from advbench.reports.section import ImageGrid
-from advbench.reproduction.findings import Cell, Findings
+from advbench.reproduction.findings import Findings, ScoredCell
 from advbench.reproduction.papers.shaham2015.nets import (
     BASELINE,
     CIFAR,
@@ -149,13 +149,13 @@ def _set(findings: Findings, norm: str, seed: int) -> np.ndarray[tuple[int, ...]
     return np.stack([clean_correct(cell.examples) & (_answers(cell) == 0) for cell in cells])
 
 
-def _answers(cell: Cell) -> Values:
+def _answers(cell: ScoredCell) -> Values:
     """The share of correct answers on the perturbed images, whatever becomes of the clean ones, (n,)."""
     shares: Values = cell.examples.report_correct / cell.examples.draws
     return shares
 
 
-def _from_baseline(findings: Findings, norm: str, defense: str, seed: int) -> list[Cell]:
+def _from_baseline(findings: Findings, norm: str, defense: str, seed: int) -> list[ScoredCell]:
     """The cells of one target under the baseline's adversarials, by radius."""
     label = findings[norm].first(seed=seed, defense=BASELINE).record.target["label"]
     found = findings[norm].all(seed=seed, defense=defense, source=label)
