@@ -57,45 +57,49 @@ def _root(
 
 @app.command()
 def run(
-    config: Annotated[Path | None, typer.Argument(help="A TOML file that sets the same things; flags override it.")] = None,
+    config: Annotated[Path | None, typer.Argument(help="A TOML file with the same settings; flags override it.")] = None,
     matrix: Annotated[str | None, typer.Option(help="white-box, black-box, transfer or all. [default: all]")] = None,
     dataset: Annotated[
         str | None, typer.Option(help="A data set's name, npz:PATH or folder:PATH. [default: digits]")
     ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Where the data sets lie. [default: $ADVBENCH_DATA]")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Directory containing the data sets. [default: $ADVBENCH_DATA]")
+    ] = None,
     architecture: Annotated[
         str | None, typer.Option(help="Architectures, such as gu2014/convnet,sgr2018/mnist-cnn.")
     ] = None,
     defense: Annotated[str | None, typer.Option(help="Defenses, such as none,pgd-linf(steps=10).")] = None,
     attack: Annotated[str | None, typer.Option(help="Attacks, such as fgsm,pgd(steps=100).")] = None,
-    substitute: Annotated[str | None, typer.Option(help="Architectures of the black-box attacker's substitute.")] = None,
+    substitute: Annotated[
+        str | None, typer.Option(help="Architectures of the black-box attacker's substitute model.")
+    ] = None,
     norm: Annotated[str | None, typer.Option(help="linf, l2 or l1, or none for corruptions. [default: linf]")] = None,
     epsilon: Annotated[
         str | None, typer.Option(help="One radius or several, such as 8/255 or 0.1,0.2. [default: the data set's usual one]")
     ] = None,
     clip: Annotated[
-        bool | None, typer.Option("--clip/--no-clip", help="Whether images keep to the pixel range. [default: clip]")
+        bool | None, typer.Option("--clip/--no-clip", help="Clip adversarial images to the pixel range. [default: clip]")
     ] = None,
     seed: Annotated[str | None, typer.Option(help="Training seeds, such as 0,1,2. [default: 0]")] = None,
-    n_examples: Annotated[int | None, typer.Option(help="Test images to score. [default: all]")] = None,
-    train_examples: Annotated[int | None, typer.Option(help="Training images. [default: all]")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Training epochs. [default: the data set's]")] = None,
+    n_examples: Annotated[int | None, typer.Option(help="Number of test images to score. [default: all]")] = None,
+    train_examples: Annotated[int | None, typer.Option(help="Number of training images. [default: all]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Training epochs. [default: set by the data set]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, or cuda:0,cuda:1. [default: auto]")] = None,
-    jobs: Annotated[int | None, typer.Option(help="Tasks side by side. [default: one per core, or per GPU]")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Number of parallel tasks. [default: one per core, or per GPU]")] = None,
     backend: Annotated[str | None, typer.Option(help="Processes (loky) or threads (threading). [default: loky]")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where the results go. [default: advbench-out]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output directory. [default: advbench-out]")] = None,
     compile: Annotated[
-        bool, typer.Option("--compile", help="Attack compiled models; scores always take the model as it is.")
+        bool, typer.Option("--compile", help="Attack compiled models; scoring always uses the uncompiled model.")
     ] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Do everything again, whatever is there.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and run nothing.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Recompute everything, ignoring finished results.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan without running it.")] = False,
 ) -> None:
-    """Cross defenses and attacks into the matrices and publish a leaderboard.
+    """Run every attack against every defense and write a leaderboard.
 
-    With no argument: all three matrices on the embedded digits with the default suite. Finished work is kept, so the same
-    command after an interruption continues.
+    Without arguments: all three matrices on the embedded digits with the default suite. Finished work is kept: after an
+    interruption, run the same command to continue.
 
-    Exit codes: 0 all cells scored, 1 some cell failed (the table says which), 2 bad input, 130 interrupted.
+    Exit codes: 0 all cells scored, 1 at least one cell failed (the table says which), 2 bad input, 130 interrupted.
     """
     settings = {name: value for name, value in locals().items() if name not in ("config", "compile", "dry_run", "fresh")}
     try:
@@ -117,7 +121,9 @@ def evaluate(
         str, typer.Argument(help="file.py:factory, package.module:factory, file.onnx or torchvision/NAME.", metavar="TARGET")
     ],
     dataset: Annotated[str, typer.Option(help="A data set's name, npz:PATH or folder:PATH.")],
-    data_dir: Annotated[Path | None, typer.Option(help="Where the data sets lie. [default: $ADVBENCH_DATA]")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Directory containing the data sets. [default: $ADVBENCH_DATA]")
+    ] = None,
     norm: Annotated[str | None, typer.Option(help="linf, l2 or l1, or none for corruptions. [default: linf]")] = None,
     epsilon: Annotated[
         str | None, typer.Option(help="The radius, such as 8/255. [default: the data set's usual one]")
@@ -125,26 +131,33 @@ def evaluate(
     attack: Annotated[
         str | None, typer.Option(help="Attacks, such as auto,pgd(steps=100),foolbox/LinfPGD. [default: auto]")
     ] = None,
-    n_examples: Annotated[int | None, typer.Option(help="Test images to score. [default: all]")] = None,
+    n_examples: Annotated[int | None, typer.Option(help="Number of test images to score. [default: all]")] = None,
     weights: Annotated[
-        str | None, typer.Option(help="safetensors, a state dict, or torchvision's own such as DEFAULT.", metavar="FILE")
+        str | None,
+        typer.Option(
+            help="A safetensors file, a state dict, or a torchvision weights name such as DEFAULT.", metavar="FILE"
+        ),
     ] = None,
-    mean: Annotated[str | None, typer.Option(help="Of the normalisation that the model expects, by channel.")] = None,
-    std: Annotated[str | None, typer.Option(help="Of the normalisation that the model expects, by channel.")] = None,
-    stochastic: Annotated[bool, typer.Option("--stochastic", help="The model draws random numbers.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Of the attacks' random numbers. [default: 0]")] = None,
+    mean: Annotated[str | None, typer.Option(help="Per-channel mean of the model's input normalisation.")] = None,
+    std: Annotated[
+        str | None, typer.Option(help="Per-channel standard deviation of the model's input normalisation.")
+    ] = None,
+    stochastic: Annotated[bool, typer.Option("--stochastic", help="The model's output is random.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Random seed of the attacks. [default: 0]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. [default: auto]")] = None,
-    jobs: Annotated[int | None, typer.Option(help="Attacks side by side. [default: one per core, or per GPU]")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where the results go. [default: advbench-out]")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the numbers, of every example too, to this file.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Do everything again, whatever is there.")] = False,
+    jobs: Annotated[int | None, typer.Option(help="Number of parallel attacks. [default: one per core, or per GPU]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output directory. [default: advbench-out]")] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="Write all results, including per-example ones, to this JSON file.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Recompute everything, ignoring finished results.")] = False,
 ) -> None:
-    """Attack a model of your own and publish what it withstands.
+    """Attack your own model and report its robustness.
 
-    TARGET's factory returns an nn.Module: images in [0, 1] -> logits. It runs the attack `auto`, or those named, and one of
-    minimal norm for the curve. Weights are loaded without pickle. Finished work is kept, as by `advbench run`.
+    TARGET's factory returns an nn.Module: images in [0, 1] -> logits. It runs the attack `auto`, or those named, and a
+    minimum-norm attack for the robustness curve. Weights are loaded without pickle. Finished work is kept.
 
-    Exit codes: 0 all attacks scored, 1 some failed (the table says which), 2 bad input, 130 interrupted.
+    Exit codes: 0 all attacks scored, 1 at least one failed (the table says which), 2 bad input, 130 interrupted.
     """
     settings = {name: value for name, value in locals().items() if name not in ("target", "json", "fresh")}
     try:
@@ -165,7 +178,7 @@ def evaluate(
     except OSError as error:
         refuse(error)
     if result.interrupted:
-        print("interrupted: what is finished is kept; the same command continues")
+        print("interrupted: finished work is kept; run the same command to continue")
     for path in (*result.reports, *([json] if json is not None else [])):
         print(path)
     raise typer.Exit(result.exit_code)
@@ -176,17 +189,18 @@ def conformance(
     attack: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[ATTACK]...", help="Such as pgd, torchattacks/CW(steps=50); all of the registry where absent."
+            metavar="[ATTACK]...",
+            help="Attacks, such as pgd or torchattacks/CW(steps=50). [default: all registered attacks]",
         ),
     ] = None,
-    format: Annotated[TableFormat, typer.Option(help="What to print.")] = TableFormat.text,
+    format: Annotated[TableFormat, typer.Option(help="Output format.")] = TableFormat.text,
 ) -> None:
-    """Check that attacks do what an attack has to: budget, batches, seeds, few classes, pixels at 0 and 1 and more.
+    """Check that attacks meet the attack contract: budget, batches, seeds, few classes, pixels at 0 and 1, and more.
 
-    They run on a small random network, with their iterations cut down unless you set them. A check that fails names the norm
-    and what went wrong; one that says nothing about an attack is n/a.
+    Attacks run on a small random network, with fewer iterations unless you set them. A failed check names the norm and what
+    went wrong; a check that does not apply to an attack is n/a.
 
-    Exit codes: 0 nothing fails, 1 something does, 2 bad input.
+    Exit codes: 0 no check failed, 1 at least one failed, 2 bad input.
     """
     from rich.console import Console
 
@@ -212,9 +226,9 @@ def conformance(
 
 @app.command("list")
 def list_components(
-    kind: Annotated[ListKind | None, typer.Argument(help="Which components; all where absent.")] = None,
+    kind: Annotated[ListKind | None, typer.Argument(help="The kind of component. [default: all]")] = None,
 ) -> None:
-    """List the registered components, one line each, with the paper that they come from."""
+    """List the registered components, one per line, with the paper each comes from."""
     from advbench.registry import registry
 
     kinds = registry.KINDS if kind is None else (kind.value,)
@@ -233,23 +247,28 @@ def list_components(
 @app.command()
 def reproduce(
     name: Annotated[
-        str | None, typer.Argument(metavar="[PAPER[.TABLE]]", help="Such as gu2014 or gu2014.table1; all where absent.")
+        str | None,
+        typer.Argument(
+            metavar="[PAPER[.TABLE]]", help="A paper or one of its tables, such as gu2014 or gu2014.table1. [default: all]"
+        ),
     ] = None,
     scale: Annotated[
-        Scale, typer.Option(help="smoke: digits; small: MNIST, short trainings; full: the papers' budgets, for a GPU.")
+        Scale, typer.Option(help="smoke: digits; small: MNIST with short training; full: the papers' budgets, needs a GPU.")
     ] = Scale.small,
-    seed: Annotated[str, typer.Option(help="Training seeds; a claim takes at least three.")] = "0,1,2",
-    data_dir: Annotated[Path | None, typer.Option(help="Where the data sets lie. [default: $ADVBENCH_DATA]")] = None,
+    seed: Annotated[str, typer.Option(help="Training seeds; a verdict on a claim needs at least three.")] = "0,1,2",
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Directory containing the data sets. [default: $ADVBENCH_DATA]")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, or cuda:0,cuda:1. [default: auto]")] = None,
-    jobs: Annotated[int | None, typer.Option(help="Tasks side by side. [default: one per core, or per GPU]")] = None,
-    out: Annotated[Path, typer.Option(help="Where the results go.")] = Path("advbench-reproduction"),
+    jobs: Annotated[int | None, typer.Option(help="Number of parallel tasks. [default: one per core, or per GPU]")] = None,
+    out: Annotated[Path, typer.Option(help="Output directory.")] = Path("advbench-reproduction"),
 ) -> None:
-    """Run a paper's experiments and put its tables beside ours.
+    """Run a paper's experiments and compare its tables with ours.
 
-    Every claim gets a verdict over the training seeds: holds, fails, or undecided. Finished work is kept, so the same
-    command after an interruption continues.
+    Every claim gets a verdict over the training seeds: holds, fails, or undecided. Finished work is kept: after an
+    interruption, run the same command to continue.
 
-    Exit codes: 0 complete, whatever the verdicts; 1 some part could not be run, 2 bad input, 130 interrupted.
+    Exit codes: 0 complete, regardless of the verdicts; 1 some part could not be run, 2 bad input, 130 interrupted.
     """
     from rich.console import Console
 
@@ -284,14 +303,14 @@ for _command in (report, publish, check, baseline):
 
 @app.command()
 def bench(
-    name: Annotated[BenchName | None, typer.Argument(help="Which kernels; all where absent.")] = None,
+    name: Annotated[BenchName | None, typer.Argument(help="Which benchmark. [default: all]")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
-    """Measure the defenses' kernels and trainings against their limits, on one thread of the CPU or on a GPU.
+    """Benchmark the defenses' kernels and training against their limits, on one CPU thread or a GPU.
 
-    Prints a table of ratios. For figures worth keeping, nothing else should be running.
+    Prints a table of ratios. For reliable figures, run it on an otherwise idle machine.
 
-    Exit codes: 0 all bars hold, 1 some bar was missed, 2 bad input.
+    Exit codes: 0 all limits met, 1 at least one limit missed, 2 bad input.
     """
     try:
         from advbench import clocks

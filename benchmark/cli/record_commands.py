@@ -13,20 +13,26 @@ from advbench.cli.terminal import refuse
 
 
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="Output folders of runs, or archives of records (.tar.xz).")],
+    folders: Annotated[list[Path], typer.Argument(help="Output directories of runs, or archives of records (.tar.xz).")],
     to: Annotated[
         Path | None,
-        typer.Option(help="Where the files go; FILE.tar.xz gets the records. [default: the folder, where there is one]"),
+        typer.Option(
+            help="Output directory, or FILE.tar.xz to archive the records. [default: the directory, if there is only one]"
+        ),
     ] = None,
     format: Annotated[
         ReportFormat | None,
-        typer.Option(help="In place of the reports: all figures as svg, png or pdf, all cells as csv, or robustbench."),
+        typer.Option(
+            help="Instead of the reports, write all figures (svg, png, pdf), all cells (csv), or robustbench entries."
+        ),
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="All records in a folder, not only those of its last run.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="Use all records in a directory, not only those of its last run.")
+    ] = False,
 ) -> None:
-    """Rebuild the reports of output folders from their records. Nothing is run, and torch is not needed.
+    """Rebuild the reports of output directories from their records. Nothing is run, and torch is not needed.
 
-    Several runs share a board where all that it ranks were attacked by the same attacks; else each has its own.
+    Several runs share a leaderboard if all ranked models faced the same attacks; otherwise each gets its own.
     """
     try:
         from advbench.records import reporting
@@ -39,12 +45,14 @@ def report(
 
 
 def publish(
-    folders: Annotated[list[Path], typer.Argument(help="Output folders of runs, or archives of records (.tar.xz).")],
-    to: Annotated[Path, typer.Option(help="The site's folder; what an earlier publication left there is replaced.")],
+    folders: Annotated[list[Path], typer.Argument(help="Output directories of runs, or archives of records (.tar.xz).")],
+    to: Annotated[Path, typer.Option(help="The site's directory; an earlier publication there is replaced.")],
     title: Annotated[str | None, typer.Option(help="The site's title.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="All records in a folder, not only those of its last run.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="Use all records in a directory, not only those of its last run.")
+    ] = False,
 ) -> None:
-    """Write a static site: the leaderboards, a page for each model, and the data. Open index.html, or serve the folder."""
+    """Write a static site: the leaderboards, a page for each model, and the data. Open index.html or serve the directory."""
     try:
         from advbench.records import reporting
 
@@ -56,29 +64,32 @@ def publish(
 
 
 def check(
-    out: Annotated[list[Path], typer.Argument(help="The output folder of a run, or several, such as one for each seed.")],
-    baseline: Annotated[Path, typer.Option(help="A file of `advbench baseline`, or the output folder of another run.")],
-    alpha: Annotated[float, typer.Option(help="The nominal chance of any false alarm.")] = 0.01,
-    tolerance: Annotated[float, typer.Option(help="A change of at most so much, such as 0.01 for a point, is none.")] = 0.0,
-    format: Annotated[GateFormat, typer.Option(help="How the verdicts are printed.")] = GateFormat.text,
+    out: Annotated[list[Path], typer.Argument(help="The output directory of a run, or several, such as one per seed.")],
+    baseline: Annotated[
+        Path, typer.Option(help="A file written by `advbench baseline`, or the output directory of another run.")
+    ],
+    alpha: Annotated[float, typer.Option(help="The nominal probability of any false alarm.")] = 0.01,
+    tolerance: Annotated[float, typer.Option(help="Ignore changes up to this size (0.01 = one percentage point).")] = 0.0,
+    format: Annotated[GateFormat, typer.Option(help="Output format of the verdicts.")] = GateFormat.text,
     checkpoints_only: Annotated[
-        bool, typer.Option("--checkpoints-only", help="Compare the very models at hand, whatever seed they are of.")
+        bool, typer.Option("--checkpoints-only", help="Compare these checkpoints directly, ignoring training seeds.")
     ] = False,
     time_bound: Annotated[
-        float | None, typer.Option(help="Fail where attacks take more than so many times as long on the same device.")
+        float | None, typer.Option(help="Fail if attacks take more than this many times as long on the same device.")
     ] = None,
     across_versions: Annotated[
-        bool, typer.Option("--across-versions", help="Compare runs of other versions of advbench or of an attack's source.")
+        bool,
+        typer.Option("--across-versions", help="Allow comparing different versions of advbench or of an attack's source."),
     ] = False,
     fail_on_flags: Annotated[
-        bool, typer.Option("--fail-on-flags", help="Fail where a target has a flag that the baseline has not.")
+        bool, typer.Option("--fail-on-flags", help="Fail if a target has a flag that the baseline lacks.")
     ] = False,
 ) -> None:
-    """Hold a run against a baseline: is any target less robust, or less accurate, by more than chance would have it?
+    """Compare a run with a baseline: is any target significantly less robust or less accurate?
 
-    Where $GITHUB_STEP_SUMMARY is set, the verdicts are added to that file as Markdown too.
+    If $GITHUB_STEP_SUMMARY is set, the verdicts are also appended to that file as Markdown.
 
-    Exit codes: 0 nothing worse, 1 a regression or a target that is missing, 2 not comparable or bad input.
+    Exit codes: 0 no regression, 1 a regression or a missing target, 2 not comparable or bad input.
     """
     from advbench.records import gating
     from advbench.reports.gate import FORMATS
@@ -108,12 +119,12 @@ def check(
 
 
 def baseline(
-    out: Annotated[list[Path], typer.Argument(help="The output folder of a run, or several, such as one for each seed.")],
+    out: Annotated[list[Path], typer.Argument(help="The output directory of a run, or several, such as one per seed.")],
     to: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
 ) -> None:
-    """Write the baseline that later runs are checked against: small, and in a stable order.
+    """Write a small file, in a stable order, that later runs are checked against.
 
-    A re-trained target is compared over training seeds, which takes five of them here: `advbench run --seed 0,1,2,3,4`.
+    Re-trained targets are compared across training seeds, so a baseline needs five: `advbench run --seed 0,1,2,3,4`.
     """
     try:
         from advbench.records import gating
