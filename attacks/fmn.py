@@ -93,7 +93,7 @@ class FMN:
         for step in range(self.steps):
             loss = log_odds if boxed and step < self.smooth * self.steps else margin
             evaluation = search.access.loss_gradient(x_adv, search.goal, loss)
-            lead, gradient = margin(evaluation.logits, search.goal), evaluation.gradient.nan_to_num()
+            lead, gradient = margin(evaluation.logits, search.goal), evaluation.gradient.nan_to_num(0, 0, 0)
             achieved = keep_nearest(search, x_adv, evaluation.logits, threat)
             if not search:
                 return
