@@ -36,7 +36,7 @@ class RunResult:
     @property
     def frame(self) -> pd.DataFrame:
         """A pandas DataFrame with a row per cell, failed ones among them."""
-        from advbench.reports.frame import frame
+        from advbench.reports.data_frame import frame
 
         store = Store(self.out)
         return frame([store.read(key) for key in self.cells if store.path(key).is_dir()], store)

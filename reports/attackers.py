@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from advbench.reports import figures, wording
+from advbench.reports import figures, formatting
 from advbench.reports.boards import Board, Standing
 from advbench.reports.cells import Cell
 from advbench.reports.section import Column, Entry, Section, Table
@@ -71,7 +71,7 @@ def attackers_section(board: Board) -> Section | None:
     return Section(
         title="Test-time defenses",
         context=board.threat.title,
-        anchor=wording.anchor(f"test time defenses {board.threat.title}"),
+        anchor=formatting.anchor(f"test time defenses {board.threat.title}"),
         text="What three attackers leave of each defense with parts that work when it answers: one who ignores these parts, "
         "one who differentiates through them or around them by every surrogate, and one who trains a substitute on the "
         "labels. Each is the worst case over the attacks that were run. Only the last two say how robust a defense is.",
@@ -100,8 +100,8 @@ def _by_surrogate(board: Board, standings: Sequence[Standing]) -> Table:
     )
     rows = tuple(
         (
-            wording.text_entry(cell.record.target["label"]),
-            wording.text_entry(cell.record.attack["label"]),
+            formatting.text_entry(cell.record.target["label"]),
+            formatting.text_entry(cell.record.attack["label"]),
             *([Entry(str(cell.record.seed), order=cell.record.seed)] if several else []),
             *(_reached(cell.record.details.get("candidates", {}), name) for name in names),
             _draws(cell.record),
@@ -113,28 +113,28 @@ def _by_surrogate(board: Board, standings: Sequence[Standing]) -> Table:
 
 def _reached(accuracies: Mapping[str, float | None], name: str) -> Entry:
     if name not in accuracies:
-        return Entry(wording.NONE, tone="muted")
+        return Entry(formatting.NONE, tone="muted")
     value = accuracies[name]
-    return Entry("no gradient", tone="muted") if value is None else Entry(wording.percent(value), order=value)
+    return Entry("no gradient", tone="muted") if value is None else Entry(formatting.percent(value), order=value)
 
 
 def _draws(record: Record) -> Entry:
     """The most draws that a gradient of a surrogate averages."""
     most = max(record.details.get("draws", {}).values(), default=None)
-    return wording.number_entry(most, f"{most:,}") if most else Entry(wording.NONE, tone="muted")
+    return formatting.number_entry(most, f"{most:,}") if most else Entry(formatting.NONE, tone="muted")
 
 
 def _row(board: Board, standing: Standing, shown: Sequence[_Attacker]) -> tuple[Entry, ...]:
     found = {attacker.name: _accuracy(board, standing.label, attacker) for attacker in shown}
     both = [found[attacker.name] for attacker in (_WHITE_BOX, _SUBSTITUTE)]
     lowest = min((rate.estimate.value for rate in both if rate is not None), default=None)
-    bounded = wording.percent(lowest) if None not in both else f"≤ {wording.percent(lowest)}"
+    bounded = formatting.percent(lowest) if None not in both else f"≤ {formatting.percent(lowest)}"
     return (
-        wording.text_entry(standing.defense),
-        wording.share_entry(standing.clean.estimate if standing.clean else None),
-        *(wording.share_entry(rate.estimate if rate else None) for rate in found.values()),
-        wording.number_entry(lowest, bounded),
-        wording.text_entry(standing.architecture),
+        formatting.text_entry(standing.defense),
+        formatting.share_entry(standing.clean.estimate if standing.clean else None),
+        *(formatting.share_entry(rate.estimate if rate else None) for rate in found.values()),
+        formatting.number_entry(lowest, bounded),
+        formatting.text_entry(standing.architecture),
     )
 
 
@@ -160,7 +160,9 @@ def _caveats(board: Board, labels: set[str], shown: Sequence[_Attacker]) -> list
         for attacker in shown:
             lost = sum(cell.examples is None for cell in cells if attacker.takes(cell.record))
             if lost:
-                found.append(f"{label}: {wording.plural(lost, 'cell')} of the attacker {attacker.name!r} have no numbers.")
+                found.append(
+                    f"{label}: {formatting.plural(lost, 'cell')} of the attacker {attacker.name!r} have no numbers."
+                )
         for name, draws, cosine in sorted({each for cell in cells for each in _capped(cell.record)}):
             found.append(
                 f"{label}: {draws} draws were not enough for the mean gradient of {name} to settle (cosine {cosine:.2f}); "
@@ -201,7 +203,7 @@ def detectors_section(board: Board) -> Section | None:
     return Section(
         title="Detectors",
         context=board.threat.title,
-        anchor=wording.anchor(f"detectors {board.threat.title}"),
+        anchor=formatting.anchor(f"detectors {board.threat.title}"),
         text="What a detector rejects as its threshold moves, under the white-box attack that leaves the least robust "
         "accuracy. That attack evades the detector at the threshold that was set; at another one an attacker would craft "
         "other images. Images of which the model gets the clean one wrong are left out of the last two columns.",
@@ -240,15 +242,15 @@ def _detector_rows(cells: Sequence[Cell]) -> tuple[tuple[Entry, ...], ...]:
     for cell in cells:
         _, examples = _outcome(cell)
         thresholds = [("as set", 0.0)]
-        thresholds += [(f"{wording.percent(rate)} false alarms", _threshold(examples, rate)) for rate in _FALSE_ALARMS]
+        thresholds += [(f"{formatting.percent(rate)} false alarms", _threshold(examples, rate)) for rate in _FALSE_ALARMS]
         for name, threshold in thresholds:
             rates = [float(rate[0]) for rate in detector_rates(examples, np.array([threshold]))]
             rows.append(
                 (
-                    wording.text_entry(cell.record.target["label"]),
-                    wording.text_entry(cell.record.attack["label"]),
+                    formatting.text_entry(cell.record.target["label"]),
+                    formatting.text_entry(cell.record.attack["label"]),
                     Entry(name),
-                    *(wording.number_entry(rate, wording.percent(rate)) for rate in rates),
+                    *(formatting.number_entry(rate, formatting.percent(rate)) for rate in rates),
                 )
             )
     return tuple(rows)

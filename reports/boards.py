@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from advbench.reports import wording
+from advbench.reports import formatting
 from advbench.reports.cells import Cell, Cells
 from advbench.results import ranking
 from advbench.results.flags import Flag, flags
@@ -26,7 +26,7 @@ class Strategy(NamedTuple):
     source: str
 
     def __str__(self) -> str:
-        return wording.strategy(*self)
+        return formatting.strategy(*self)
 
 
 class Threat(NamedTuple):
@@ -46,7 +46,7 @@ class Threat(NamedTuple):
     @property
     def title(self) -> str:
         """The threat in words, as ``linf ≤ 0.3 on mnist``."""
-        return f"{wording.threat(self.norm, self.epsilon)} on {self.dataset}" + (f" ({self.run})" if self.run else "")
+        return f"{formatting.threat(self.norm, self.epsilon)} on {self.dataset}" + (f" ({self.run})" if self.run else "")
 
     @property
     def family(self) -> Threat:
@@ -149,7 +149,7 @@ def threat_of(cell: Cell) -> Threat:
 
 def strategy_of(record: Record) -> Strategy:
     """What the attacker of a record does."""
-    return Strategy(record.matrix, record.attack["label"], wording.source(record))
+    return Strategy(record.matrix, record.attack["label"], formatting.source(record))
 
 
 def _for_any_radius(record: Record) -> bool:
@@ -216,7 +216,7 @@ def _standing(
     except ValueError as error:
         clean, robust_all, by_matrix, by_strategy, answers, found = None, None, {}, {}, (), ()
         lacks = (str(error), *lacks)
-    defense, architecture = wording.names(first)
+    defense, architecture = formatting.names(first)
     return Standing(
         label=first.target["label"],
         defense=defense,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from advbench.reports import wording
+from advbench.reports import formatting
 from advbench.reports.boards import Board, Standing
 from advbench.reports.section import Column, Entry, Section, Table
 from advbench.results.ranking import Duel
@@ -32,7 +32,7 @@ def comparison_section(board: Board) -> Section | None:
     return Section(
         title="Comparisons",
         context=board.threat.title,
-        anchor=wording.anchor(f"comparisons {board.threat.title}"),
+        anchor=formatting.anchor(f"comparisons {board.threat.title}"),
         text=(
             "The tests behind the ranks. The last column is the test by which Mosca & Magoulas 2018 compare two methods, "
             f"over the single cells that both have, at least {_FEWEST_CELLS}: cells of one model are not independent, so "
@@ -51,12 +51,12 @@ def comparison_section(board: Board) -> Section | None:
 
 def _row(first: Standing, second: Standing, duel: Duel) -> tuple[Entry, ...]:
     return (
-        wording.text_entry(first.label),
-        wording.text_entry(second.label),
-        wording.number_entry(-duel.difference, f"{-100 * duel.difference:+.1f}"),
+        formatting.text_entry(first.label),
+        formatting.text_entry(second.label),
+        formatting.number_entry(-duel.difference, f"{-100 * duel.difference:+.1f}"),
         _p_entry(duel.p_value),
         _p_entry(duel.adjusted),
-        wording.text_entry(duel.test),
+        formatting.text_entry(duel.test),
         _p_entry(_over_cells(first, second)),
     )
 
@@ -72,4 +72,4 @@ def _over_cells(first: Standing, second: Standing) -> float | None:
 
 
 def _p_entry(value: float | None) -> Entry:
-    return wording.number_entry(value, "" if value is None else "< 0.0001" if value < 1e-4 else f"{value:.2g}")
+    return formatting.number_entry(value, "" if value is None else "< 0.0001" if value < 1e-4 else f"{value:.2g}")

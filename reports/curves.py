@@ -8,7 +8,7 @@ from itertools import groupby
 
 import numpy as np
 
-from advbench.reports import figures, wording
+from advbench.reports import figures, formatting
 from advbench.reports.boards import Board, Threat, threat_of
 from advbench.reports.cells import Cell
 from advbench.reports.section import Column, Drawing, Section, Table
@@ -42,7 +42,7 @@ def _section(family: Threat, boards: Sequence[Board], cells: Sequence[Cell]) -> 
     tables = [_minimal_table(name, group, radii) for name, group in groups]
     return Section(
         title="Accuracy against epsilon",
-        anchor=wording.anchor(f"epsilon {family.norm} on {family.dataset} {family.run}"),
+        anchor=formatting.anchor(f"epsilon {family.norm} on {family.dataset} {family.run}"),
         context=f"{family.norm} on {family.dataset}" + (f" ({family.run})" if family.run else ""),
         text="Robust accuracy at every radius. Curves of a minimal-norm attack follow from its distances; points are worst "
         "cases over all attacks that were run at that radius. Bands and whiskers are 95% intervals over the images. Dotted "
@@ -66,7 +66,7 @@ def _by_attack(cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
     """Cells of one matrix, attack and source together, and of one radius each, since distances do not depend on it."""
 
     def name(cell: Cell) -> str:
-        return wording.strategy(cell.record.matrix, cell.record.attack["label"], wording.source(cell.record))
+        return formatting.strategy(cell.record.matrix, cell.record.attack["label"], formatting.source(cell.record))
 
     first = {(name(cell), cell.record.target["label"], cell.record.seed): cell for cell in reversed(cells)}
     return [(key, list(group)) for key, group in groupby(sorted(first.values(), key=name), key=name)]
@@ -107,9 +107,15 @@ def _minimal_table(name: str, cells: Sequence[Cell], radii: Sequence[float]) -> 
     largest = max(radii) if radii else _reach(cells, radii) / 1.5
     x = np.unique(np.concatenate((largest * np.array(_TABULATED), radii)))
     curves = _by_target(cells, x)
-    columns = (Column("Target", heading=True), *(Column(f"at {wording.radius(float(value))}", numeric=True) for value in x))
+    columns = (
+        Column("Target", heading=True),
+        *(Column(f"at {formatting.epsilon_text(float(value))}", numeric=True) for value in x),
+    )
     rows = tuple(
-        (wording.text_entry(target), *(wording.number_entry(float(value), wording.percent(float(value))) for value in y))
+        (
+            formatting.text_entry(target),
+            *(formatting.number_entry(float(value), formatting.percent(float(value))) for value in y),
+        )
         for target, y in curves.items()
     )
     return Table(f"Robust accuracy against {name} by radius", columns, rows)
@@ -142,8 +148,12 @@ def _worst_by_target(boards: Sequence[Board]) -> dict[str, list[tuple[float, Est
 def _worst_table(boards: Sequence[Board]) -> Table:
     found = _worst_by_target(boards)
     radii = sorted({epsilon for values in found.values() for epsilon, _ in values})
-    columns = (Column("Target", heading=True), *(Column(f"at {wording.radius(value)}", numeric=True) for value in radii))
+    columns = (
+        Column("Target", heading=True),
+        *(Column(f"at {formatting.epsilon_text(value)}", numeric=True) for value in radii),
+    )
     rows = tuple(
-        (wording.text_entry(target), *(wording.share_entry(rate) for _, rate in values)) for target, values in found.items()
+        (formatting.text_entry(target), *(formatting.share_entry(rate) for _, rate in values))
+        for target, values in found.items()
     )
     return Table("Worst-case robust accuracy of complete targets by radius", columns, rows)

@@ -7,7 +7,7 @@ from itertools import groupby
 
 import numpy as np
 
-from advbench.reports import figures, wording
+from advbench.reports import figures, formatting
 from advbench.reports.boards import threat_of
 from advbench.reports.cells import Cell
 from advbench.reports.section import Column, Entry, Section, Table
@@ -34,7 +34,7 @@ def distortion_sections(cells: Sequence[Cell]) -> list[Section]:
         sections.append(
             Section(
                 title="Distances",
-                anchor=wording.anchor(f"distances {context}"),
+                anchor=formatting.anchor(f"distances {context}"),
                 context=context,
                 text="How far minimal-norm attacks moved the clean-correct images, over all training seeds.",
                 tables=tuple(_table(name, found, family.norm) for name, found in groups.items()),
@@ -60,7 +60,7 @@ def by_attack(cells: Sequence[Cell]) -> dict[str, dict[str, Values]]:
     """
 
     def name(cell: Cell) -> str:
-        return wording.strategy(cell.record.matrix, cell.record.attack["label"], wording.source(cell.record))
+        return formatting.strategy(cell.record.matrix, cell.record.attack["label"], formatting.source(cell.record))
 
     once = {(name(cell), cell.record.target["label"], cell.record.seed): cell for cell in reversed(cells)}
     found: dict[str, dict[str, Values]] = {}
@@ -95,8 +95,8 @@ def _table(name: str, by_target: dict[str, Values], norm: str) -> Table:
         lost = int(np.isinf(values).sum())
         rows.append(
             (
-                wording.text_entry(target),
-                *(wording.number_entry(float(value), wording.number(float(value))) for value in quartiles),
+                formatting.text_entry(target),
+                *(formatting.number_entry(float(value), formatting.number(float(value))) for value in quartiles),
                 Entry(f"{lost:,} of {len(values):,}", order=lost / max(1, len(values)), tone="warning" if lost else ""),
             )
         )

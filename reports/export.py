@@ -38,7 +38,7 @@ def export(folders: Mapping[Path, Sequence[str] | None], to: Path, format: str) 
 
 def csv(cells: Cells) -> str:
     """A row for every cell, as `results.csv` has it."""
-    from advbench.reports.frame import cell_frame
+    from advbench.reports.data_frame import cell_frame
 
     return cell_frame(cells.cells, cells.missing).to_csv(index=False, lineterminator="\n")
 

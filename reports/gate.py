@@ -9,9 +9,9 @@ from dataclasses import asdict
 from typing import Any
 from xml.etree import ElementTree
 
-from advbench.reports import wording
+from advbench.reports import formatting
 from advbench.reports.markdown import escape
-from advbench.results.verdicts import TIME, CellChange, GateRow, Verdicts
+from advbench.results.gate.verdicts import TIME, CellChange, GateRow, Verdicts
 
 _COLUMNS = ("Target", "Number", "Baseline", "Candidate", "Change", "p (Holm)", "Verdict", "Test", "Note")
 _VERDICT = _COLUMNS.index("Verdict")
@@ -105,7 +105,7 @@ FORMATS: Mapping[str, Callable[[Verdicts], str]] = {
 def conclusion(found: Verdicts) -> str:
     """The gate's answer in a line."""
     tested = sum(row.p_value is not None for row in found.rows)
-    level = f"{wording.plural(tested, 'number')} tested, nominal chance of any false alarm {found.terms.alpha:g} (Holm)"
+    level = f"{formatting.plural(tested, 'number')} tested, nominal chance of any false alarm {found.terms.alpha:g} (Holm)"
     if not found.failures:
         return f"passed: nothing is worse than the baseline; {level}"
     names = ", ".join(f"{row.target} ({row.quantity} {row.verdict})" for row in found.failures[:_LINES])
@@ -115,7 +115,7 @@ def conclusion(found: Verdicts) -> str:
 def _by_threat(found: Verdicts) -> dict[str, list[GateRow]]:
     """The rows of each threat, failures first."""
     titles = {
-        row.threat: f"{wording.threat(row.threat.norm, row.threat.epsilon)} on {row.threat.dataset}" for row in found.rows
+        row.threat: f"{formatting.threat(row.threat.norm, row.threat.epsilon)} on {row.threat.dataset}" for row in found.rows
     }
     rows = sorted(found.rows, key=lambda row: (not row.fails, row.target))
     return {title: [row for row in rows if row.threat == threat] for threat, title in titles.items()}
@@ -124,11 +124,11 @@ def _by_threat(found: Verdicts) -> dict[str, list[GateRow]]:
 def _cells(row: GateRow) -> list[str]:
     """A row as its columns show it."""
     time = row.quantity == TIME
-    shown = wording.seconds if time else wording.percent
-    change = wording.NONE
+    shown = formatting.seconds if time else formatting.percent
+    change = formatting.NONE
     if row.difference is not None:
         change = f"x {row.difference:.2f}" if time else f"{100 * row.difference:+.1f}"
-    p_value = wording.NONE if row.p_value is None else f"{row.p_value:.2g}"
+    p_value = formatting.NONE if row.p_value is None else f"{row.p_value:.2g}"
     verdict = f"{row.verdict}, FAILS" if row.fails else row.verdict
     test = f"{row.test}, {row.question}" if row.test else ""
     return [row.target, row.quantity, shown(row.baseline), shown(row.candidate), change, p_value, verdict, test, row.note]
@@ -150,7 +150,7 @@ def _place(change: CellChange) -> str:
 
 
 def _move(before: float, after: float) -> str:
-    return f"{wording.percent(before)} to {wording.percent(after)} ({100 * (after - before):+.1f})"
+    return f"{formatting.percent(before)} to {formatting.percent(after)} ({100 * (after - before):+.1f})"
 
 
 def _plain(item: GateRow | CellChange) -> dict[str, Any]:

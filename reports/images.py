@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from advbench.reports import wording
+from advbench.reports import formatting
 from advbench.reports.cells import Cell
 from advbench.reports.section import ImageGrid, Section
 from advbench.results.record import Gallery, Record
@@ -48,11 +48,11 @@ def _grid(cell: Cell, gallery: Gallery) -> ImageGrid:
     largest = float(np.abs(noise).max())
     gain = 0.5 / largest if 0 < largest < np.inf else 1.0
     rows = (gallery.clean, gallery.adversarial, 0.5 + gain * noise)
-    did = wording.strategy(record.matrix, record.attack["label"], wording.source(record))
+    did = formatting.strategy(record.matrix, record.attack["label"], formatting.source(record))
     caption = f"{did}, shown to {record.target['label']}"
     return ImageGrid(
         png=png(np.concatenate([_strip(row) for row in rows], axis=0)),
-        rows=("clean", "adversarial", f"noise × {wording.number(gain)}"),
+        rows=("clean", "adversarial", f"noise × {formatting.number(gain)}"),
         columns=tuple(f"{label} → {answer}" for label, answer in zip(gallery.label, gallery.prediction, strict=True)),
         alt=f"{len(gallery.index)} images: clean, after {did}, and their magnified difference",
         caption=caption,
@@ -61,7 +61,7 @@ def _grid(cell: Cell, gallery: Gallery) -> ImageGrid:
 
 
 def _group(record: Record) -> str:
-    threat = wording.threat(record.threat["norm"], record.threat["epsilon"])
+    threat = formatting.threat(record.threat["norm"], record.threat["epsilon"])
     return f"{record.matrix.capitalize()}, {threat} on {record.dataset['name']}, seed {record.seed}"
 
 

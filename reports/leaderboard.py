@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from advbench.reports import wording
+from advbench.reports import formatting
 from advbench.reports.boards import Board, Standing
 from advbench.reports.section import Column, Entry, Section, Table
 from advbench.results.record import RANKED
@@ -17,13 +17,13 @@ def leaderboard_section(board: Board, *, missing: int = 0) -> Section:
     columns = _columns(board)
     rows = tuple(tuple(column.entry(standing) for column in columns) for standing in board.standings)
     threat = board.threat
-    images = f"{wording.plural(threat.n, 'image')} of the {threat.split} split of {threat.dataset}"
+    images = f"{formatting.plural(threat.n, 'image')} of the {threat.split} split of {threat.dataset}"
     return Section(
         title="Leaderboard",
-        anchor=wording.anchor(f"leaderboard {threat.title}"),
+        anchor=formatting.anchor(f"leaderboard {threat.title}"),
         text=(
-            f"Targets ranked by robust accuracy under {wording.threat(threat.norm, threat.epsilon)} on the same {images}. "
-            "An image counts as robust only where every attack of every matrix leaves it correct; images that the model "
+            f"Targets ranked by robust accuracy under {formatting.threat(threat.norm, threat.epsilon)} on the same {images}."
+            " An image counts as robust only where every attack of every matrix leaves it correct; images that the model "
             f"gets wrong without an attack count as not robust. {_ranking_text(board)}"
         ),
         context=threat.title,
@@ -60,7 +60,7 @@ def _columns(board: Board) -> list[_Column]:
 def _matrix_column(matrix: str) -> _Column:
     def entry(standing: Standing) -> Entry:
         value = standing.by_matrix.get(matrix)
-        return wording.number_entry(value, wording.percent(value))
+        return formatting.number_entry(value, formatting.percent(value))
 
     return _Column(
         Column(matrix.capitalize(), f"Worst case over the attacks of the {matrix} matrix alone", numeric=True), entry
@@ -68,16 +68,16 @@ def _matrix_column(matrix: str) -> _Column:
 
 
 def _rank(standing: Standing) -> Entry:
-    return Entry(standing.rank_text, order=standing.rank) if standing.ranks else Entry(wording.NONE, tone="muted")
+    return Entry(standing.rank_text, order=standing.rank) if standing.ranks else Entry(formatting.NONE, tone="muted")
 
 
 def _defense(standing: Standing) -> Entry:
     first = standing.ranks is not None and standing.ranks[0] == 1
-    return wording.text_entry(standing.defense, tone="best" if first and not standing.flags else "")
+    return formatting.text_entry(standing.defense, tone="best" if first and not standing.flags else "")
 
 
 def _clean(standing: Standing) -> Entry:
-    return wording.share_entry(standing.clean.estimate if standing.clean else None)
+    return formatting.share_entry(standing.clean.estimate if standing.clean else None)
 
 
 def robust_entry(standing: Standing) -> Entry:
@@ -86,18 +86,18 @@ def robust_entry(standing: Standing) -> Entry:
         return Entry("incomplete", "no scored cell", tone="warning")
     estimate = standing.robust.estimate
     if standing.rank is not None and standing.flags:
-        note = f"{wording.interval(estimate)}; {wording.plural(len(standing.flags), 'flag')}"
-        return Entry(f"≤ {wording.percent(estimate.value)}", note, estimate.value, interval=estimate, tone="warning")
+        note = f"{formatting.interval(estimate)}; {formatting.plural(len(standing.flags), 'flag')}"
+        return Entry(f"≤ {formatting.percent(estimate.value)}", note, estimate.value, interval=estimate, tone="warning")
     if standing.rank is not None:
-        return wording.share_entry(estimate, bar=True)
-    return Entry(f"≤ {wording.percent(estimate.value)}, incomplete", order=estimate.value, tone="warning")
+        return formatting.share_entry(estimate, bar=True)
+    return Entry(f"≤ {formatting.percent(estimate.value)}, incomplete", order=estimate.value, tone="warning")
 
 
 def _distance(standing: Standing) -> Entry:
     if standing.distortion is None:
-        return Entry(wording.NONE, tone="muted")
+        return Entry(formatting.NONE, tone="muted")
     attack, median = standing.distortion
-    return Entry(wording.number(median), attack, order=median)
+    return Entry(formatting.number(median), attack, order=median)
 
 
 def _time_columns(board: Board) -> list[_Column]:
@@ -111,7 +111,7 @@ def _time_columns(board: Board) -> list[_Column]:
 def _time_column(device: str, name: str) -> _Column:
     def entry(standing: Standing) -> Entry:
         value = standing.seconds.get(device)
-        return wording.number_entry(value, wording.seconds(value))
+        return formatting.number_entry(value, formatting.seconds(value))
 
     return _Column(
         Column(name, f"Attack time per image on {device}, summed over the white-box attacks", numeric=True), entry
@@ -121,7 +121,7 @@ def _time_column(device: str, name: str) -> _Column:
 def _by_seed(standing: Standing) -> Entry:
     values = standing.robust.by_seed if standing.robust else ()
     pairs = zip(standing.seeds, values, strict=False)
-    entry = wording.text_entry(", ".join(f"{seed}: {wording.percent(value)}" for seed, value in pairs))
+    entry = formatting.text_entry(", ".join(f"{seed}: {formatting.percent(value)}" for seed, value in pairs))
     return replace(entry, note=_spread(standing)) if len(values) > 1 else entry
 
 
@@ -129,7 +129,7 @@ def _spread(standing: Standing) -> str:
     """Median and spread over training seeds, and how much of a single training's luck is the seed's and the images'."""
     found = split_variance(standing.answers)
     points = [f"{100 * one:.1f}" for one in (found.spread, found.training, found.sampling)]
-    return f"median {wording.percent(found.median)}, spread {points[0]} points; seed {points[1]}, images {points[2]}"
+    return f"median {formatting.percent(found.median)}, spread {points[0]} points; seed {points[1]}, images {points[2]}"
 
 
 _FIRST = (
@@ -146,7 +146,7 @@ _FIRST = (
 )
 _WEAKEST = _Column(
     Column("Weakest cell", "The single attack that leaves the least robust accuracy"),
-    lambda standing: wording.text_entry(str(standing.weakest or "")),
+    lambda standing: formatting.text_entry(str(standing.weakest or "")),
 )
 _DISTANCE = _Column(
     Column("Median distance", "Smallest median distance of a minimal-norm attack, failures at infinity", numeric=True),
@@ -156,7 +156,7 @@ _SEEDS = _Column(
     Column("By seed", "Robust accuracy of each training seed's model, and the standard deviations that seed and images add"),
     _by_seed,
 )
-_ARCHITECTURE = _Column(Column("Architecture"), lambda standing: wording.text_entry(standing.architecture))
+_ARCHITECTURE = _Column(Column("Architecture"), lambda standing: formatting.text_entry(standing.architecture))
 
 
 def _ranking_text(board: Board) -> str:
@@ -172,7 +172,7 @@ def _ranking_text(board: Board) -> str:
     return (
         "A rank is an interval: from 1 + the number of targets that are significantly better, to all but those that are "
         f"significantly worse (two-sided at 5%, {tested}, Holm's correction over the board's "
-        f"{wording.plural(pairs, 'pair')})."
+        f"{formatting.plural(pairs, 'pair')})."
     )
 
 
@@ -190,7 +190,7 @@ def _incomplete(board: Board, missing: int) -> list[str]:
     found = []
     if missing:
         found.append(
-            f"{wording.plural(missing, 'cell')} of the run have no record yet, so that this ranking is provisional."
+            f"{formatting.plural(missing, 'cell')} of the run have no record yet, so that this ranking is provisional."
         )
     for standing in board.standings:
         if standing.rank is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from advbench.reports import wording
+from advbench.reports import formatting
 from advbench.reports.boards import Board, Standing
 from advbench.reports.section import Column, Section, Table
 
@@ -26,7 +26,7 @@ def masking_section(board: Board) -> Section | None:
     return Section(
         title="Incomplete evaluations",
         context=board.threat.title,
-        anchor=wording.anchor(f"flags {board.threat.title}"),
+        anchor=formatting.anchor(f"flags {board.threat.title}"),
         text="Symptoms of gradients that mislead an attack, and of robustness that a detector alone upholds. A flag does "
         "not say that a model is weak: it says that its robust accuracy here is an upper bound, until attacks that fit the "
         "model have been run.",
@@ -38,12 +38,12 @@ def flag_table(caption: str, standings: Sequence[Standing]) -> Table:
     """A row for each flag of the standings."""
     rows = tuple(
         (
-            wording.text_entry(standing.label),
-            wording.text_entry(flag.finding, tone="warning"),
-            wording.text_entry(flag.measured),
-            wording.number_entry(flag.n, f"{flag.n:,}"),
-            wording.text_entry(f"{flag.why} ({flag.paper})"),
-            wording.text_entry(flag.remedy),
+            formatting.text_entry(standing.label),
+            formatting.text_entry(flag.finding, tone="warning"),
+            formatting.text_entry(flag.measured),
+            formatting.number_entry(flag.n, f"{flag.n:,}"),
+            formatting.text_entry(f"{flag.why} ({flag.paper})"),
+            formatting.text_entry(flag.remedy),
         )
         for standing in standings
         for flag in standing.flags

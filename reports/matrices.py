@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from advbench.reports import figures, wording
+from advbench.reports import figures, formatting
 from advbench.reports.boards import Board, Strategy, strategy_of
 from advbench.reports.cells import Cell
 from advbench.reports.section import Column, Drawing, Entry, Section, Table
@@ -31,8 +31,8 @@ class _Grid:
         """The cell of a table."""
         found = self.rates.get((target, strategy))
         if isinstance(found, OverSeeds):
-            return wording.share_entry(found.estimate)
-        return Entry(found, tone="warning") if found else Entry(wording.NONE, tone="muted")
+            return formatting.share_entry(found.estimate)
+        return Entry(found, tone="warning") if found else Entry(formatting.NONE, tone="muted")
 
     def word(self, target: str, strategy: Strategy) -> str:
         """What stands in a cell without a number."""
@@ -84,7 +84,7 @@ def _white_box(board: Board, grid: _Grid) -> Section:
     return Section(
         title="White-box",
         context=board.threat.title,
-        anchor=wording.anchor(f"white box {board.threat.title}"),
+        anchor=formatting.anchor(f"white box {board.threat.title}"),
         text="The attacker differentiates the target itself. Robust accuracy with its 95% interval, targets from the top of "
         "the leaderboard.",
         tables=(_table(board, grid, strategies, labels, "White-box robust accuracy"),),
@@ -95,13 +95,13 @@ def _white_box(board: Board, grid: _Grid) -> Section:
 def _black_box(board: Board, grid: _Grid) -> Section:
     strategies = _strategies(board, "black-box")
     origins = {strategy.source for strategy in strategies}
-    asked = {wording.source(cell.record) for cell in board.cells if _queried(cell.record)}
+    asked = {formatting.source(cell.record) for cell in board.cells if _queried(cell.record)}
     handed = sorted(origins - asked)
     labels = [name.attack if len(origins) == 1 else f"{name.attack} from {name.source}" for name in strategies]
     return Section(
         title="Black-box",
         context=board.threat.title,
-        anchor=wording.anchor(f"black box {board.threat.title}"),
+        anchor=formatting.anchor(f"black box {board.threat.title}"),
         text=" ".join(
             [
                 *([f"{_HANDED} Substitutes: {', '.join(handed)}."] if handed else []),
@@ -127,7 +127,7 @@ def _queried(record: Record) -> bool:
 def _table(board: Board, grid: _Grid, strategies: Sequence[Strategy], labels: Sequence[str], caption: str) -> Table:
     columns = (Column("Target", heading=True), *(Column(label, numeric=True) for label in labels))
     rows = tuple(
-        (wording.text_entry(target), *(grid.entry(target, strategy) for strategy in strategies))
+        (formatting.text_entry(target), *(grid.entry(target, strategy) for strategy in strategies))
         for target in _targets(board)
     )
     return Table(f"{caption}, {board.threat.title}", columns, rows)
@@ -141,7 +141,7 @@ def _heat_map(board: Board, grid: _Grid, strategies: Sequence[Strategy], labels:
         columns=labels,
         words=[[grid.word(target, strategy) for strategy in strategies] for target in targets],
         caption=f"{caption}, {board.threat.title}",
-        alt=f"Heat map of the table {caption}: {len(targets)} targets by {wording.plural(len(labels), 'attack')}",
+        alt=f"Heat map of the table {caption}: {len(targets)} targets by {formatting.plural(len(labels), 'attack')}",
     )
 
 
@@ -153,13 +153,13 @@ def _substitutes(board: Board) -> list[Table]:
         if record.matrix != "black-box" or not isinstance(facts, dict):
             continue
         fidelity, queries, seconds = (_real(facts.get(name)) for name in ("fidelity", "queries", "seconds"))
-        rows[record.target["label"], wording.source(record), record.seed] = (
-            wording.text_entry(record.target["label"]),
-            wording.text_entry(wording.source(record)),
+        rows[record.target["label"], formatting.source(record), record.seed] = (
+            formatting.text_entry(record.target["label"]),
+            formatting.text_entry(formatting.source(record)),
             Entry(str(record.seed), order=record.seed),
-            wording.number_entry(fidelity, wording.percent(fidelity)),
-            wording.number_entry(queries, wording.number(queries)),
-            wording.number_entry(seconds, wording.seconds(seconds)),
+            formatting.number_entry(fidelity, formatting.percent(fidelity)),
+            formatting.number_entry(queries, formatting.number(queries)),
+            formatting.number_entry(seconds, formatting.seconds(seconds)),
         )
     columns = (
         Column("Target", heading=True),
@@ -181,7 +181,7 @@ def _transfer(board: Board, grid: _Grid) -> Section:
     return Section(
         title="Transfer",
         context=board.threat.title,
-        anchor=wording.anchor(f"transfer {board.threat.title}"),
+        anchor=formatting.anchor(f"transfer {board.threat.title}"),
         text="Images that were crafted on a source (rows) are shown to a target (columns). Robust accuracy of the target; "
         "where both are the same model it is marked, by † in a table and a frame in a figure. The mean leaves these out. "
         "The white-box row repeats the same attack with full knowledge of the target. Figures order the models by a "
@@ -219,10 +219,10 @@ def _transfer_means(board: Board, grid: _Grid, attack: str) -> list[float]:
 def _transfer_table(board: Board, grid: _Grid, attack: str) -> Table:
     targets = _targets(board)
     rows = [
-        (wording.text_entry(source), *(_transfer_entry(grid, source, target, attack) for target in targets))
+        (formatting.text_entry(source), *(_transfer_entry(grid, source, target, attack) for target in targets))
         for source in _sources(board, attack)
     ]
-    means = [wording.number_entry(mean, wording.percent(mean)) for mean in _transfer_means(board, grid, attack)]
+    means = [formatting.number_entry(mean, formatting.percent(mean)) for mean in _transfer_means(board, grid, attack)]
     rows.append((Entry("mean of other sources"), *means))
     white_box = Strategy("white-box", attack, "")
     if any((target, white_box) in grid.rates for target in targets):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from advbench.reports import distortion, figures, wording
+from advbench.reports import distortion, figures, formatting
 from advbench.reports.boards import Board, Standing, Threat, strategy_of, threat_of
 from advbench.reports.cells import Cell
 from advbench.reports.curves import with_interval
@@ -68,11 +68,11 @@ def _standing_section(model: Model) -> Section | None:
     )
     rows = tuple(
         (
-            wording.text_entry(board.threat.title),
-            Entry(f"{standing.rank_text or wording.NONE} of {len(board.standings)}", order=standing.rank),
+            formatting.text_entry(board.threat.title),
+            Entry(f"{standing.rank_text or formatting.NONE} of {len(board.standings)}", order=standing.rank),
             robust_entry(standing),
-            wording.share_entry(standing.clean.estimate if standing.clean else None),
-            wording.text_entry(str(standing.weakest or "")),
+            formatting.share_entry(standing.clean.estimate if standing.clean else None),
+            formatting.text_entry(str(standing.weakest or "")),
         )
         for board, standing in model.places
     )
@@ -133,7 +133,7 @@ def _curve_section(model: Model, family: Threat) -> Section | None:
     rows = [_curve(name, found, points) for name, found in minimal.items()]
     return Section(
         title="Security curve",
-        anchor=wording.anchor(f"curve {context}"),
+        anchor=formatting.anchor(f"curve {context}"),
         context=context,
         text="Robust accuracy at every radius. Bands and whiskers are 95% intervals over the images.",
         tables=(_radii_table(points, rows),) if rows else (),
@@ -156,7 +156,7 @@ def _radii_table(radii: Values, curves: Sequence[figures.Curve]) -> Table:
     for i, radius in enumerate(radii):
         ends = [(curve.y, curve.low, curve.high) for curve in curves]
         rates = [Estimate(*(float(values[i]) for values in each if values is not None)) for each in ends]
-        rows.append((Entry(wording.number(float(radius)), order=float(radius)), *map(wording.share_entry, rates)))
+        rows.append((Entry(formatting.number(float(radius)), order=float(radius)), *map(formatting.share_entry, rates)))
     return Table("Robust accuracy by radius", columns, tuple(rows))
 
 
@@ -208,30 +208,30 @@ def _left(cell: Cell) -> float:
 
 def _attack_row(cell: Cell) -> tuple[Entry, ...]:
     record, found = cell.record, cell.statistics
-    threat = f"{record.dataset['name']}, {wording.threat(record.threat['norm'], record.threat['epsilon'])}"
-    attack = wording.text_entry(record.attack["label"])
+    threat = f"{record.dataset['name']}, {formatting.threat(record.threat['norm'], record.threat['epsilon'])}"
+    attack = formatting.text_entry(record.attack["label"])
     place = (
-        wording.text_entry(record.matrix),
-        wording.text_entry(wording.source(record)),
-        wording.text_entry(threat),
+        formatting.text_entry(record.matrix),
+        formatting.text_entry(formatting.source(record)),
+        formatting.text_entry(threat),
         Entry(str(record.seed), order=record.seed),
     )
-    device = wording.text_entry(str(record.measured.get("device", "")))
-    nothing = Entry(wording.NONE, tone="muted")
+    device = formatting.text_entry(str(record.measured.get("device", "")))
+    nothing = Entry(formatting.NONE, tone="muted")
     if found is None:
         failed = Entry("failed" if record.status == "error" else record.status, record.reason[:80], tone="warning")
         return (attack, failed, *place, *[nothing] * 2, device, *[nothing] * 3)
     median = found.distortion.median if found.distortion else None
     return (
         attack,
-        wording.share_entry(found.robust_accuracy, bar=found.robust_accuracy is not None),
+        formatting.share_entry(found.robust_accuracy, bar=found.robust_accuracy is not None),
         *place,
-        wording.share_entry(found.success_clean_correct),
-        nothing if median is None else Entry(wording.number(median.value), order=median.value),
+        formatting.share_entry(found.success_clean_correct),
+        nothing if median is None else Entry(formatting.number(median.value), order=median.value),
         device,
-        wording.number_entry(found.seconds, wording.seconds(found.seconds)),
-        wording.number_entry(found.forwards, wording.number(found.forwards)),
-        wording.number_entry(found.queries, wording.number(found.queries)),
+        formatting.number_entry(found.seconds, formatting.seconds(found.seconds)),
+        formatting.number_entry(found.forwards, formatting.number(found.forwards)),
+        formatting.number_entry(found.queries, formatting.number(found.queries)),
     )
 
 

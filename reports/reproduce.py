@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from advbench.reports import wording
+from advbench.reports import formatting
 from advbench.results.record import RANKED, Record
 
 _OWN, _PREFIX, _HELD = "own", "own:", "own:held:"
@@ -78,7 +78,7 @@ def _attacked(records: Sequence[Record]) -> dict[str, Any]:
     return {
         "attack": _names(record.attack["label"] for record in records),
         "norm": records[0].threat["norm"],
-        "epsilon": ",".join(map(wording.radius, radii)),
+        "epsilon": ",".join(map(formatting.epsilon_text, radii)),
         "seed": ",".join(map(str, sorted({record.seed for record in records}))),
         "n-examples": records[0].dataset["n"],
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from advbench.reports import wording
+from advbench.reports import formatting
 from advbench.reports.boards import Board, Standing, Strategy
 
 NORMS = {"linf": "Linf", "l2": "L2"}
@@ -22,8 +22,10 @@ def model_infos(board: Board) -> dict[str, str]:
     if threat.norm not in NORMS or threat.epsilon is None:
         raise ValueError(f"Expected a linf or l2 board with a radius for RobustBench, got {threat.title}")
     ranked = [standing for standing in board.standings if standing.rank is not None]
-    folder = f"{wording.anchor(threat.dataset)}/{NORMS[threat.norm]}"
-    names = wording.slugs(f"{standing.label} {wording.radius(threat.epsilon)} {threat.run}".strip() for standing in ranked)
+    folder = f"{formatting.anchor(threat.dataset)}/{NORMS[threat.norm]}"
+    names = formatting.slugs(
+        f"{standing.label} {formatting.epsilon_text(threat.epsilon)} {threat.run}".strip() for standing in ranked
+    )
     infos = (_info(board, standing) for standing in ranked)
     return {f"{folder}/{name}.json": info for name, info in zip(names, infos, strict=True)}
 
@@ -41,7 +43,7 @@ def _info(board: Board, standing: Standing) -> str:
         "dataset": board.threat.dataset,
         "venue": "",
         "architecture": standing.architecture,
-        "eps": wording.radius(board.threat.epsilon),
+        "eps": formatting.epsilon_text(board.threat.epsilon),
         "clean_acc": _percent(standing.clean.estimate.value),
         "reported": None,
     }
@@ -50,8 +52,8 @@ def _info(board: Board, standing: Standing) -> str:
         info["autoattack_acc"] = _percent(autoattack)
     info["external"] = _percent(standing.robust.estimate.value)
     info["footnote"] = (
-        f"advbench: worst case over {wording.plural(len(standing.by_strategy), 'attack')} on "
-        f"{wording.plural(board.threat.n, 'image')}, training seeds {', '.join(map(str, standing.seeds))}."
+        f"advbench: worst case over {formatting.plural(len(standing.by_strategy), 'attack')} on "
+        f"{formatting.plural(board.threat.n, 'image')}, training seeds {', '.join(map(str, standing.seeds))}."
     )
     info["unreliable"] = bool(standing.flags)
     return json.dumps(info, indent=2, ensure_ascii=False) + "\n"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from advbench.reports import wording
+from advbench.reports import formatting
 from advbench.reports.attackers import attackers_section, detectors_section
 from advbench.reports.boards import boards
+from advbench.reports.cell_sections import all_cells_section, cost_sections, failure_section, provenance_section
 from advbench.reports.cells import Cells
 from advbench.reports.comparisons import comparison_section
 from advbench.reports.curves import curve_sections
 from advbench.reports.distortion import distortion_sections
-from advbench.reports.facts import all_cells_section, cost_sections, failure_section, provenance_section
 from advbench.reports.images import image_section
 from advbench.reports.leaderboard import leaderboard_section
 from advbench.reports.masking import masking_section
@@ -54,10 +54,10 @@ def _distinct(*found: Section) -> list[Section]:
 def summary(cells: Cells) -> list[tuple[str, str]]:
     """The facts under the report's title."""
     records = [cell.record for cell in cells.cells]
-    data = dict.fromkeys(f"{one.dataset['name']} ({wording.plural(one.dataset['n'], 'image')})" for one in records)
-    threats = dict.fromkeys(wording.threat(one.threat["norm"], one.threat["epsilon"]) for one in records)
+    data = dict.fromkeys(f"{one.dataset['name']} ({formatting.plural(one.dataset['n'], 'image')})" for one in records)
+    threats = dict.fromkeys(formatting.threat(one.threat["norm"], one.threat["epsilon"]) for one in records)
     without = len(cells.unscored) + len(cells.missing)
-    counted = wording.plural(len(cells.scored), "scored cell") + (f", {without} without numbers" if without else "")
+    counted = formatting.plural(len(cells.scored), "scored cell") + (f", {without} without numbers" if without else "")
     facts = (
         ("Data", ", ".join(data)),
         ("Threat", ", ".join(threats)),

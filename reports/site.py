@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from advbench.reports import wording
+from advbench.reports import formatting
 from advbench.reports.boards import Board, boards
 from advbench.reports.cells import Cells
 from advbench.reports.export import csv
@@ -62,7 +62,7 @@ def site(cells: Cells, *, title: str, settings: Mapping[str, str]) -> dict[str, 
     """The site's files by path. settings: of the runs as TOML, by the cells' origin."""
     found = boards(cells)
     everyone = models(found, cells.cells)
-    slugs = dict(zip((one.label for one in everyone), wording.slugs(one.label for one in everyone), strict=True))
+    slugs = dict(zip((one.label for one in everyone), formatting.slugs(one.label for one in everyone), strict=True))
     pages = {label: f"models/{slug}.html" for label, slug in slugs.items()}
     data = _data(cells, found)
     files = {
@@ -105,7 +105,7 @@ def _linked(section: Section, board: Board, pages: Mapping[str, str]) -> Section
         tuple(replace(entry, link=pages[standing.label]) if i == heading else entry for i, entry in enumerate(row))
         for row, standing in zip(table.rows, board.standings, strict=True)
     )
-    text = f"Ranked on the same {wording.plural(board.threat.n, 'image')} of the {board.threat.split} split."
+    text = f"Ranked on the same {formatting.plural(board.threat.n, 'image')} of the {board.threat.split} split."
     return replace(section, text=text, tables=(replace(table, rows=rows, selectable=True, filterable=False), *rest))
 
 
@@ -141,7 +141,7 @@ def _searchable(section: Section) -> Section:
 
 
 def _component(spec: Mapping[str, Any]) -> str:
-    given = wording.arguments(spec["arguments"])
+    given = formatting.arguments(spec["arguments"])
     return f"{spec['name']}({given})" if given else str(spec["name"])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from advbench.reports import figures, wording
+from advbench.reports import figures, formatting
 from advbench.reports.boards import Board, Standing, Strategy, strategy_of
 from advbench.reports.section import Column, Entry, Section, Table
 from advbench.results.statistics import Values
@@ -28,7 +28,7 @@ def tradeoff_section(board: Board) -> Section | None:
     return Section(
         title="Cost against robustness",
         context=board.threat.title,
-        anchor=wording.anchor(f"cost against robustness {board.threat.title}"),
+        anchor=formatting.anchor(f"cost against robustness {board.threat.title}"),
         text="Each white-box attack by its time per image and the robust accuracy that it leaves. Devices are kept apart: "
         "their times are not comparable.",
         tables=tuple(_table(device, found) for device, found in points.items()),
@@ -40,7 +40,7 @@ def tradeoff_section(board: Board) -> Section | None:
                 caption=f"White-box attacks by cost, {board.threat.title}",
                 alt="Robust accuracy against seconds per image on a logarithmic axis, the numbers of the tables beside it",
                 log_x=True,
-                x_text=wording.seconds,
+                x_text=formatting.seconds,
             ),
         ),
     )
@@ -83,10 +83,10 @@ def _curve(target: str, points: _Points) -> figures.Curve:
 def _table(device: str, found: dict[str, _Points]) -> Table:
     rows = tuple(
         (
-            wording.text_entry(target),
-            wording.text_entry(attack),
-            wording.number_entry(seconds, wording.seconds(seconds)),
-            Entry(wording.percent(robust), order=robust),
+            formatting.text_entry(target),
+            formatting.text_entry(attack),
+            formatting.number_entry(seconds, formatting.seconds(seconds)),
+            Entry(formatting.percent(robust), order=robust),
         )
         for target, points in found.items()
         for attack, seconds, robust in points

@@ -66,8 +66,8 @@ def read(folders: Mapping[Path, Sequence[str] | None]) -> Cells:
 
 def _render(cells: Cells) -> dict[str, str]:
     """The contents of the reports, and of the figures of the first, by path."""
+    from advbench.reports.data_frame import cell_frame
     from advbench.reports.figures import on_paper
-    from advbench.reports.frame import cell_frame
     from advbench.reports.html import to_html
     from advbench.reports.markdown import to_markdown
     from advbench.reports.section import drawings

@@ -8,9 +8,10 @@ from importlib import resources
 from pathlib import Path
 
 from advbench.records.reporting import read_manifest
-from advbench.results import baseline as baselines
-from advbench.results.baseline import Snapshot
-from advbench.results.gate import Terms, Verdicts, compare
+from advbench.results.gate import baseline as baselines
+from advbench.results.gate.baseline import Snapshot
+from advbench.results.gate.compare import compare_runs
+from advbench.results.gate.verdicts import Terms, Verdicts
 from advbench.results.record import Examples, Record
 from advbench.results.store import Store
 
@@ -32,9 +33,9 @@ def check(
     advbench, such as ``digits``.
 
     alpha: the nominal chance of any false alarm. tolerance: ignore changes up to this size (0.01 = one percentage point).
-    The other terms are those of `advbench.results.gate.Terms`. The verdicts' `exit_code` is 0 where nothing is worse, 1 for
-    a regression, 2 where the runs cannot be compared. Raises ValueError, in one line, for a file or a folder that cannot
-    be read.
+    The other terms are those of `advbench.results.gate.verdicts.Terms`. The verdicts' `exit_code` is 0 if no number is
+    worse than the baseline, 1 for a regression, 2 if the runs cannot be compared. Raises ValueError, in one line, for a file
+    or a folder that cannot be read.
     """
     terms = Terms(
         alpha=alpha,
@@ -44,7 +45,7 @@ def check(
         across_versions=across_versions,
         fail_on_flags=fail_on_flags,
     )
-    return compare(read_baseline(Path(baseline)), read_runs(_folders(out)), terms)
+    return compare_runs(read_baseline(Path(baseline)), read_runs(_folders(out)), terms)
 
 
 def write_baseline(out: str | Path | Sequence[str | Path], path: str | Path) -> Path:

@@ -15,8 +15,8 @@ from advbench.reports import figures
 from advbench.reports.html import to_html
 from advbench.reports.markdown import to_markdown
 from advbench.reports.section import Column, Drawing, Entry, Section, Table, Tone
+from advbench.reproduction.claim_verdicts import SEEDS_NEEDED, Verdict, judge, verdict
 from advbench.reproduction.study import Claim, Comparison, Ours, Pair, Plot, Scale
-from advbench.reproduction.verdicts import SEEDS_NEEDED, Verdict, judge, verdict
 from advbench.results.papers import load
 from advbench.zoo.checkpoints import write_atomically
 

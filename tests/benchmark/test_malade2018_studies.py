@@ -11,12 +11,12 @@ import torch
 
 from advbench.config import make_config
 from advbench.registry import registry
+from advbench.reproduction.claim_verdicts import verdict
 from advbench.reproduction.findings import Findings
 from advbench.reproduction.papers.malade2018 import blackbox, relaxation, sweeps, whitebox
 from advbench.reproduction.papers.malade2018.nets import CLASSIFIERS, DEFENSES, PAIRS, RADIUS, by_seed, substitutes, table
 from advbench.reproduction.papers.malade2018.relaxation import Way
 from advbench.reproduction.papers.malade2018.studies import STUDIES
-from advbench.reproduction.verdicts import verdict
 from advbench.results.record import Examples
 
 

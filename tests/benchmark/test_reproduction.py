@@ -12,9 +12,9 @@ from scipy import stats
 
 from advbench.reports.images import image_grid
 from advbench.reproduction import engine, rendering, studies
+from advbench.reproduction.claim_verdicts import interval, judge, verdict
 from advbench.reproduction.findings import Findings
 from advbench.reproduction.study import Claim, Comparison, Inequality, Ours, Pair, Plot, Series, Study
-from advbench.reproduction.verdicts import interval, judge, verdict
 from advbench.results.papers import PAPERS, load
 
 

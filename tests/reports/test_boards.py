@@ -7,7 +7,7 @@ import pytest
 
 from advbench.reports.boards import boards
 from advbench.reports.cells import Cell, Cells
-from advbench.reports.frame import cell_frame
+from advbench.reports.data_frame import cell_frame
 from advbench.reports.leaderboard import leaderboard_section
 from advbench.results.record import Record
 from advbench.results.statistics import cell_statistics, robust, wilson

@@ -6,8 +6,8 @@ import json
 from xml.etree import ElementTree
 
 from advbench.reports.gate import FORMATS, conclusion
-from advbench.results.baseline import Attacker, BaselineThreat
-from advbench.results.gate import TIME, WORST, CellChange, GateRow, Terms, Verdicts
+from advbench.results.gate.baseline import Attacker, BaselineThreat
+from advbench.results.gate.verdicts import TIME, WORST, CellChange, GateRow, Terms, Verdicts
 
 HOSTILE = "<script>|`a*b_c`]]>&\x00\x1b"
 THREAT = BaselineThreat("mnist", "test", "linf", 8 / 255)

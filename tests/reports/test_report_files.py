@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from advbench.reports.frame import frame
+from advbench.reports.data_frame import frame
 from advbench.reports.html import to_html
 from advbench.reports.markdown import escape, to_markdown
 from advbench.reports.section import Column, Entry, Section, Table
@@ -70,7 +70,7 @@ def test_reports_and_results_never_import_torch(tmp_path, make_suite):
     program = """
 import sys
 import advbench.results.record, advbench.results.statistics, advbench.results.store
-import advbench.reports.html, advbench.reports.terminal, advbench.reports.frame, advbench.reports.write
+import advbench.reports.html, advbench.reports.terminal, advbench.reports.data_frame, advbench.reports.write
 from advbench.reports import sections
 heavy = {"torch", "pandas", "matplotlib", "seaborn", "scipy", "jinja2", "tabulate"} & set(sys.modules)
 assert not heavy, heavy

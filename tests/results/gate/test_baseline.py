@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advbench.results import baseline, statistics
-from advbench.results.baseline import Attacker
+from advbench.results import statistics
+from advbench.results.gate import baseline
+from advbench.results.gate.baseline import Attacker
 
 
 @pytest.fixture(scope="session")

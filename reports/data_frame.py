@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from advbench.reports import wording
+from advbench.reports import formatting
 from advbench.reports.boards import Threat, boards, threat_of
 from advbench.reports.cells import Cell, Cells, from_records
 from advbench.results.record import Record
@@ -45,7 +45,7 @@ def cell_frame(cells: Sequence[Cell], missing: Sequence[str] = ()) -> pd.DataFra
 
 def _row(cell: Cell) -> dict[str, Any]:
     record, found = cell.record, cell.statistics
-    defense, architecture = wording.names(record)
+    defense, architecture = formatting.names(record)
     row: dict[str, Any] = {
         "key": record.key,
         "status": record.status,

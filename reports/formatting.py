@@ -48,8 +48,8 @@ def megabytes(value: float | None) -> str:
     return NONE if value is None else f"{value / 1e6:,.0f} MB"
 
 
-def radius(epsilon: float | None) -> str:
-    """A radius, as a fraction of 255 where it is one."""
+def epsilon_text(epsilon: float | None) -> str:
+    """An epsilon, as a fraction of 255 if it is one."""
     if epsilon is None:
         return "any"
     steps = epsilon * 255
@@ -62,7 +62,7 @@ def threat(norm: str, epsilon: float | None) -> str:
     """A threat model, as ``linf ≤ 8/255``."""
     if norm == "none":
         return "no norm"
-    return f"{norm}, any distance" if epsilon is None else f"{norm} ≤ {radius(epsilon)}"
+    return f"{norm}, any distance" if epsilon is None else f"{norm} ≤ {epsilon_text(epsilon)}"
 
 
 def arguments(values: Mapping[str, Any]) -> str:

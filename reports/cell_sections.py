@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from advbench.reports import wording
+from advbench.reports import formatting
 from advbench.reports.cells import Cell, Cells
 from advbench.reports.section import Column, Entry, Section, Table, drop_constant
 from advbench.results.record import Record
@@ -44,8 +44,8 @@ def failure_section(cells: Cells) -> Section | None:
     rows += [
         (
             Entry("missing", order="missing", tone="warning"),
-            *[Entry(wording.NONE, tone="muted")] * 6,
-            wording.text_entry(f"no record {key}"),
+            *[Entry(formatting.NONE, tone="muted")] * 6,
+            formatting.text_entry(f"no record {key}"),
         )
         for key in cells.missing
     ]
@@ -128,44 +128,44 @@ _ATTACK_COLUMNS = (
 
 def _failure(record: Record) -> tuple[Entry, ...]:
     status = "failed" if record.status == "error" else record.status
-    return (Entry(status, order=status, tone="warning"), *_place(record), wording.text_entry(record.reason))
+    return (Entry(status, order=status, tone="warning"), *_place(record), formatting.text_entry(record.reason))
 
 
 def _place(record: Record) -> tuple[Entry, ...]:
-    threat = f"{record.dataset['name']}, {wording.threat(record.threat['norm'], record.threat['epsilon'])}"
+    threat = f"{record.dataset['name']}, {formatting.threat(record.threat['norm'], record.threat['epsilon'])}"
     if record.threat["box"] is None:
         threat += ", no box"
     return (
-        wording.text_entry(record.matrix),
-        wording.text_entry(record.target["label"]),
-        wording.text_entry(record.attack["label"]),
-        wording.text_entry(wording.source(record)),
-        wording.text_entry(threat),
+        formatting.text_entry(record.matrix),
+        formatting.text_entry(record.target["label"]),
+        formatting.text_entry(record.attack["label"]),
+        formatting.text_entry(formatting.source(record)),
+        formatting.text_entry(threat),
         Entry(str(record.seed), order=record.seed),
     )
 
 
 def _rates(found: CellStatistics) -> tuple[Entry, ...]:
     return (
-        wording.share_entry(found.clean_accuracy),
-        wording.share_entry(found.robust_accuracy),
-        wording.share_entry(found.success_all),
-        wording.share_entry(found.success_clean_correct),
+        formatting.share_entry(found.clean_accuracy),
+        formatting.share_entry(found.robust_accuracy),
+        formatting.share_entry(found.success_all),
+        formatting.share_entry(found.success_clean_correct),
         *_distortion(found.distortion),
     )
 
 
 def _distortion(found: Distortion | None) -> tuple[Entry, Entry, Entry]:
     if found is None:
-        nothing = Entry(wording.NONE, tone="muted")
+        nothing = Entry(formatting.NONE, tone="muted")
         return nothing, nothing, nothing
-    note = f"{wording.number(found.median.low)}–{wording.number(found.median.high)}"
+    note = f"{formatting.number(found.median.low)}–{formatting.number(found.median.high)}"
     survivors = "survivors" if found.survivors else ""
     rms, ratio = (
-        Entry(wording.number(value), survivors if value == value else "", None if value != value else value)
+        Entry(formatting.number(value), survivors if value == value else "", None if value != value else value)
         for value in (found.mean_rms, found.mean_ratio)
     )
-    return Entry(wording.number(found.median.value), note, found.median.value), rms, ratio
+    return Entry(formatting.number(found.median.value), note, found.median.value), rms, ratio
 
 
 def _cost_table(device: str, cells: Sequence[Cell]) -> Table:
@@ -173,7 +173,7 @@ def _cost_table(device: str, cells: Sequence[Cell]) -> Table:
         {(cell.record.measured.get("threads"), cell.record.measured.get("tasks_beside")) for cell in cells}, key=str
     )
     settings = "; ".join(
-        f"{wording.plural(threads, 'thread')}, {wording.plural(tasks, 'task')} beside"
+        f"{formatting.plural(threads, 'thread')}, {formatting.plural(tasks, 'task')} beside"
         for threads, tasks in beside
         if threads is not None and tasks is not None
     )
@@ -185,9 +185,9 @@ def _cost_table(device: str, cells: Sequence[Cell]) -> Table:
 def _costs(cell: Cell) -> tuple[Entry, ...]:
     found, memory = cell.statistics, cell.record.measured.get("peak_memory_bytes")
     values = [found.seconds, found.forwards, found.backwards, found.queries] if found else [None] * 4
-    words = [wording.seconds(values[0]), *(wording.number(value) for value in values[1:])]
-    entries = (wording.number_entry(value, word) for value, word in zip(values, words, strict=True))
-    return (*entries, wording.number_entry(memory, wording.megabytes(memory)))
+    words = [formatting.seconds(values[0]), *(formatting.number(value) for value in values[1:])]
+    entries = (formatting.number_entry(value, word) for value, word in zip(values, words, strict=True))
+    return (*entries, formatting.number_entry(memory, formatting.megabytes(memory)))
 
 
 def _facts(records: Sequence[Record]) -> Iterable[tuple[Entry, Entry]]:
@@ -231,7 +231,7 @@ def _targets(records: Sequence[Record]) -> Iterable[tuple[Entry, ...]]:
             weights[record.seed] = record.weights_sha256[:16]
     for row, weights in sorted(seen.items()):
         hashes = ", ".join(f"{seed}: {digest}" for seed, digest in sorted(weights.items()))
-        yield (*map(wording.text_entry, row), wording.text_entry(hashes))
+        yield (*map(formatting.text_entry, row), formatting.text_entry(hashes))
 
 
 def _attacks(records: Sequence[Record]) -> Iterable[tuple[Entry, ...]]:
@@ -241,8 +241,8 @@ def _attacks(records: Sequence[Record]) -> Iterable[tuple[Entry, ...]]:
         kind = "minimal norm" if record.attack["minimal_norm"] else "fixed radius"
         kinds.setdefault(row, set()).add(f"{kind} ({record.matrix})")
     for row, found in sorted(kinds.items()):
-        yield tuple(map(wording.text_entry, (*row, ", ".join(sorted(found)))))
+        yield tuple(map(formatting.text_entry, (*row, ", ".join(sorted(found)))))
 
 
 def _component(spec: Mapping[str, Any]) -> str:
-    return f"{spec['name']}({wording.arguments(spec['arguments'])})"
+    return f"{spec['name']}({formatting.arguments(spec['arguments'])})"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from advbench.results.baseline import Attacker, BaselineBoard, BaselineTarget, BaselineThreat, Snapshot
+from advbench.results.gate.baseline import Attacker, BaselineBoard, BaselineTarget, BaselineThreat, Snapshot
+from advbench.results.gate.verdicts import Terms
 from advbench.results.record import Facts
-from advbench.results.verdicts import Terms
 
 
 def board_of(run: Snapshot, threat: BaselineThreat) -> BaselineBoard | None:

@@ -20,25 +20,23 @@ from dataclasses import replace
 
 import numpy as np
 
-from advbench.results.baseline import Attacker, BaselineBoard, BaselineTarget, BaselineThreat, Snapshot
-from advbench.results.comparable import board_differences, board_of, version_differences
-from advbench.results.matching import Match, TargetPair, match, new_row
+from advbench.results.gate.baseline import Attacker, BaselineBoard, BaselineTarget, BaselineThreat, Snapshot
+from advbench.results.gate.comparable import board_differences, board_of, version_differences
+from advbench.results.gate.matching import Match, TargetPair, match, new_row
+from advbench.results.gate.verdicts import CLEAN, WORST, CellChange, GateRow, Terms, Verdicts
 from advbench.results.seeds import T_TEST, compare_seeds, shared_spreads
 from advbench.results.significance import holm, paired_test
 from advbench.results.statistics import Values
-from advbench.results.verdicts import CLEAN, TIME, WORST, CellChange, GateRow, Terms, Verdicts
-
-__all__ = ["CLEAN", "TIME", "WORST", "CellChange", "GateRow", "Terms", "Verdicts", "compare"]
 
 _WEIGHTS = {WORST: 9.0, CLEAN: 1.0}
 """How Holm's procedure shares alpha."""
 
 
-def compare(baseline: Snapshot, candidate: Snapshot, terms: Terms | None = None) -> Verdicts:
-    """Hold a run against a baseline.
+def compare_runs(baseline: Snapshot, candidate: Snapshot, terms: Terms | None = None) -> Verdicts:
+    """Compare a run with a baseline.
 
-    A target of the baseline that the candidate lacks, or of which it lacks a number, fails: what was guarded is no longer
-    measured. One that is only in the candidate is new and passes.
+    A target of the baseline that the candidate lacks, or of which it lacks a number, fails: the number that the baseline
+    protects is no longer measured. A target that only the candidate has is new and passes.
     """
     terms = terms or Terms()
     pairs = {board.threat: (board, board_of(candidate, board.threat)) for board in baseline.boards}

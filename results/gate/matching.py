@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from advbench.results.baseline import Attacker, BaselineBoard, BaselineModel, BaselineTarget, BaselineThreat
-from advbench.results.comparable import comparable
+from advbench.results.gate.baseline import Attacker, BaselineBoard, BaselineModel, BaselineTarget, BaselineThreat
+from advbench.results.gate.comparable import comparable
+from advbench.results.gate.verdicts import CLEAN, TIME, WORST, GateRow, Question, Terms
 from advbench.results.record import Facts
 from advbench.results.statistics import Values
-from advbench.results.verdicts import CLEAN, TIME, WORST, GateRow, Question, Terms
 
 BASELINE_SEEDS, CANDIDATE_SEEDS = 5, 3
 """The training seeds that a comparison over seeds takes."""

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from advbench.results.baseline import Attacker, BaselineThreat
+from advbench.results.gate.baseline import Attacker, BaselineThreat
 
 Verdict = Literal["better", "same", "worse", "missing", "new"]
 Question = Literal["same weights", "re-trained", "checkpoints", ""]

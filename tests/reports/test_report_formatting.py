@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from advbench.reports import wording
+from advbench.reports import formatting
 from advbench.results.statistics import Estimate
 
 
@@ -21,7 +21,7 @@ from advbench.results.statistics import Estimate
     ],
 )
 def test_radii_are_fractions_of_255_where_they_are_one(value, text):
-    assert wording.radius(value) == text
+    assert formatting.epsilon_text(value) == text
 
 
 @pytest.mark.parametrize(
@@ -38,23 +38,23 @@ def test_radii_are_fractions_of_255_where_they_are_one(value, text):
     ],
 )
 def test_times_have_a_unit(value, text):
-    assert wording.seconds(value) == text
+    assert formatting.seconds(value) == text
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(None, "–"), (math.nan, "–"), (math.inf, "∞"), (0.12345, "0.123"), (9600, "9,600"), (12.0, "12")]
 )
 def test_numbers_have_three_significant_digits(value, text):
-    assert wording.number(value) == text
+    assert formatting.number(value) == text
 
 
 def test_rates_are_percentages_with_their_interval():
-    entry = wording.share_entry(Estimate(0.5, 0.401, 0.6))
+    entry = formatting.share_entry(Estimate(0.5, 0.401, 0.6))
     assert (entry.text, entry.note, entry.order, entry.interval) == ("50.0%", "40.1–60.0", 0.5, None)
-    assert wording.share_entry(Estimate(math.nan, math.nan, math.nan)).text == "–"
-    assert wording.share_entry(None).order is None
+    assert formatting.share_entry(Estimate(math.nan, math.nan, math.nan)).text == "–"
+    assert formatting.share_entry(None).order is None
 
 
 def test_names_of_links_have_safe_letters_only():
-    assert wording.anchor('linf ≤ 8/255 on "><b>mnist') == "linf-8-255-on-b-mnist"
-    assert wording.anchor("≤") == "section"
+    assert formatting.anchor('linf ≤ 8/255 on "><b>mnist') == "linf-8-255-on-b-mnist"
+    assert formatting.anchor("≤") == "section"
