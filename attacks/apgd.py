@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from advbench.attacks.access import Access, WhiteBox
 from advbench.attacks.aims import Aim, likeliest_targets
 from advbench.attacks.apgd_l1 import climb_sparsely, sparse_phase
 from advbench.attacks.attack import check_norm, check_positive
+from advbench.attacks.capabilities import ASCENT, LOOK, Passes, cut
 from advbench.attacks.iterates import Search, Stop, look, settle
 from advbench.attacks.losses import loss_named, margin
 from advbench.attacks.rng import ExampleRNG
@@ -49,12 +50,24 @@ class APGD:
     minimal_norm: ClassVar[bool] = False
     knowledge: ClassVar[type[Access]] = WhiteBox
     targeted: ClassVar[bool] = True
+    family: ClassVar[str] = ASCENT
 
     def __post_init__(self) -> None:
         check_positive(self, "steps", "restarts", "momentum", "rho")
         loss_named(self.loss)
         if self.targets < 0:
             raise ValueError(f"Expected `targets` >= 0, got {self.targets}")
+
+    def passes(self, threat: ThreatModel, classes: int) -> Passes:
+        """The runs towards all targets from all restarts, and the look at the clean images."""
+        observed = self.steps + 3 if threat.norm == "l1" else self.steps  # in l1 each of three phases looks at its start
+        run = Passes(observed + (threat.norm != "l1"), observed)
+        looks = LOOK if self.targets or self.stop == "success" else Passes(0)
+        return looks + run * self.restarts * max(1, min(self.targets, classes - 1))
+
+    def short(self) -> Self:
+        """A cheap setting, for tests."""
+        return cut(self, steps=6, restarts=2, targets=3)
 
     def __call__(self, access: WhiteBox, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
         """Return the best iterate of each image, shape (n, c, h, w), inside the ball around `x` and the box."""

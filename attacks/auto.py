@@ -11,9 +11,10 @@ model's best images of every run are settled on fresh draws (`iterates.settle`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from advbench.attacks.access import Access, Loss, WhiteBox
 from advbench.attacks.aims import Aim, likeliest_targets
 from advbench.attacks.apgd import APGD
 from advbench.attacks.attack import check_norm, check_positive
+from advbench.attacks.capabilities import ENSEMBLE, LOOK, Passes, cut
 from advbench.attacks.fab import FAB
 from advbench.attacks.iterates import BestSoFar, Search, Stop, look, settle
 from advbench.attacks.losses import dlr, margin
@@ -70,19 +72,39 @@ class Auto:
     minimal_norm: ClassVar[bool] = False
     knowledge: ClassVar[type[Access]] = WhiteBox
     targeted: ClassVar[bool] = True
+    family: ClassVar[str] = ENSEMBLE
 
     def __post_init__(self) -> None:
         check_positive(self, "steps", "long_steps", "targets", "near", "queries", "survey")
+
+    def passes(self, threat: ThreatModel, classes: int) -> Passes:
+        """Those of an example near the boundary, which goes through all parts; one far from it has a fifth of them."""
+        steps, targets = self._steps(threat), min(self.targets, classes - 1)
+        ascent, long = (APGD(steps=each, stop="never").passes(threat, classes) for each in (steps, self.long_steps))
+        refined = Passes(steps + 1, steps + (threat.norm == "l1"))
+        short = LOOK + ascent + LOOK + (ascent + Passes(2, 1) * steps + LOOK) * targets + refined
+        lengthened = (Passes(2, 1) * self.long_steps + LOOK) * targets + long
+        doublings = max(0, math.ceil(math.log2(self.queries / self.survey)))
+        squares = Passes(self.queries) + refined * (1 + doublings)
+        return short + lengthened + replace(squares, at_most=True)
+
+    def short(self) -> Self:
+        """A cheap setting, for tests."""
+        return cut(self, steps=6, long_steps=12, targets=3, queries=40, survey=20)
 
     def __call__(self, access: WhiteBox, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
         """Return the best image found for each example, shape (n, c, h, w), inside the ball around `x` and the box."""
         check_norm(self, threat)
         standings = Standings(access, x, goal, threat, rng, self.stop)
-        steps = 2 * self.steps if threat.norm == "l1" else self.steps
+        steps = self._steps(threat)
         targets = self._short_runs(standings, steps)
         self._long_runs(standings, targets)
         self._squares(standings, APGD(steps=steps))
         return standings.best.x_adv
+
+    def _steps(self, threat: ThreatModel) -> int:
+        """The steps of a short run."""
+        return 2 * self.steps if threat.norm == "l1" else self.steps
 
     def _short_runs(self, standings: Standings, steps: int) -> list[Tensor | None]:
         """Part 1; returns the classes that the runs went to, each (n,) int64, or None for the goal itself."""

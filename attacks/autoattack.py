@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from torch import Tensor
 
 from advbench.attacks.access import Access, WhiteBox
 from advbench.attacks.apgd import APGD, APGDDLR, APGDT
 from advbench.attacks.attack import Attack, check_norm, check_positive
-from advbench.attacks.ensemble import worst_case
+from advbench.attacks.capabilities import ENSEMBLE, Passes, cut
+from advbench.attacks.ensemble import passes_together, worst_case
 from advbench.attacks.fab import FABT
 from advbench.attacks.iterates import Stop
 from advbench.attacks.rng import ExampleRNG
@@ -37,6 +38,7 @@ class AutoAttack:
     minimal_norm: ClassVar[bool] = False
     knowledge: ClassVar[type[Access]] = WhiteBox
     targeted: ClassVar[bool] = True
+    family: ClassVar[str] = ENSEMBLE
 
     def __post_init__(self) -> None:
         check_positive(self, "steps", "queries")
@@ -50,6 +52,14 @@ class AutoAttack:
             FABT(steps=self.steps, stop=self.stop),
             Square(queries=self.queries, rescale=False, stop=self.stop),
         ]
+
+    def passes(self, threat: ThreatModel, classes: int) -> Passes:
+        """Those of the four attacks."""
+        return passes_together(self.components(threat), threat, classes, self.stop)
+
+    def short(self) -> Self:
+        """A cheap setting, for tests."""
+        return cut(self, steps=6, queries=40)
 
     def __call__(self, access: WhiteBox, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
         """Return the worst image found for each example, shape (n, c, h, w), inside the ball around `x` and the box."""
@@ -75,12 +85,24 @@ class AutoAttackRand:
     minimal_norm: ClassVar[bool] = False
     knowledge: ClassVar[type[Access]] = WhiteBox
     targeted: ClassVar[bool] = True
+    family: ClassVar[str] = ENSEMBLE
 
     def __post_init__(self) -> None:
         check_positive(self, "steps", "draws")
 
+    def components(self) -> list[Attack]:
+        """The attacks."""
+        return [APGD(steps=self.steps, stop=self.stop), APGDDLR(steps=self.steps, stop=self.stop)]
+
+    def passes(self, threat: ThreatModel, classes: int) -> Passes:
+        """Those of the two attacks."""
+        return passes_together(self.components(), threat, classes, self.stop)
+
+    def short(self) -> Self:
+        """A cheap setting, for tests."""
+        return cut(self, steps=6, draws=2)
+
     def __call__(self, access: WhiteBox, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
         """Return the worst image found for each example, shape (n, c, h, w), inside the ball around `x` and the box."""
         check_norm(self, threat)
-        attacks = [APGD(steps=self.steps, stop=self.stop), APGDDLR(steps=self.steps, stop=self.stop)]
-        return worst_case(attacks, access.averaging(self.draws), x, goal, threat, rng, self.stop)
+        return worst_case(self.components(), access.averaging(self.draws), x, goal, threat, rng, self.stop)

@@ -2,46 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from advbench.attacks.access import Guard, WhiteBox
+from advbench.attacks.access import Access, Guard, WhiteBox
 from advbench.attacks.attack import Attack
+from advbench.attacks.capabilities import Calibrated, Need, need_of
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import ThreatModel, Untargeted
 
+__all__ = ["Calibrated", "HeldOut", "Need", "Trial", "calibrate", "need_of"]
 
-@dataclass(frozen=True, slots=True)
-class Need:
-    """What the open values of an attack are found from.
-
-    split: the images, ``train`` or ``validation``, never those that are scored. model: whether the attacked model is asked,
-    so that every model has values of its own.
-    """
-
-    split: Literal["train", "validation"]
-    model: bool
-
-
-class Calibrated(Attack, Protocol):
-    """An attack that may have open values. An attack without a `need` has none."""
-
-    @property
-    def need(self) -> Need | None:
-        """What the open values are found from; None where none is open."""
-        ...
-
-    def calibrate(self, held_out: HeldOut) -> dict[str, Tensor]:
-        """The open values, by name."""
-        ...
-
-    def calibrated(self, values: Mapping[str, Tensor]) -> Attack:
-        """The attack with the values that `calibrate` found."""
-        ...
+AccessT = TypeVar("AccessT", bound=Access)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,29 +65,25 @@ class HeldOut:
         return Trial(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
     def _attacked(self, attack: Attack, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-        if self.model is None:
+        model = self.model
+        if model is None:
             raise ValueError(f"Expected a model to calibrate {attack} on, got none")
         x, goal = self.x[rows], Untargeted(self.y[rows])
         rng = ExampleRNG.make(self.seed, "calibrate", self.index[rows])
         guard = None if self.guard is None else self.guard.select(rows)
-        how: dict[str, Any] = {"stochastic": self.stochastic, "draws": self.draws, "guard": guard}
-        with attack.knowledge(self.model, rng.fork("model"), **how) as access:
+
+        def access_of(kind: type[AccessT], purpose: str) -> AccessT:
+            return kind(model, rng.fork(purpose), stochastic=self.stochastic, draws=self.draws, guard=guard)
+
+        with access_of(attack.knowledge, "model") as access:
             x_adv = attack(access, x.clone(), goal, self.threat, rng.fork("attack"))
-        with WhiteBox(self.model, rng.fork("verdict"), **how) as fresh:
+        with access_of(WhiteBox, "verdict") as fresh:
             broken = goal.achieved(fresh.logits(x_adv))
         return x_adv, broken, access.ledger.forwards + access.ledger.backwards
 
 
-def need_of(attack: Attack) -> Need | None:
-    """What the open values of any attack are found from; None where it has none."""
-    need: Need | None = getattr(attack, "need", None)
-    return need
-
-
 def calibrate(attack: Attack, held_out: HeldOut) -> Attack:
     """The attack with its open values found on `held_out`; as it is where it has none."""
-    if need_of(attack) is None:
-        return attack
-    run: Any = attack
-    found: Attack = run.calibrated(run.calibrate(held_out))
-    return found
+    if isinstance(attack, Calibrated) and attack.need is not None:
+        return attack.calibrated(attack.calibrate(held_out))
+    return attack

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from advbench.attacks import balls
 from advbench.attacks.access import Access, WhiteBox
 from advbench.attacks.attack import check_norm, check_positive
+from advbench.attacks.capabilities import MINIMAL_NORM, Passes, cut
 from advbench.attacks.iterates import BestSoFar
 from advbench.attacks.losses import margin
 from advbench.attacks.progress import tell
@@ -52,11 +53,20 @@ class CarliniWagner:
     minimal_norm: ClassVar[bool] = True
     knowledge: ClassVar[type[Access]] = WhiteBox
     targeted: ClassVar[bool] = True
+    family: ClassVar[str] = MINIMAL_NORM
 
     def __post_init__(self) -> None:
         check_positive(self, "steps", "search_steps", "learning_rate", "initial_constant")
         if not self.confidence >= 0:
             raise ValueError(f"Expected `confidence` >= 0, got {self.confidence}")
+
+    def passes(self, threat: ThreatModel, classes: int) -> Passes:  # noqa: ARG002
+        """One forward and one backward per step; a run ends where it makes no progress."""
+        return Passes(1, 1, at_most=True) * self.steps * self.search_steps
+
+    def short(self) -> Self:
+        """A cheap setting, for tests."""
+        return cut(self, steps=6, search_steps=3)
 
     def __call__(self, access: WhiteBox, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:  # noqa: ARG002
         """Return the nearest adversarial image found, else the one nearest to it, shape (n, c, h, w), inside the box."""

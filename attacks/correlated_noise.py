@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from advbench.attacks import balls
 from advbench.attacks.access import Access, ScoreBased, WhiteBox
 from advbench.attacks.attack import Attack, check_norm, check_positive
+from advbench.attacks.capabilities import NOISE, Passes, cut
 from advbench.attacks.iterates import Search, Stop, look
 from advbench.attacks.losses import loss_named
 from advbench.attacks.rng import ExampleRNG
@@ -50,12 +51,21 @@ class CorrelatedNoise:
     minimal_norm: ClassVar[bool] = False
     knowledge: ClassVar[type[Access]] = ScoreBased
     targeted: ClassVar[bool] = True
+    family: ClassVar[str] = NOISE
 
     def __post_init__(self) -> None:
         check_positive(self, "points", "decay_length", "sigma")
         if not 0 <= self.channel_correlation <= 1:
             raise ValueError(f"Expected `channel_correlation` in [0, 1], got {self.channel_correlation}")
         loss_named(self.loss)
+
+    def passes(self, threat: ThreatModel, classes: int) -> Passes:  # noqa: ARG002
+        """One query for each draw."""
+        return Passes(self.points)
+
+    def short(self) -> Self:
+        """A cheap setting, for tests."""
+        return cut(self, points=3)
 
     def __call__(self, access: ScoreBased | WhiteBox, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
         """Return the worst noisy image found for each example, shape (n, c, h, w)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from advbench.attacks import balls
 from advbench.attacks.access import Access, WhiteBox
 from advbench.attacks.attack import check_norm, check_positive
+from advbench.attacks.capabilities import MINIMAL_NORM, Passes, cut
 from advbench.attacks.iterates import Search
 from advbench.attacks.nearest import keep_nearest, log_odds, unit_gradient
 from advbench.attacks.rng import ExampleRNG
@@ -44,6 +45,7 @@ class DDN:
     minimal_norm: ClassVar[bool] = True
     knowledge: ClassVar[type[Access]] = WhiteBox
     targeted: ClassVar[bool] = True
+    family: ClassVar[str] = MINIMAL_NORM
 
     def __post_init__(self) -> None:
         check_positive(self, "steps", "initial_norm", "step_size", "final_step_size")
@@ -51,6 +53,14 @@ class DDN:
             raise ValueError(f"Expected `gamma` in (0, 1), got {self.gamma}")
         if self.levels is not None and self.levels < 2:
             raise ValueError(f"Expected `levels` >= 2 or None, got {self.levels}")
+
+    def passes(self, threat: ThreatModel, classes: int) -> Passes:  # noqa: ARG002
+        """steps + 1 forwards and steps backwards."""
+        return Passes(self.steps + 1, self.steps)
+
+    def short(self) -> Self:
+        """A cheap setting, for tests."""
+        return cut(self, steps=6)
 
     def __call__(self, access: WhiteBox, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
         """Return the nearest adversarial image found, else the one nearest to it, shape (n, c, h, w), inside the box."""

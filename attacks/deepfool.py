@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.nn import functional
 from advbench.attacks import balls
 from advbench.attacks.access import Access, WhiteBox
 from advbench.attacks.attack import check_norm, check_positive
+from advbench.attacks.capabilities import LOOK, MINIMAL_NORM, Passes, cut
 from advbench.attacks.hyperplane import way_to_hyperplane
 from advbench.attacks.iterates import BestSoFar, Search, look
 from advbench.attacks.losses import margin
@@ -57,6 +58,7 @@ class DeepFool:
     minimal_norm: ClassVar[bool] = True
     knowledge: ClassVar[type[Access]] = WhiteBox
     targeted: ClassVar[bool] = False
+    family: ClassVar[str] = MINIMAL_NORM
 
     def __post_init__(self) -> None:
         check_positive(self, "steps", "candidates")
@@ -64,10 +66,14 @@ class DeepFool:
             raise ValueError(f"Expected `overshoot` >= 0, got {self.overshoot}")
         forms_of(self.form)
 
-    @property
-    def forwards_per_step(self) -> int:
-        """A look and a linearisation for each form that runs."""
-        return 2 * len(forms_of(self.form))
+    def passes(self, threat: ThreatModel, classes: int) -> Passes:  # noqa: ARG002
+        """For each form a look and a linearisation per step, a backward per candidate, and a last look."""
+        candidates = min(self.candidates, classes - 1)
+        return (Passes(2, candidates) * self.steps + LOOK) * len(forms_of(self.form))
+
+    def short(self) -> Self:
+        """A cheap setting, for tests."""
+        return cut(self, steps=6)
 
     def __call__(self, access: WhiteBox, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
         """Return the nearest first adversarial iterate of the forms for each image, shape (n, c, h, w), inside the box."""

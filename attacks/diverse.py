@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from advbench.attacks.access import Evaluation, WhiteBox
+from advbench.attacks.capabilities import Passes
 from advbench.attacks.iterates import Search
 from advbench.attacks.losses import loss_named
 from advbench.attacks.momentum import MIFGSM
+from advbench.attacks.threat import ThreatModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,10 @@ class DIFGSM(MIFGSM):
             raise ValueError(f"Expected `probability` in [0, 1], got {self.probability}")
         if not 0 < self.smallest <= 1:
             raise ValueError(f"Expected `smallest` in (0, 1], got {self.smallest}")
+
+    def passes(self, threat: ThreatModel, classes: int) -> Passes:  # noqa: ARG002
+        """2 steps + 1 forwards and steps backwards."""
+        return Passes(2 * self.steps + 1, self.steps)
 
     def _evaluate(self, search: Search[WhiteBox], x_adv: Tensor, step: int) -> Evaluation:
         loss = loss_named(self.loss)

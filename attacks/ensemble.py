@@ -7,7 +7,7 @@ import importlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import ClassVar, Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,13 +15,16 @@ from torch import Tensor
 from advbench.attacks import ATTACKS, balls
 from advbench.attacks.access import Access, ScoreBased, WhiteBox
 from advbench.attacks.attack import Attack, check_norm
-from advbench.attacks.calibration import HeldOut, Need, need_of
+from advbench.attacks.calibration import HeldOut
+from advbench.attacks.capabilities import ENSEMBLE, LOOK, Calibrated, Need, Passes, calibrated, need_of, passes_of, with_stop
 from advbench.attacks.iterates import Search, Stop, look, settle
 from advbench.attacks.losses import margin
 from advbench.attacks.nearest import keep_nearest
 from advbench.attacks.progress import part
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, ThreatModel
+
+__all__ = ["Ensemble", "WorstCase", "by_yield", "named", "nearest_case", "passes_together", "with_stop", "worst_case"]
 
 Order: TypeAlias = Literal["measured", "given"]
 
@@ -96,6 +99,12 @@ def nearest_case(
     return search.best.x_adv
 
 
+def passes_together(attacks: Sequence[Attack], threat: ThreatModel, classes: int, stop: Stop = "success") -> Passes:
+    """The passes of `worst_case`, and with ``stop="success"`` of `nearest_case`, for an example that withstands."""
+    looks = LOOK if stop == "success" else Passes(0)
+    return sum((passes_of(attack, threat, classes) + LOOK for attack in attacks), looks)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ensemble:
     """Attacks in the order in which they run, as one attack (after Croce & Hein 2020, arXiv:2003.01690).
@@ -107,6 +116,8 @@ class Ensemble:
     members: tuple[Attack, ...]
     stop: Stop = "success"
     minimal: bool = False
+
+    family: ClassVar[str] = ENSEMBLE
 
     @property
     def minimal_norm(self) -> bool:
@@ -131,10 +142,16 @@ class Ensemble:
     def __call__(self, access: WhiteBox | ScoreBased, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
         """Return the worst, or the nearest, image found for each example, shape (n, c, h, w)."""
         check_norm(self, threat)
-        members = [with_stop(attack, self.stop) for attack in self.members]
         if self.minimal:
-            return nearest_case(members, access, x, goal, threat, rng)
-        return worst_case(members, access, x, goal, threat, rng, self.stop)
+            return nearest_case(self._stopping(), access, x, goal, threat, rng)
+        return worst_case(self._stopping(), access, x, goal, threat, rng, self.stop)
+
+    def passes(self, threat: ThreatModel, classes: int) -> Passes:
+        """Those of all members, and a look at the images of each."""
+        return passes_together(self._stopping(), threat, classes, "success" if self.minimal else self.stop)
+
+    def _stopping(self) -> list[Attack]:
+        return [with_stop(attack, self.stop) for attack in self.members]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,8 +177,10 @@ class WorstCase:
     order: Order = "measured"
     minimal: bool = False
 
+    family: ClassVar[str] = ENSEMBLE
+
     def __post_init__(self) -> None:
-        given: Any = self.attacks
+        given: object = self.attacks
         if isinstance(given, str) or not given:
             raise ValueError(f"Expected `attacks` to be a list of one attack or more, got {given!r}")
         if self.order not in ("measured", "given"):
@@ -208,15 +227,22 @@ class WorstCase:
         open_values = any(need_of(attack) for attack in self.components)
         return Need("validation", model=True) if open_values or self._orders() else None
 
+    def passes(self, threat: ThreatModel, classes: int) -> Passes:
+        """Those of all components, and a look at the images of each."""
+        return self._ensemble(self.components).passes(threat, classes)
+
+    def short(self) -> Self:
+        """A cheap setting, for tests: three short attacks in place of the list."""
+        return replace(self, attacks=("pgd(steps=4)", "fab-t(steps=3,targets=2)", "square(queries=20)"))
+
     def calibrate(self, held_out: HeldOut) -> dict[str, Tensor]:
         """The `order` as positions in the list, (m,) int64, and open values as ``POSITION_NAME``."""
         values: dict[str, Tensor] = {}
         members = []
         for position, attack in enumerate(self.components):
-            run: Any = attack
-            found = run.calibrate(held_out) if need_of(attack) else {}
+            found = attack.calibrate(held_out) if isinstance(attack, Calibrated) and attack.need else {}
             values |= {f"{position}_{name}": value for name, value in found.items()}
-            members.append(run.calibrated(found) if found else attack)
+            members.append(calibrated(attack, found))
         order = list(range(len(members)))
         if self._orders():
             trials = [held_out.attacked(self._ensemble([member])) for member in members]
@@ -230,9 +256,8 @@ class WorstCase:
         """The attacks in the order, and with the values, that `calibrate` found."""
         members = []
         for position, attack in enumerate(self.components):
-            run: Any = attack
             own = {name.partition("_")[2]: value for name, value in values.items() if name.startswith(f"{position}_")}
-            members.append(run.calibrated(own) if own else attack)
+            members.append(calibrated(attack, own))
         return self._ensemble([members[position] for position in values["order"].tolist()])
 
     def __call__(self, access: WhiteBox | ScoreBased, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
@@ -265,15 +290,6 @@ def by_yield(broken: Tensor, passes: Tensor) -> list[int]:
         order.append(best)
         left = left & ~broken[best]
     return order
-
-
-def with_stop(attack: Attack, stop: Stop) -> Attack:
-    """The attack with this `stop`, where it has one."""
-    if not hasattr(attack, "stop"):
-        return attack
-    run: Any = attack
-    stopping: Attack = replace(run, stop=stop)
-    return stopping
 
 
 def named(text: str) -> Attack:

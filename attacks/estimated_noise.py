@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from torch import Tensor
 
 from advbench.attacks.access import Access, ScoreBased, WhiteBox
 from advbench.attacks.attack import check_positive
-from advbench.attacks.calibration import HeldOut, Need
+from advbench.attacks.calibration import HeldOut
+from advbench.attacks.capabilities import NOISE, Need, Passes, cut, with_stop
 from advbench.attacks.correlated_noise import worst_draw
 from advbench.attacks.covariance import FORMS, Covariance, Form, estimate
-from advbench.attacks.ensemble import named, with_stop
+from advbench.attacks.ensemble import named
 from advbench.attacks.iterates import Stop
 from advbench.attacks.losses import loss_named
 from advbench.attacks.rng import ExampleRNG
@@ -38,10 +39,19 @@ class NoiseOf:
     minimal_norm: ClassVar[bool] = False
     knowledge: ClassVar[type[Access]] = ScoreBased
     targeted: ClassVar[bool] = True
+    family: ClassVar[str] = NOISE
 
     def __post_init__(self) -> None:
         check_positive(self, "points", "sigma")
         loss_named(self.loss)
+
+    def passes(self, threat: ThreatModel, classes: int) -> Passes:  # noqa: ARG002
+        """One query for each draw."""
+        return Passes(self.points)
+
+    def short(self) -> Self:
+        """A cheap setting, for tests."""
+        return cut(self, points=3)
 
     def __call__(self, access: ScoreBased | WhiteBox, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
         """Return the worst noisy image found for each example, shape (n, c, h, w)."""
@@ -74,6 +84,7 @@ class EstimatedNoise:
     minimal_norm: ClassVar[bool] = False
     knowledge: ClassVar[type[Access]] = ScoreBased
     targeted: ClassVar[bool] = True
+    family: ClassVar[str] = NOISE
 
     def __post_init__(self) -> None:
         check_positive(self, "points", "sigma", "of_epsilon")
@@ -106,6 +117,14 @@ class EstimatedNoise:
         """The attack with the covariance that `calibrate` found."""
         covariance = Covariance.of_values(values)
         return NoiseOf(covariance=covariance, points=self.points, sigma=self.sigma, loss=self.loss, stop=self.stop)
+
+    def passes(self, threat: ThreatModel, classes: int) -> Passes:  # noqa: ARG002
+        """One query for each draw."""
+        return Passes(self.points)
+
+    def short(self) -> Self:
+        """A cheap setting, for tests."""
+        return cut(self, points=3)
 
     def __call__(self, access: ScoreBased | WhiteBox, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:  # noqa: ARG002
         """Raise ValueError: it has to be calibrated first."""

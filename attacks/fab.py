@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from advbench.attacks import balls
 from advbench.attacks.access import Access, WhiteBox
 from advbench.attacks.aims import Aim, likeliest_targets
 from advbench.attacks.attack import check_norm, check_positive
+from advbench.attacks.capabilities import LOOK, MINIMAL_NORM, Passes, cut
 from advbench.attacks.hyperplane import way_to_hyperplane
 from advbench.attacks.iterates import Search, Stop
 from advbench.attacks.losses import lead, margin
@@ -57,7 +58,7 @@ class FAB:
     minimal_norm: ClassVar[bool] = True
     knowledge: ClassVar[type[Access]] = WhiteBox
     targeted: ClassVar[bool] = True
-    forwards_per_step: ClassVar[int] = 2
+    family: ClassVar[str] = MINIMAL_NORM
 
     def __post_init__(self) -> None:
         check_positive(self, "steps", "eta", "beta")
@@ -65,6 +66,16 @@ class FAB:
             raise ValueError(f"Expected `alpha_max` in [0, 1], got {self.alpha_max}")
         if self.targets < 0:
             raise ValueError(f"Expected `targets` >= 0, got {self.targets}")
+
+    def passes(self, threat: ThreatModel, classes: int) -> Passes:  # noqa: ARG002
+        """Two forwards per step and run, with a backward, or one for each wrong class in a run without a target."""
+        if not self.targets:
+            return Passes(2, classes - 1) * self.steps
+        return LOOK + Passes(2, 1) * self.steps * min(self.targets, classes - 1)
+
+    def short(self) -> Self:
+        """A cheap setting, for tests."""
+        return cut(self, steps=6, targets=3)
 
     def __call__(self, access: WhiteBox, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
         """Return the nearest adversarial image found for each image, shape (n, c, h, w)."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from torch import Tensor
 
 from advbench.attacks import balls
 from advbench.attacks.access import Access, WhiteBox
 from advbench.attacks.attack import check_norm
+from advbench.attacks.capabilities import ONE_STEP, Passes
 from advbench.attacks.losses import loss_named
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, ThreatModel
@@ -29,9 +30,18 @@ class FGM:
     minimal_norm: ClassVar[bool] = False
     knowledge: ClassVar[type[Access]] = WhiteBox
     targeted: ClassVar[bool] = True
+    family: ClassVar[str] = ONE_STEP
 
     def __post_init__(self) -> None:
         loss_named(self.loss)
+
+    def passes(self, threat: ThreatModel, classes: int) -> Passes:  # noqa: ARG002
+        """One forward and one backward."""
+        return Passes(1, 1)
+
+    def short(self) -> Self:
+        """The attack itself: nothing is cheaper."""
+        return self
 
     def __call__(self, access: WhiteBox, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:  # noqa: ARG002
         """Return one step from each image, shape (n, c, h, w)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from advbench.attacks import balls
 from advbench.attacks.access import Access, WhiteBox
 from advbench.attacks.attack import check_norm, check_positive
+from advbench.attacks.capabilities import MINIMAL_NORM, Passes, cut
 from advbench.attacks.ddn import cosine
 from advbench.attacks.iterates import Search
 from advbench.attacks.losses import margin
@@ -59,6 +60,7 @@ class FMN:
     minimal_norm: ClassVar[bool] = True
     knowledge: ClassVar[type[Access]] = WhiteBox
     targeted: ClassVar[bool] = True
+    family: ClassVar[str] = MINIMAL_NORM
 
     def __post_init__(self) -> None:
         check_positive(self, "steps", *(["step_size"] if self.step_size is not None else []))
@@ -68,10 +70,13 @@ class FMN:
             raise ValueError(f"Expected `smooth` in [0, 1], got {self.smooth}")
         forms_of(self.form)
 
-    @property
-    def forwards_per_step(self) -> int:
-        """One for each form that runs."""
-        return len(forms_of(self.form))
+    def passes(self, threat: ThreatModel, classes: int) -> Passes:  # noqa: ARG002
+        """steps + 1 forwards and steps backwards for each form."""
+        return Passes(self.steps + 1, self.steps) * len(forms_of(self.form))
+
+    def short(self) -> Self:
+        """A cheap setting, for tests."""
+        return cut(self, steps=6)
 
     def __call__(self, access: WhiteBox, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
         """Return the nearest adversarial image found, else the one nearest to it, shape (n, c, h, w), inside the box."""

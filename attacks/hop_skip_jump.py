@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from torch import Tensor
 from advbench.attacks import balls
 from advbench.attacks.access import Access, DecisionBased
 from advbench.attacks.attack import check_norm, check_positive
-from advbench.attacks.calibration import HeldOut, Need
+from advbench.attacks.calibration import HeldOut
+from advbench.attacks.capabilities import DECISIONS, Need, Passes, cut
 from advbench.attacks.iterates import BestSoFar
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, Targeted, ThreatModel
@@ -61,7 +62,7 @@ class HopSkipJump:
     minimal_norm: ClassVar[bool] = True
     knowledge: ClassVar[type[Access]] = DecisionBased
     targeted: ClassVar[bool] = False
-    works_without_held_out: ClassVar[bool] = True
+    family: ClassVar[str] = DECISIONS
 
     def __post_init__(self) -> None:
         check_positive(self, "queries", "evaluations", "gamma")
@@ -71,7 +72,7 @@ class HopSkipJump:
     @property
     def need(self) -> Need | None:
         """Held-out images alone, where there are to be starts among them."""
-        return Need("validation", model=False) if self.pool else None
+        return Need("validation", model=False, optional=True) if self.pool else None
 
     def calibrate(self, held_out: HeldOut) -> dict[str, Tensor]:
         """The images `x`, (m, c, h, w), and the labels `y`, (m,), of the pool: the first of every class in turn."""
@@ -84,6 +85,14 @@ class HopSkipJump:
     def calibrated(self, values: Mapping[str, Tensor]) -> StartedFromImages:
         """The attack with the pool that `calibrate` found."""
         return StartedFromImages(attack=self, x=values["x"], y=values["y"])
+
+    def passes(self, threat: ThreatModel, classes: int) -> Passes:  # noqa: ARG002
+        """All queries; fewer where no start is found, or where too few are left for an iteration."""
+        return Passes(self.queries, at_most=True)
+
+    def short(self) -> Self:
+        """A cheap setting, for tests."""
+        return cut(self, queries=40)
 
     def __call__(self, access: DecisionBased, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
         """Return the nearest misclassified image found, else the image itself, shape (n, c, h, w), inside the box."""
@@ -175,6 +184,11 @@ class StartedFromImages:
     minimal_norm: ClassVar[bool] = True
     knowledge: ClassVar[type[Access]] = DecisionBased
     targeted: ClassVar[bool] = False
+    family: ClassVar[str] = DECISIONS
+
+    def passes(self, threat: ThreatModel, classes: int) -> Passes:
+        """Those of the attack."""
+        return self.attack.passes(threat, classes)
 
     def __call__(self, access: DecisionBased, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
         """Return the nearest misclassified image found, else the image itself, shape (n, c, h, w), inside the box."""

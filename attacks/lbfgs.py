@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ from torch import Tensor
 from advbench.attacks import balls
 from advbench.attacks.access import Access, Evaluation, Loss, WhiteBox
 from advbench.attacks.attack import check_norm, check_positive
-from advbench.attacks.calibration import HeldOut, Need
+from advbench.attacks.calibration import HeldOut
+from advbench.attacks.capabilities import MINIMAL_NORM, Need, Passes, cut
 from advbench.attacks.iterates import BestSoFar
 from advbench.attacks.progress import tell
 from advbench.attacks.quasi_newton import minimise
@@ -49,6 +50,7 @@ class LBFGS:
     minimal_norm: ClassVar[bool] = True
     knowledge: ClassVar[type[Access]] = WhiteBox
     targeted: ClassVar[bool] = True
+    family: ClassVar[str] = MINIMAL_NORM
 
     def __post_init__(self) -> None:
         check_positive(self, *(() if self.c is None else ("c",)), "steps", "history")
@@ -92,6 +94,14 @@ class LBFGS:
     def calibrated(self, values: Mapping[str, Tensor]) -> LBFGS:
         """The attack with the constant that `calibrate` found."""
         return replace(self, c=float(values["c"]))
+
+    def passes(self, threat: ThreatModel, classes: int) -> Passes:  # noqa: ARG002
+        """One forward and one backward per evaluation; the minimisation ends where it makes no progress."""
+        return Passes(1, 1, at_most=True) * self.steps
+
+    def short(self) -> Self:
+        """A cheap setting, for tests, with a constant."""
+        return replace(cut(self, steps=6), c=0.5 if self.c is None else self.c)
 
     def __call__(self, access: WhiteBox, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
         """Return the perturbed images, shape (n, c, h, w), inside the box."""

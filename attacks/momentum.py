@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from advbench.attacks import balls
 from advbench.attacks.access import Access, Evaluation, WhiteBox
 from advbench.attacks.attack import check_norm, check_positive
+from advbench.attacks.capabilities import ASCENT, Passes, cut
 from advbench.attacks.iterates import Search, Stop, look, settle
 from advbench.attacks.losses import loss_named
 from advbench.attacks.rng import ExampleRNG
@@ -42,12 +43,21 @@ class MIFGSM:
     minimal_norm: ClassVar[bool] = False
     knowledge: ClassVar[type[Access]] = WhiteBox
     targeted: ClassVar[bool] = True
+    family: ClassVar[str] = ASCENT
 
     def __post_init__(self) -> None:
         check_positive(self, "steps", "step_size")
         if not self.decay >= 0:
             raise ValueError(f"Expected `decay` >= 0, got {self.decay}")
         loss_named(self.loss)
+
+    def passes(self, threat: ThreatModel, classes: int) -> Passes:  # noqa: ARG002
+        """steps + 1 forwards and steps backwards."""
+        return Passes(self.steps + 1, self.steps)
+
+    def short(self) -> Self:
+        """A cheap setting, for tests."""
+        return cut(self, steps=6)
 
     def __call__(self, access: WhiteBox, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
         """Return the best iterate of each image, shape (n, c, h, w), inside the ball around `x` and the box."""

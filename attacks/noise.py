@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from torch import Tensor
 
 from advbench.attacks import balls
 from advbench.attacks.access import Access, ScoreBased, WhiteBox
 from advbench.attacks.attack import check_norm, check_positive
+from advbench.attacks.capabilities import NOISE, Passes, cut
 from advbench.attacks.iterates import Search, Stop, look
 from advbench.attacks.losses import loss_named
 from advbench.attacks.rng import ExampleRNG
@@ -31,10 +32,19 @@ class UniformNoise:
     minimal_norm: ClassVar[bool] = False
     knowledge: ClassVar[type[Access]] = ScoreBased
     targeted: ClassVar[bool] = True
+    family: ClassVar[str] = NOISE
 
     def __post_init__(self) -> None:
         check_positive(self, "points")
         loss_named(self.loss)
+
+    def passes(self, threat: ThreatModel, classes: int) -> Passes:  # noqa: ARG002
+        """One query for each point."""
+        return Passes(self.points)
+
+    def short(self) -> Self:
+        """A cheap setting, for tests."""
+        return cut(self, points=3)
 
     def __call__(self, access: ScoreBased | WhiteBox, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
         """Return the worst random point for each image, shape (n, c, h, w); one query per point."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from torch import Tensor
 
 from advbench.attacks import balls
 from advbench.attacks.access import Access, WhiteBox
 from advbench.attacks.attack import check_norm, check_positive
+from advbench.attacks.capabilities import ASCENT, LOOK, Passes, cut
 from advbench.attacks.iterates import Search, Stop, look, settle
 from advbench.attacks.losses import loss_named
 from advbench.attacks.rng import ExampleRNG
@@ -41,10 +42,20 @@ class PGD:
     minimal_norm: ClassVar[bool] = False
     knowledge: ClassVar[type[Access]] = WhiteBox
     targeted: ClassVar[bool] = True
+    family: ClassVar[str] = ASCENT
 
     def __post_init__(self) -> None:
         check_positive(self, "steps", "step_size", "restarts", "sparsity")
         loss_named(self.loss)
+
+    def passes(self, threat: ThreatModel, classes: int) -> Passes:  # noqa: ARG002
+        """steps + 1 forwards for each restart, one more of the clean images where they are looked at."""
+        looks = LOOK if self.random_start and self.stop == "success" else Passes(0)
+        return looks + Passes(self.steps + 1, self.steps) * self.restarts
+
+    def short(self) -> Self:
+        """A cheap setting, for tests."""
+        return cut(self, steps=6, restarts=2)
 
     def __call__(self, access: WhiteBox, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
         """Return the best iterate of each image, shape (n, c, h, w), inside the ball around `x` and the box."""

@@ -6,14 +6,15 @@ runs. The listener belongs to the thread and the context that attacks.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from torch import Tensor
 
+from advbench.attacks.attack import Attack
+from advbench.attacks.capabilities import passes_of
 from advbench.attacks.threat import ThreatModel
 
 Listener: TypeAlias = Callable[[str, Tensor, Tensor], None]
@@ -50,27 +51,6 @@ def part(name: str) -> Iterator[None]:
         _PART.reset(token)
 
 
-def expected_forwards(attack: Any, threat: ThreatModel) -> float:
-    """Roughly how many forwards an attack takes for an example that withstands it, by the names of its arguments.
-
-    The steps times what repeats them (restarts, targets, search_steps, forwards_per_step), and the queries and points,
-    summed over the parts of an ensemble; good for the time that is left and for running the longest attack first, not for
-    accounts.
-    """
-    inner = getattr(attack, "attack", None)
-    if inner is not None:
-        return expected_forwards(inner, threat)
-    parts = getattr(attack, "members", None) or getattr(attack, "components", None)
-    if callable(parts):
-        parts = parts(threat)
-    if parts:
-        return sum(expected_forwards(one, threat) for one in parts)
-    repeats = ("restarts", "targets", "search_steps", "forwards_per_step")
-    times = math.prod(max(1.0, _number(attack, name)) for name in repeats)
-    return 1 + max(1.0, times * _number(attack, "steps") + _number(attack, "queries") + _number(attack, "points"))
-
-
-def _number(attack: Any, name: str) -> float:
-    """An argument that is a number, else 0: other people's attacks may mean something else by the name."""
-    value = getattr(attack, name, 0)
-    return float(value) if isinstance(value, int | float) else 0.0
+def expected_forwards(attack: Attack, threat: ThreatModel, classes: int = 10) -> float:
+    """The forwards of `capabilities.passes_of`."""
+    return passes_of(attack, threat, classes).forwards

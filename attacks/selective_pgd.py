@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import ClassVar, Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from advbench.attacks import balls
 from advbench.attacks.access import Access, Sides, WhiteBox
 from advbench.attacks.attack import check_norm, check_positive
+from advbench.attacks.capabilities import ASCENT, Passes, cut
 from advbench.attacks.iterates import Search, Stop, look, settle
 from advbench.attacks.losses import margin
 from advbench.attacks.rng import ExampleRNG
@@ -59,6 +60,7 @@ class SelectivePGD:
     minimal_norm: ClassVar[bool] = False
     knowledge: ClassVar[type[Access]] = WhiteBox
     targeted: ClassVar[bool] = True
+    family: ClassVar[str] = ASCENT
 
     def __post_init__(self) -> None:
         check_positive(self, "steps", "restarts")
@@ -66,6 +68,15 @@ class SelectivePGD:
             raise ValueError(f"Expected `step_sizes` above 0, one or more, got {self.step_sizes}")
         if not self.strategies or not set(self.strategies) <= set(_DIRECTIONS):
             raise ValueError(f"Expected `strategies` of joint, selective, orthogonal, one or more, got {self.strategies}")
+
+    def passes(self, threat: ThreatModel, classes: int) -> Passes:  # noqa: ARG002
+        """steps + 1 forwards and steps backwards for each run; beside a detector twice the backwards."""
+        runs = self.restarts * len(self.strategies) * len(self.step_sizes)
+        return Passes(self.steps + 1, self.steps) * runs
+
+    def short(self) -> Self:
+        """A cheap setting, for tests."""
+        return cut(self, steps=6, restarts=2)
 
     def __call__(self, access: WhiteBox, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
         """Return the best iterate of each image, shape (n, c, h, w), inside the ball around `x` and the box."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from advbench.attacks import balls
 from advbench.attacks.access import Access, ScoreBased, WhiteBox
 from advbench.attacks.attack import check_norm, check_positive
+from advbench.attacks.capabilities import SCORES, Passes, cut
 from advbench.attacks.iterates import LogitsT, Search, Stop, look, settle
 from advbench.attacks.losses import margin
 from advbench.attacks.rng import ExampleRNG
@@ -50,11 +51,20 @@ class Square:
     minimal_norm: ClassVar[bool] = False
     knowledge: ClassVar[type[Access]] = ScoreBased
     targeted: ClassVar[bool] = True
+    family: ClassVar[str] = SCORES
 
     def __post_init__(self) -> None:
         check_positive(self, "queries", "p_init")
         if self.p_init > 1:
             raise ValueError(f"Expected `p_init` in (0, 1], got {self.p_init}")
+
+    def passes(self, threat: ThreatModel, classes: int) -> Passes:  # noqa: ARG002
+        """All queries, and one of the clean images where they are looked at."""
+        return Passes(self.queries + (self.stop == "success"))
+
+    def short(self) -> Self:
+        """A cheap setting, for tests."""
+        return cut(self, queries=40)
 
     def __call__(self, access: ScoreBased | WhiteBox, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
         """Return the best point of each image, shape (n, c, h, w), inside the ball around `x` and the box."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from advbench.attacks import balls
-from advbench.attacks.access import Access, DecisionBased, WhiteBox
+from advbench.attacks.access import Access, ScoreBased, WhiteBox
 from advbench.attacks.attack import Attack
+from advbench.attacks.capabilities import LOOK, Passes, family_of, passes_of, with_stop
 from advbench.attacks.iterates import Search, look
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, ThreatModel, cross_entropy
@@ -24,10 +24,8 @@ def for_transfer(attack: Attack) -> Attack:
     the source already gets wrong, or returns the smallest perturbation would look weak for reasons that say nothing about
     the target. So an attack with a field `stop` gets ``never``, and a minimal-norm attack is `Stretched`.
     """
-    run: Any = attack
-    if "stop" in getattr(type(attack), "__dataclass_fields__", {}):
-        run = dataclasses.replace(run, stop="never")
-    return Stretched(run) if attack.minimal_norm else run
+    endless = with_stop(attack, "never")
+    return Stretched(endless) if attack.minimal_norm else endless
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +61,17 @@ class Stretched:
         """Whether the attack takes targets."""
         return self.attack.targeted
 
-    def __call__(self, access: Any, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
+    @property
+    def family(self) -> str:
+        """The family of the attack."""
+        return family_of(self.attack)
+
+    def passes(self, threat: ThreatModel, classes: int) -> Passes:
+        """Those of the attack, two looks, and at most one gradient where the attack left an image as it was."""
+        own = LOOK * 2 + Passes(1, 1, at_most=True)
+        return passes_of(self.attack, threat, classes) + (Passes(0) if threat.epsilon is None else own)
+
+    def __call__(self, access: Access, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
         """Return adversarial images, shape (n, c, h, w), inside the ball around `x` and the box."""
         found = self.attack(access, x, goal, threat, rng)
         if threat.epsilon is None or not len(x):
@@ -74,7 +82,7 @@ class Stretched:
         if threat.norm not in balls.DUAL:
             return balls.project(found, x, threat)
         stretched = balls.stretch(found, x, threat)
-        if isinstance(access, DecisionBased):
+        if not isinstance(access, WhiteBox | ScoreBased):
             return stretched
         inside = ~unmoved & (balls.distance(found - x, threat.norm) <= threat.epsilon)
         search = Search(access, x, goal, rng, "never")
@@ -82,7 +90,7 @@ class Stretched:
         look(search, found.where(balls.per_example(inside, x), stretched), cross_entropy)
         return search.best.x_adv
 
-    def _other_way(self, access: Any, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
+    def _other_way(self, access: Access, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
         """Images to stretch towards where the attack gave none; those of the l2 ball for l0, which has no direction."""
         threat = threat if threat.norm in balls.DUAL else dataclasses.replace(threat, norm="l2")
         anywhere = balls.random_start(x, threat, rng.fork("stretched"))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from advbench.attacks import balls
 from advbench.attacks.calibration import HeldOut, calibrate
+from advbench.attacks.capabilities import Claiming, Configured, short_of
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, ThreatModel, Untargeted
 from advbench.registry import registry
@@ -24,18 +25,6 @@ from advbench.registry.specs import Spec
 
 EPSILON = {"linf": 0.1, "l2": 0.7, "l1": 3.0, "l0": 5.0, "none": None}
 SHAPE = (3, 6, 6)
-SHORTER: dict[str, int] = {
-    **{"steps": 6, "queries": 40, "restarts": 2, "points": 3, "search_steps": 3, "draws": 2, "targets": 3},
-    **{"n_iter": 6, "num_steps": 6, "max_iterations": 12, "max_iter": 6, "iter": 6, "nb_iter": 2, "n_queries": 40},
-    **{"binary_search_steps": 3, "search_iter": 3, "df_steps": 6, "max_gradient_eval_steps": 20, "nb_sample": 8},
-    **{"initial_gradient_eval_steps": 8, "population": 4, "directions": 20, "repeats": 4, "n_samples": 3, "popsize": 5},
-}
-"""Numbers of iterations, by the name of their argument, cut down where the user gives none."""
-
-MEMBERS = ("pgd(steps=4)", "fab-t(steps=3,targets=2)", "square(queries=20)")
-"""The attacks of an ensemble that takes a list."""
-GIVEN: dict[str, dict[str, Any]] = {"lbfgs": {"c": 0.5}}
-"""Values that are else found on held-out images."""
 
 _MANY = 24
 _SLACK = 3
@@ -144,19 +133,12 @@ def run(
 
 
 def shortened(spec: Spec) -> Any:
-    """The attack of a spec with its iterations cut down, but for those that the spec gives, and its open values found."""
-    attack = registry.create("attacks", spec)
-    if dataclasses.is_dataclass(attack) and not isinstance(attack, type):
-        given = spec.keywords
-        names = {field.name for field in dataclasses.fields(attack)} - given.keys()
-        cut: dict[str, Any] = {name: _cut(getattr(attack, name), limit) for name, limit in SHORTER.items() if name in names}
-        cut |= {name: value for name, value in GIVEN.get(spec.name, {}).items() if name in names}
-        attack = dataclasses.replace(attack, **cut, **({"attacks": MEMBERS} if "attacks" in names else {}))
+    """The cheap setting of a spec's attack, with the arguments that the spec gives, and its open values found."""
+    attack = short_of(registry.create("attacks", spec))
+    if isinstance(attack, Configured):
+        own = {field.name for field in dataclasses.fields(attack)}
+        attack = dataclasses.replace(attack, **{name: value for name, value in spec.keywords.items() if name in own})
     return calibrate(attack, _held_out())
-
-
-def _cut(value: Any, limit: int) -> Any:
-    return min(value, limit) if isinstance(value, int) and not isinstance(value, bool) else limit if value is None else value
 
 
 def _held_out() -> HeldOut:
@@ -307,7 +289,7 @@ def check_model_untouched(attack: Any, norm: str) -> None:
 
 def check_success_flag(attack: Any, norm: str) -> None:
     """Where the attack says itself which images fool the model, a fresh look says the same."""
-    if not hasattr(attack, "attacked"):
+    if not isinstance(attack, Claiming):
         raise Inapplicable("it makes no claims")
     model, x, goal, threat = _setting(attack, norm)
     rng = ExampleRNG.make(0, "attack", torch.arange(len(x)))

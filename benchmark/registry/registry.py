@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from advbench.attacks import ATTACKS
 from advbench.defenses import DEFENSES, PARTS
@@ -167,9 +167,30 @@ def content(kind: Kind, spec: Spec, component: Any) -> dict[str, Any]:
     else:
         arguments = {key: _plain(value) for key, value in spec.arguments}
     found = {"name": spec.name, "arguments": arguments, "source_hash": source_hash(module_of(kind, spec.name))}
-    parts = {name: source_hash(module_of(kind, name)) for name in getattr(component, "parts", ())}
-    identity = getattr(factory(kind, spec.name) if _resolver(kind, spec.name) else component, "identity", "")
+    parts = {name: source_hash(module_of(kind, name)) for name in component.parts} if isinstance(component, Composed) else {}
+    named = factory(kind, spec.name) if _resolver(kind, spec.name) else component
+    identity = named.identity if isinstance(named, Identified) else ""
     return found | ({"parts": parts} if parts else {}) | ({"identity": identity} if identity else {})
+
+
+@runtime_checkable
+class Composed(Protocol):
+    """A component that is made of registered ones."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Their names."""
+        ...
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """A component, or the factory of an open name, whose results depend on more than advbench's sources."""
+
+    @property
+    def identity(self) -> str:
+        """What they depend on: the answers of a user's model, the version of a library."""
+        ...
 
 
 def module_of(kind: Kind, name: str) -> str:

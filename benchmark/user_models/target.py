@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from advbench.attacks.access import frozen
-from advbench.attacks.calibration import need_of
+from advbench.attacks.capabilities import need_of
 from advbench.clocks import resolve_devices
 from advbench.config import Config, make_config
 from advbench.engine.scheduler import Watcher, run_plan
@@ -291,8 +291,8 @@ def _check_held_out(config: Config, validation: Split | None) -> None:
     """Refuse attacks that are calibrated on held-out images where there are none."""
     for spec in config.attack or ():
         attack = registry.create("attacks", spec)
-        needs = need_of(attack) is not None and not getattr(attack, "works_without_held_out", False)
-        if validation is None and needs:
+        need = need_of(attack)
+        if validation is None and need is not None and not need.optional:
             raise ValueError(f"Expected `held_out`, images and labels that {spec} is calibrated on, got none")
 
 

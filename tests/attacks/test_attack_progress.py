@@ -10,10 +10,8 @@ from advbench.attacks import progress
 from advbench.attacks.access import WhiteBox
 from advbench.attacks.autoattack import AutoAttack
 from advbench.attacks.ensemble import named
-from advbench.attacks.progress import expected_forwards
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import ThreatModel, Untargeted
-from advbench.attacks.transfer import for_transfer
 
 N = 24
 
@@ -85,35 +83,3 @@ def test_nobody_is_told_outside_and_a_listener_leaves_with_its_block():
         progress.tell(torch.arange(2), torch.ones(2, dtype=torch.bool))
     progress.tell(torch.arange(2), torch.ones(2, dtype=torch.bool))
     assert [one[0] for one in heard] == ["", ""]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "fgsm",
-        "pgd(steps=7, restarts=3)",
-        "apgd-ce(steps=9)",
-        "apgd-t(steps=5)",
-        "square(queries=30)",
-        "worst-case(attacks=['pgd(steps=9)', 'square(queries=20)'])",
-        "autoattack(steps=4, queries=50)",
-    ],
-)
-def test_the_forwards_of_an_example_that_withstands_are_expected_within_a_factor(text):
-    threat = ThreatModel("linf", 1e-9)
-    attack = named(text)
-    _, _, broken, access = told(attack, threat)
-    assert not broken.all()
-    spent = float(access.ledger.forwards.max())
-    assert spent / 4 < expected_forwards(attack, threat) < 4 * spent
-
-
-def test_forwards_are_expected_of_any_attack():
-    threat = ThreatModel("l2", 1.0)
-    assert expected_forwards(for_transfer(named("ddn(steps=30)")), threat) == 31
-
-    class Foreign:
-        steps = "many"
-        targets = (1, 2)
-
-    assert expected_forwards(Foreign(), threat) == 2

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from advbench.attacks import balls
-from advbench.attacks.calibration import HeldOut, Need, calibrate, need_of
+from advbench.attacks.calibration import HeldOut, calibrate
+from advbench.attacks.capabilities import Need, need_of
 from advbench.attacks.lbfgs import LBFGS, search_constant
 from advbench.attacks.pgd import PGD
 from advbench.attacks.rng import ExampleRNG

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from advbench.attacks.access import ScoreBased
-from advbench.attacks.calibration import HeldOut, Need, calibrate
+from advbench.attacks.calibration import HeldOut, calibrate
+from advbench.attacks.capabilities import Need
 from advbench.attacks.covariance import Covariance, covariance_function, covariance_matrix, estimate, stationary_matrix
 from advbench.attacks.estimated_noise import EstimatedNoise, NoiseOf
 from advbench.attacks.rng import ExampleRNG

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from advbench.attacks import balls
 from advbench.attacks.access import DecisionBased, Guard
-from advbench.attacks.calibration import HeldOut, Need, calibrate, need_of
+from advbench.attacks.calibration import HeldOut, calibrate
+from advbench.attacks.capabilities import Need, need_of
 from advbench.attacks.hop_skip_jump import HopSkipJump
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import ThreatModel, Untargeted
@@ -149,7 +150,7 @@ def test_the_pool_has_the_first_images_of_every_class_in_turn():
 
 
 def test_the_pool_is_asked_for_without_the_model_and_may_be_left_out():
-    assert need_of(HopSkipJump()) == Need("validation", model=False)
+    assert need_of(HopSkipJump()) == Need("validation", model=False, optional=True)
     alone = HopSkipJump(pool=0)
     assert need_of(alone) is None
     assert calibrate(alone, held_out()) is alone

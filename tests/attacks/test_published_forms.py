@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from advbench.attacks import balls
 from advbench.attacks.access import Ledger, WhiteBox
+from advbench.attacks.capabilities import Passes
 from advbench.attacks.deepfool import DeepFool
 from advbench.attacks.fmn import FMN
-from advbench.attacks.progress import expected_forwards
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import ThreatModel, Untargeted
 
@@ -254,11 +254,11 @@ def test_an_image_that_is_wrong_already_costs_one_pass(attack):
     assert not ledger.backwards[wrong].gt(1).any()
 
 
-@pytest.mark.parametrize(("make", "each"), [(FMN, 1), (DeepFool, 2)])
-def test_twice_the_forwards_are_expected_of_both_forms(make, each):
+@pytest.mark.parametrize(("make", "forwards", "backwards"), [(FMN, 21, 20), (DeepFool, 41, 180)])
+def test_both_forms_cost_twice_the_passes_of_one(make, forwards, backwards):
     threat = ThreatModel("l2", None)
-    assert expected_forwards(make(steps=20, form="published"), threat) == 1 + 20 * each
-    assert expected_forwards(make(steps=20), threat) == 1 + 40 * each
+    assert make(steps=20, form="published").passes(threat, 10) == Passes(forwards, backwards)
+    assert make(steps=20).passes(threat, 10) == Passes(2 * forwards, 2 * backwards)
 
 
 @pytest.mark.parametrize("make", [FMN, DeepFool])

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from advbench.attacks import balls
 from advbench.attacks.access import WhiteBox
-from advbench.attacks.calibration import HeldOut, Need, calibrate, need_of
+from advbench.attacks.calibration import HeldOut, calibrate
+from advbench.attacks.capabilities import Need, need_of
 from advbench.attacks.ensemble import Ensemble, WorstCase, by_yield, nearest_case
 from advbench.attacks.lbfgs import LBFGS
 from advbench.attacks.rng import ExampleRNG

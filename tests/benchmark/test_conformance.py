@@ -16,6 +16,7 @@ from torch import Tensor
 from advbench import conformance
 from advbench.attacks import balls
 from advbench.attacks.access import Access, WhiteBox
+from advbench.attacks.pgd import PGD
 from advbench.attacks.threat import cross_entropy
 from advbench.conformance import CHECKS, Broken, Inapplicable, Verdict, examine
 from advbench.registry.specs import Spec
@@ -177,7 +178,7 @@ def test_checks_that_say_nothing_say_so():
 
 
 def test_iterations_are_cut_down_unless_they_are_given():
-    assert conformance.shortened(Spec("pgd")).steps == conformance.SHORTER["steps"]
+    assert conformance.shortened(Spec("pgd")) == PGD(steps=6)
     assert conformance.shortened(Spec.of("pgd", {"steps": 9})).steps == 9
 
 

@@ -184,13 +184,14 @@ def test_a_craft_is_keyed_by_all_that_attacks(copied):
     assert closure(MODULES["craft"]) >= {
         MODULES["craft"],
         "advbench.attacks.access",
+        "advbench.attacks.capabilities",
         "advbench.attacks.ensemble",
         "advbench.attacks.transfer",
         "advbench.tasks.compiling",
         "advbench.tasks.evaluation",
         "advbench.zoo.checkpoints",
     }
-    path = copied["advbench.attacks"] / "ensemble.py"
+    path = copied["advbench.attacks"] / "capabilities.py"
     code, before = path.read_text(), hashes(copied)["craft"]
     assert "def with_stop(" in code
     path.write_text(code.replace("def with_stop(", "def with_stop(unused=None, *, ", 1))
