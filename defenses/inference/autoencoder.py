@@ -17,6 +17,7 @@ from advbench.attacks.deepfool import DeepFool
 from advbench.attacks.lbfgs import LBFGS
 from advbench.attacks.threat import ThreatModel
 from advbench.defenses.defended import Architecture, Defended, Input, Surrogate
+from advbench.defenses.inference.at_test_time import TestTimeDefense
 from advbench.defenses.inference.bit_depth import check_range
 from advbench.defenses.inference.composition import purified
 from advbench.defenses.training.gaussian_noise import add_noise, check_sigma, generator_of
@@ -140,7 +141,7 @@ class AdversarialAutoencoder:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Autoencoder:
+class Autoencoder(TestTimeDefense):
     """Autoencoder trained on one model's adversarials in front of any model, Gu and Rigazio 2014, arXiv:1412.5068.
 
     The cross-model defense of their table 3: ``f(A(x))``, A the part ``adversarial-autoencoder``. The attack on the whole
@@ -161,32 +162,18 @@ class Autoencoder:
         check_crafting(self.attack, self.images)
 
     @property
-    def inputs(self) -> Mapping[str, str | Input]:
-        """The model behind the autoencoder, and the autoencoder."""
+    def models(self) -> Mapping[str, str | Input]:
+        """The autoencoder."""
         part = f"adversarial-autoencoder(attack={self.attack!r}, images={self.images!r}, source={self.source!r})"
-        return {"base": self.base, "autoencoder": Input(part, self.source_architecture)}
+        return {"autoencoder": Input(part, self.source_architecture)}
 
-    def build(self, architecture: Architecture, data: DataSet, inputs: Mapping[str, Defended]) -> Defended:  # noqa: ARG002
+    def wrap(self, inputs: Mapping[str, Defended]) -> Defended:
         """``inputs["autoencoder"]`` in front of ``inputs["base"]``."""
         return purified(inputs["base"], inputs["autoencoder"].model, stochastic=False)
 
-    def fit(
-        self,
-        architecture: Architecture,
-        data: DataSet,
-        *,
-        inputs: Mapping[str, Defended],
-        seed: int,  # noqa: ARG002
-        device: torch.device,
-        budget: Budget,  # noqa: ARG002
-        progress: Progress | None = None,  # noqa: ARG002
-    ) -> Defended:
-        """The same as `build`, on `device`: both are trained already."""
-        return _on(device, self.build(architecture, data, inputs))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DenoisingAutoencoder:
+class DenoisingAutoencoder(TestTimeDefense):
     """Denoising autoencoder of Gaussian noise in front of any model, Gu and Rigazio 2014, arXiv:1412.5068.
 
     Their table 4: ``f(A(x))``, A the part ``dense-dae``, which never saw an adversarial image.
@@ -202,27 +189,13 @@ class DenoisingAutoencoder:
         check_sigma("sigma", self.sigma)
 
     @property
-    def inputs(self) -> Mapping[str, str]:
-        """The model behind the autoencoder, and the autoencoder."""
-        return {"base": self.base, "autoencoder": f"dense-dae(sigma={self.sigma!r})"}
+    def models(self) -> Mapping[str, str | Input]:
+        """The autoencoder."""
+        return {"autoencoder": f"dense-dae(sigma={self.sigma!r})"}
 
-    def build(self, architecture: Architecture, data: DataSet, inputs: Mapping[str, Defended]) -> Defended:  # noqa: ARG002
+    def wrap(self, inputs: Mapping[str, Defended]) -> Defended:
         """``inputs["autoencoder"]`` in front of ``inputs["base"]``."""
         return purified(inputs["base"], inputs["autoencoder"].model, stochastic=False)
-
-    def fit(
-        self,
-        architecture: Architecture,
-        data: DataSet,
-        *,
-        inputs: Mapping[str, Defended],
-        seed: int,  # noqa: ARG002
-        device: torch.device,
-        budget: Budget,  # noqa: ARG002
-        progress: Progress | None = None,  # noqa: ARG002
-    ) -> Defended:
-        """The same as `build`, on `device`: both are trained already."""
-        return _on(device, self.build(architecture, data, inputs))
 
 
 def untrained(data: DataSet, seed: int) -> nn.Module:
@@ -289,8 +262,3 @@ def check_crafting(attack: str, images: int | None) -> None:
         raise ValueError(f"Expected `attack` among {', '.join(SOURCES)}, got {attack!r}")
     if images is not None and images < 1:
         raise ValueError(f"Expected `images` >= 1, got {images}")
-
-
-def _on(device: torch.device, defended: Defended) -> Defended:
-    defended.modules().to(device)
-    return defended

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from advbench.defenses.defended import Architecture, Defended
+from advbench.defenses.defended import Defended
+from advbench.defenses.inference.at_test_time import TestTimeDefense
 from advbench.defenses.inference.composition import purified
 from advbench.zoo.data import DataSet
-from advbench.zoo.training import Budget, Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BitDepth:
+class BitDepth(TestTimeDefense):
     """Bit-depth reduction of the input, Xu et al. 2018, arXiv:1704.01155, and Guo et al. 2018, arXiv:1711.00117.
 
     Every pixel is rounded to one of 2**bits levels, evenly spaced from 0 to 1, halves to the even level. A rounding has no
@@ -33,30 +33,14 @@ class BitDepth:
         if not 1 <= self.bits <= 8:
             raise ValueError(f"Expected `bits` in 1..8, got {self.bits}")
 
-    @property
-    def inputs(self) -> Mapping[str, str]:
-        """The model behind the rounding."""
-        return {"base": self.base}
-
-    def build(self, architecture: Architecture, data: DataSet, inputs: Mapping[str, Defended]) -> Defended:  # noqa: ARG002
-        """The rounding in front of ``inputs["base"]``. ValueError for images without a range of pixels."""
+    def check(self, data: DataSet) -> None:
+        """ValueError for images without a range of pixels."""
         check_range(data)
+
+    def wrap(self, inputs: Mapping[str, Defended]) -> Defended:
+        """The rounding in front of ``inputs["base"]``."""
         substitutes = {"soft": SoftRounded(self.bits)}
         return purified(inputs["base"], Rounded(self.bits), stochastic=False, differentiable=False, substitutes=substitutes)
-
-    def fit(
-        self,
-        architecture: Architecture,
-        data: DataSet,
-        *,
-        inputs: Mapping[str, Defended],
-        seed: int,  # noqa: ARG002
-        device: torch.device,  # noqa: ARG002
-        budget: Budget,  # noqa: ARG002
-        progress: Progress | None = None,  # noqa: ARG002
-    ) -> Defended:
-        """The same as `build`: there is nothing to train."""
-        return self.build(architecture, data, inputs)
 
 
 class Rounded(nn.Module):

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from advbench.attacks.rng import ExampleRNG
-from advbench.defenses.defended import Architecture, Defended
+from advbench.defenses.defended import Defended
+from advbench.defenses.inference.at_test_time import TestTimeDefense
 from advbench.defenses.inference.composition import call, in_front_of
 from advbench.zoo.data import DataSet
-from advbench.zoo.training import Budget, Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GaussianBlur:
+class GaussianBlur(TestTimeDefense):
     """Gaussian blur of the input at test time, Gu and Rigazio 2014, arXiv:1412.5068.
 
     kernel_size: pixels on a side, odd; 5 and 11 in the paper. sigma: standard deviation in pixels; None is OpenCV's rule
@@ -37,43 +37,25 @@ class GaussianBlur:
         if self.sigma is not None and not (math.isfinite(self.sigma) and self.sigma > 0):
             raise ValueError(f"Expected `sigma` > 0, got {self.sigma}")
 
-    @property
-    def inputs(self) -> Mapping[str, str]:
-        """The model behind the blur."""
-        return {"base": self.base}
-
     def kernel(self) -> Tensor:
         """The weights along one axis, shape (kernel_size,), float64, of sum 1."""
         sigma = 0.3 * ((self.kernel_size - 1) / 2 - 1) + 0.8 if self.sigma is None else self.sigma
         offset = torch.arange(self.kernel_size, dtype=torch.float64) - self.kernel_size // 2
         return (-0.5 * (offset / sigma).square()).softmax(dim=0)
 
-    def build(self, architecture: Architecture, data: DataSet, inputs: Mapping[str, Defended]) -> Defended:  # noqa: ARG002
-        """Blur in front of ``inputs["base"]``. ValueError where the images are too small for the kernel."""
+    def check(self, data: DataSet) -> None:
+        """ValueError where the images are too small for the kernel."""
         if self.kernel_size // 2 >= min(data.shape[1:]):
             raise ValueError(
                 f"Expected `kernel_size` < {2 * min(data.shape[1:])} for images of {data.shape[1]}x{data.shape[2]}, "
                 f"got {self.kernel_size}"
             )
+
+    def wrap(self, inputs: Mapping[str, Defended]) -> Defended:
+        """Blur in front of ``inputs["base"]``."""
         return in_front_of(
             inputs["base"], lambda model, stochastic: Blurred(model, self.kernel(), stochastic=stochastic), stochastic=False
         )
-
-    def fit(
-        self,
-        architecture: Architecture,
-        data: DataSet,
-        *,
-        inputs: Mapping[str, Defended],
-        seed: int,  # noqa: ARG002
-        device: torch.device,
-        budget: Budget,  # noqa: ARG002
-        progress: Progress | None = None,  # noqa: ARG002
-    ) -> Defended:
-        """The same as `build`, on `device`: there is nothing to train."""
-        defended = self.build(architecture, data, inputs)
-        defended.modules().to(device)
-        return defended
 
 
 class Blurred(nn.Module):

@@ -7,18 +7,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
-from advbench.defenses.defended import Architecture, Defended, Surrogate
+from advbench.defenses.defended import Defended, Input, Surrogate
+from advbench.defenses.inference.at_test_time import TestTimeDefense
 from advbench.defenses.inference.composition import Purified, purified
 from advbench.defenses.inference.latent_attack import LatentChord
 from advbench.defenses.inference.latent_search import Descent, Reconstruction
-from advbench.zoo.data import DataSet
-from advbench.zoo.training import Budget, Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DefenseGAN:
+class DefenseGAN(TestTimeDefense):
     """Defense-GAN, classify the nearest image that a generator can make, Samangouei et al. 2018, arXiv:1805.06605.
 
     ``z* = argmin over restarts of ||G(z) - x||^2`` after `steps` of gradient descent with momentum on the mean squared
@@ -55,11 +52,11 @@ class DefenseGAN:
             raise ValueError(f"Expected `momentum` in [0, 1), got {self.momentum}")
 
     @property
-    def inputs(self) -> Mapping[str, str]:
-        """The model behind it, and the generator."""
-        return {"base": self.base, "generator": self.generator}
+    def models(self) -> Mapping[str, str | Input]:
+        """The generator."""
+        return {"generator": self.generator}
 
-    def build(self, architecture: Architecture, data: DataSet, inputs: Mapping[str, Defended]) -> Defended:  # noqa: ARG002
+    def wrap(self, inputs: Mapping[str, Defended]) -> Defended:
         """The search in front of ``inputs["base"]``, on ``inputs["generator"]``. ValueError for a part without latents."""
         generator, base = inputs["generator"].model, inputs["base"]
         if not hasattr(generator, "latent"):
@@ -79,19 +76,3 @@ class DefenseGAN:
         )
         known["latent"] = Surrogate(LatentChord(exact, inner.model, stochastic=inner.stochastic), stochastic=True)
         return dataclasses.replace(defended, surrogates=known | {"base": bare})
-
-    def fit(
-        self,
-        architecture: Architecture,
-        data: DataSet,
-        *,
-        inputs: Mapping[str, Defended],
-        seed: int,  # noqa: ARG002
-        device: torch.device,
-        budget: Budget,  # noqa: ARG002
-        progress: Progress | None = None,  # noqa: ARG002
-    ) -> Defended:
-        """The same as `build`, on `device`: there is nothing left to train."""
-        defended = self.build(architecture, data, inputs)
-        defended.modules().to(device)
-        return defended

@@ -11,19 +11,19 @@ from torch import Tensor, nn
 
 from advbench.attacks.access import frozen
 from advbench.attacks.rng import ExampleRNG
-from advbench.defenses.defended import Architecture, Defended, Detector, Surrogate
+from advbench.defenses.defended import Defended, Detector, Surrogate
+from advbench.defenses.inference.at_test_time import TestTimeDefense
 from advbench.defenses.inference.bit_depth import Rounded, SoftRounded, check_range
 from advbench.defenses.inference.composition import Approximated, any_rejects, call
 from advbench.defenses.inference.median import Median, check_fits, check_size
 from advbench.defenses.inference.non_local_means import NonLocal, check_reach, check_windows
 from advbench.zoo.data import DataSet, Split
-from advbench.zoo.training import Budget, Progress
 
 _BATCH = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FeatureSqueezing:
+class FeatureSqueezing(TestTimeDefense):
     """Feature squeezing as a detector, Xu et al. 2018, arXiv:1704.01155.
 
     The model answers on the image as it is. It is rejected where the largest l1 distance between the probabilities of the
@@ -54,35 +54,25 @@ class FeatureSqueezing:
         if not 0 <= self.false_alarms < 1:
             raise ValueError(f"Expected `false_alarms` in [0, 1), got {self.false_alarms}")
 
-    @property
-    def inputs(self) -> Mapping[str, str]:
-        """The model that is watched."""
-        return {"base": self.base}
+    def check(self, data: DataSet) -> None:
+        """ValueError for images without a range of pixels, or that are smaller than the windows."""
+        check_range(data)
+        check_fits(self.median, data)
+        if self.search is not None:
+            check_reach(self.search, self.patch, data)
 
-    def build(self, architecture: Architecture, data: DataSet, inputs: Mapping[str, Defended]) -> Defended:  # noqa: ARG002
+    def wrap(self, inputs: Mapping[str, Defended]) -> Defended:
         """``inputs["base"]`` with the detector, its threshold open."""
-        self._check(data)
-        return self._watched(inputs["base"], math.nan)
+        return self._with_detector(inputs["base"], math.nan)
 
-    def fit(
-        self,
-        architecture: Architecture,  # noqa: ARG002
-        data: DataSet,
-        *,
-        inputs: Mapping[str, Defended],
-        seed: int,
-        device: torch.device,
-        budget: Budget,  # noqa: ARG002
-        progress: Progress | None = None,  # noqa: ARG002
-    ) -> Defended:
+    def fitted(self, data: DataSet, inputs: Mapping[str, Defended], *, seed: int, device: torch.device) -> Defended:
         """``inputs["base"]`` with the detector, its threshold found on the validation images of `data`, on `device`."""
-        self._check(data)
         base = inputs["base"]
         probe = SqueezedDistance(base.model, self.squeezers(), threshold=0.0, stochastic=base.stochastic).to(device)
         distances = _distances(probe, data.validation.to(device), seed)
         threshold = threshold_at(distances, self.false_alarms)
         alarms = float((distances > threshold).double().mean())
-        defended = self._watched(base, threshold)
+        defended = self._with_detector(base, threshold)
         defended.modules().to(device)
         return replace(defended, facts={"threshold": threshold, "false_alarms": alarms})
 
@@ -92,17 +82,13 @@ class FeatureSqueezing:
         smoothing: tuple[nn.Module, ...] = (depth, Median(self.median))
         return smoothing if self.search is None else (*smoothing, NonLocal(self.search, self.patch, self.strength))
 
-    def _watched(self, base: Defended, threshold: float) -> Defended:
-        return watched(base, self.squeezers(), self.squeezers(nn.Identity()), threshold=threshold)
-
-    def _check(self, data: DataSet) -> None:
-        check_range(data)
-        check_fits(self.median, data)
-        if self.search is not None:
-            check_reach(self.search, self.patch, data)
+    def _with_detector(self, base: Defended, threshold: float) -> Defended:
+        return with_detector(base, self.squeezers(), self.squeezers(nn.Identity()), threshold=threshold)
 
 
-def watched(base: Defended, squeezers: Sequence[nn.Module], straight: Sequence[nn.Module], *, threshold: float) -> Defended:
+def with_detector(
+    base: Defended, squeezers: Sequence[nn.Module], straight: Sequence[nn.Module], *, threshold: float
+) -> Defended:
     """A defended model with the detector; a detector of its own goes on rejecting.
 
     straight: the same squeezers with other slopes, those of BPDA.

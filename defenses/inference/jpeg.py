@@ -13,17 +13,17 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from advbench.defenses.defended import Architecture, Defended
+from advbench.defenses.defended import Defended
+from advbench.defenses.inference.at_test_time import TestTimeDefense
 from advbench.defenses.inference.bit_depth import check_range, soft_round
 from advbench.defenses.inference.composition import purified
 from advbench.zoo.data import DataSet
-from advbench.zoo.training import Budget, Progress
 
 Tables = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JPEG:
+class JPEG(TestTimeDefense):
     """JPEG compression of the input, Guo et al. 2018, arXiv:1711.00117; also Dziugaite et al. 2016, arXiv:1608.00853.
 
     The images are written and read by Pillow's codec (libjpeg), colour with its usual halved chroma (4:2:0); images of other
@@ -40,33 +40,15 @@ class JPEG:
         if not 1 <= self.quality <= 100:
             raise ValueError(f"Expected `quality` in 1..100, got {self.quality}")
 
-    @property
-    def inputs(self) -> Mapping[str, str]:
-        """The model behind the compression."""
-        return {"base": self.base}
-
-    def build(self, architecture: Architecture, data: DataSet, inputs: Mapping[str, Defended]) -> Defended:  # noqa: ARG002
-        """The codec in front of ``inputs["base"]``. ValueError for images without a range of pixels."""
+    def check(self, data: DataSet) -> None:
+        """ValueError for images without a range of pixels."""
         check_range(data)
+
+    def wrap(self, inputs: Mapping[str, Defended]) -> Defended:
+        """The codec in front of ``inputs["base"]``."""
         substitutes = {"soft": SoftJPEG(self.quality)}
         codec = Compressed(self.quality)
         return purified(inputs["base"], codec, stochastic=False, differentiable=False, substitutes=substitutes)
-
-    def fit(
-        self,
-        architecture: Architecture,
-        data: DataSet,
-        *,
-        inputs: Mapping[str, Defended],
-        seed: int,  # noqa: ARG002
-        device: torch.device,
-        budget: Budget,  # noqa: ARG002
-        progress: Progress | None = None,  # noqa: ARG002
-    ) -> Defended:
-        """The same as `build`, on `device`: there is nothing to train."""
-        defended = self.build(architecture, data, inputs)
-        defended.modules().to(device)
-        return defended
 
 
 class Compressed(nn.Module):

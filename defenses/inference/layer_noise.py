@@ -7,21 +7,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from advbench.attacks.rng import ExampleRNG
-from advbench.defenses.defended import Architecture, Defended
+from advbench.defenses.defended import Defended
+from advbench.defenses.inference.at_test_time import TestTimeDefense
 from advbench.defenses.inference.composition import call, in_front_of
 from advbench.defenses.inference.noise import mean_prediction, tiled
 from advbench.defenses.kernels.layers import layers_of
-from advbench.zoo.data import DataSet
-from advbench.zoo.training import Budget, Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LayerNoise:
+class LayerNoise(TestTimeDefense):
     """Gaussian noise at every layer at test time, predictions averaged, Gu and Rigazio 2014, arXiv:1412.5068.
 
     Section 3, noise at all layers (L*): independent normal noise of one deviation is added to the image and to the output of
@@ -44,32 +42,13 @@ class LayerNoise:
         if self.passes < 1:
             raise ValueError(f"Expected `passes` >= 1, got {self.passes}")
 
-    @property
-    def inputs(self) -> Mapping[str, str]:
-        """The model with the layers."""
-        return {"base": self.base}
-
-    def build(self, architecture: Architecture, data: DataSet, inputs: Mapping[str, Defended]) -> Defended:  # noqa: ARG002
+    def wrap(self, inputs: Mapping[str, Defended]) -> Defended:
         """Noise in the layers of ``inputs["base"]``. ValueError where its network hides them."""
         return in_front_of(
             inputs["base"],
             lambda model, stochastic: NoisyLayers(model, sigma=self.sigma, passes=self.passes, stochastic=stochastic),
             stochastic=True,
         )
-
-    def fit(
-        self,
-        architecture: Architecture,
-        data: DataSet,
-        *,
-        inputs: Mapping[str, Defended],
-        seed: int,  # noqa: ARG002
-        device: torch.device,  # noqa: ARG002
-        budget: Budget,  # noqa: ARG002
-        progress: Progress | None = None,  # noqa: ARG002
-    ) -> Defended:
-        """The same as `build`: there is nothing to train."""
-        return self.build(architecture, data, inputs)
 
 
 class NoisyLayers(nn.Module):

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from advbench.defenses.defended import Architecture, Defended, Detector
+from advbench.defenses.defended import Defended, Detector, Input
+from advbench.defenses.inference.at_test_time import TestTimeDefense
 from advbench.defenses.inference.composition import purified
 from advbench.zoo.data import DataSet
-from advbench.zoo.training import Budget, Progress
 
 _BATCH = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MagNet:
+class MagNet(TestTimeDefense):
     """MagNet, a DAE as reformer and its reconstruction error as detector, Meng and Chen 2017, arXiv:1705.09064.
 
     The classifier sees r(x), one full step of the denoiser that `mala` has too, without noise: how Srinivasan et al. 2018
@@ -42,11 +42,11 @@ class MagNet:
             raise ValueError(f"Expected `fpr` in [0, 1), got {self.fpr}")
 
     @property
-    def inputs(self) -> Mapping[str, str]:
-        """The classifier, and the denoiser that all classifiers share."""
-        return {"base": self.base, "denoiser": f"dae(sigma={self.sigma!r})"}
+    def models(self) -> Mapping[str, str | Input]:
+        """The denoiser that all classifiers share."""
+        return {"denoiser": f"dae(sigma={self.sigma!r})"}
 
-    def build(self, architecture: Architecture, data: DataSet, inputs: Mapping[str, Defended]) -> Defended:  # noqa: ARG002
+    def wrap(self, inputs: Mapping[str, Defended]) -> Defended:
         """The denoiser in front of ``inputs["base"]``, and the detector beside it, its threshold not yet set."""
         return self._around(inputs)[0]
 
@@ -57,17 +57,7 @@ class MagNet:
         detector = None if judge is None else Detector(judge)
         return purified(inputs["base"], denoiser, stochastic=False, detector=detector), judge
 
-    def fit(
-        self,
-        architecture: Architecture,  # noqa: ARG002
-        data: DataSet,
-        *,
-        inputs: Mapping[str, Defended],
-        seed: int,  # noqa: ARG002
-        device: torch.device,
-        budget: Budget,  # noqa: ARG002
-        progress: Progress | None = None,  # noqa: ARG002
-    ) -> Defended:
+    def fitted(self, data: DataSet, inputs: Mapping[str, Defended], *, seed: int, device: torch.device) -> Defended:  # noqa: ARG002
         """The defense with its threshold calibrated on the validation images, on `device`; `facts` say which."""
         defended, judge = self._around(inputs)
         defended.modules().to(device).eval()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -17,11 +17,11 @@ from advbench.attacks.access import WhiteBox, frozen
 from advbench.attacks.fgm import FGSM
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import ThreatModel, Untargeted
-from advbench.defenses.defended import Architecture, Defended, Input
+from advbench.defenses.defended import Defended, Input
+from advbench.defenses.inference.at_test_time import TestTimeDefense
 from advbench.defenses.inference.composition import call, purified
 from advbench.defenses.inference.langevin import MAX_STEPS, Langevin
 from advbench.zoo.data import DataSet, Split
-from advbench.zoo.training import Budget, Progress
 
 STEP_SIZES = (0.1, 0.2, 0.4, 1.0)
 """The a_0 that the search chooses among."""
@@ -32,7 +32,7 @@ _SEARCHED = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Relaxed(ABC):
+class Relaxed(TestTimeDefense):
     """A classifier behind Langevin steps along the score of a denoiser.
 
     x_(t+1) = x_t + a_t (r(x_t) - x_t) + d_t n_t, n_t normal, and x_N is classified; a_t and d_t as in
@@ -86,12 +86,12 @@ class Relaxed(ABC):
         return self.step_size is None or self.noise is None
 
     @property
-    def inputs(self) -> Mapping[str, str | Input]:
-        """The classifier, the denoiser, and the net that the search's images are made on."""
+    def models(self) -> Mapping[str, str | Input]:
+        """The denoiser, and the net that the search's images are made on."""
         attacker = {"attacker": Input("none", self.attacker)} if self.searches else {}
-        return {"base": self.base, "denoiser": self.denoiser, **attacker}
+        return {"denoiser": self.denoiser, **attacker}
 
-    def build(self, architecture: Architecture, data: DataSet, inputs: Mapping[str, Defended]) -> Defended:  # noqa: ARG002
+    def wrap(self, inputs: Mapping[str, Defended]) -> Defended:
         """Langevin steps in front of ``inputs["base"]``, with room for the strength that will have been found."""
         denoiser = inputs["denoiser"].model
         stochastic = self.noise != 0 or self.noise_offset > 0
@@ -107,19 +107,9 @@ class Relaxed(ABC):
         )
         return purified(inputs["base"], sampler, stochastic=stochastic, substitutes={"one-step": denoiser})
 
-    def fit(
-        self,
-        architecture: Architecture,
-        data: DataSet,
-        *,
-        inputs: Mapping[str, Defended],
-        seed: int,
-        device: torch.device,
-        budget: Budget,  # noqa: ARG002
-        progress: Progress | None = None,  # noqa: ARG002
-    ) -> Defended:
+    def fitted(self, data: DataSet, inputs: Mapping[str, Defended], *, seed: int, device: torch.device) -> Defended:
         """The defense with its strength found, on `device`; `facts` say which, and how accurate it was in the search."""
-        defended = self.build(architecture, data, inputs)
+        defended = self.wrap(inputs)
         defended.modules().to(device).eval()
         sampler = sampler_of(defended)
         candidates = product(_given(self.step_size, STEP_SIZES), _given(self.noise, NOISES))

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from advbench.defenses.defended import Architecture, Defended
+from advbench.defenses.defended import Defended
+from advbench.defenses.inference.at_test_time import TestTimeDefense
 from advbench.defenses.inference.composition import purified
 from advbench.zoo.data import DataSet
-from advbench.zoo.training import Budget, Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MedianSmoothing:
+class MedianSmoothing(TestTimeDefense):
     """Median smoothing of the input, Xu et al. 2018, arXiv:1704.01155.
 
     Every pixel becomes the median of the window around it, channel by channel, borders repeated in the mirror. Of an even
@@ -31,29 +31,13 @@ class MedianSmoothing:
     def __post_init__(self) -> None:
         check_size("size", self.size)
 
-    @property
-    def inputs(self) -> Mapping[str, str]:
-        """The model behind the smoothing."""
-        return {"base": self.base}
-
-    def build(self, architecture: Architecture, data: DataSet, inputs: Mapping[str, Defended]) -> Defended:  # noqa: ARG002
-        """The smoothing in front of ``inputs["base"]``. ValueError where the images are smaller than the window."""
+    def check(self, data: DataSet) -> None:
+        """ValueError where the images are smaller than the window."""
         check_fits(self.size, data)
-        return purified(inputs["base"], Median(self.size), stochastic=False)
 
-    def fit(
-        self,
-        architecture: Architecture,
-        data: DataSet,
-        *,
-        inputs: Mapping[str, Defended],
-        seed: int,  # noqa: ARG002
-        device: torch.device,  # noqa: ARG002
-        budget: Budget,  # noqa: ARG002
-        progress: Progress | None = None,  # noqa: ARG002
-    ) -> Defended:
-        """The same as `build`: there is nothing to train."""
-        return self.build(architecture, data, inputs)
+    def wrap(self, inputs: Mapping[str, Defended]) -> Defended:
+        """The smoothing in front of ``inputs["base"]``."""
+        return purified(inputs["base"], Median(self.size), stochastic=False)
 
 
 class Median(nn.Module):

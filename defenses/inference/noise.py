@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from advbench.attacks.rng import ExampleRNG
-from advbench.defenses.defended import Architecture, Defended
+from advbench.defenses.defended import Defended
+from advbench.defenses.inference.at_test_time import TestTimeDefense
 from advbench.defenses.inference.composition import call, in_front_of
-from advbench.zoo.data import DataSet
-from advbench.zoo.training import Budget, Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InputNoise:
+class InputNoise(TestTimeDefense):
     """Gaussian noise at the input at test time, predictions averaged, Gu and Rigazio 2014, arXiv:1412.5068.
 
     Section 3, noise at the first layer only (L1): ``p(x) = mean over passes of f(x + n)``, n normal with deviation `sigma`.
@@ -37,32 +36,13 @@ class InputNoise:
         if self.passes < 1:
             raise ValueError(f"Expected `passes` >= 1, got {self.passes}")
 
-    @property
-    def inputs(self) -> Mapping[str, str]:
-        """The model behind the noise."""
-        return {"base": self.base}
-
-    def build(self, architecture: Architecture, data: DataSet, inputs: Mapping[str, Defended]) -> Defended:  # noqa: ARG002
+    def wrap(self, inputs: Mapping[str, Defended]) -> Defended:
         """Noise in front of ``inputs["base"]``."""
         return in_front_of(
             inputs["base"],
             lambda model, stochastic: Noisy(model, sigma=self.sigma, passes=self.passes, stochastic=stochastic),
             stochastic=True,
         )
-
-    def fit(
-        self,
-        architecture: Architecture,
-        data: DataSet,
-        *,
-        inputs: Mapping[str, Defended],
-        seed: int,  # noqa: ARG002
-        device: torch.device,  # noqa: ARG002
-        budget: Budget,  # noqa: ARG002
-        progress: Progress | None = None,  # noqa: ARG002
-    ) -> Defended:
-        """The same as `build`: there is nothing to train."""
-        return self.build(architecture, data, inputs)
 
 
 class Noisy(nn.Module):

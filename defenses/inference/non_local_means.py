@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from advbench.defenses.defended import Architecture, Defended
+from advbench.defenses.defended import Defended
+from advbench.defenses.inference.at_test_time import TestTimeDefense
 from advbench.defenses.inference.bit_depth import check_range
 from advbench.defenses.inference.composition import checkpointed, purified
 from advbench.zoo.data import DataSet
-from advbench.zoo.training import Budget, Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NonLocalMeans:
+class NonLocalMeans(TestTimeDefense):
     """Non-local means of the input (Buades et al. 2005), as a squeezer of features in Xu et al. 2018, arXiv:1704.01155.
 
     Every pixel becomes the mean of the pixels in the search window around it, each weighted by how much the patch around it
@@ -38,33 +38,14 @@ class NonLocalMeans:
     def __post_init__(self) -> None:
         check_windows(self.search, self.patch, self.strength)
 
-    @property
-    def inputs(self) -> Mapping[str, str]:
-        """The model behind the filter."""
-        return {"base": self.base}
-
-    def build(self, architecture: Architecture, data: DataSet, inputs: Mapping[str, Defended]) -> Defended:  # noqa: ARG002
-        """The filter in front of ``inputs["base"]``.
-
-        Raises ValueError for images without a range of pixels, or that are smaller than the windows.
-        """
+    def check(self, data: DataSet) -> None:
+        """ValueError for images without a range of pixels, or that are smaller than the windows."""
         check_range(data)
         check_reach(self.search, self.patch, data)
-        return purified(inputs["base"], NonLocal(self.search, self.patch, self.strength), stochastic=False)
 
-    def fit(
-        self,
-        architecture: Architecture,
-        data: DataSet,
-        *,
-        inputs: Mapping[str, Defended],
-        seed: int,  # noqa: ARG002
-        device: torch.device,  # noqa: ARG002
-        budget: Budget,  # noqa: ARG002
-        progress: Progress | None = None,  # noqa: ARG002
-    ) -> Defended:
-        """The same as `build`: there is nothing to train."""
-        return self.build(architecture, data, inputs)
+    def wrap(self, inputs: Mapping[str, Defended]) -> Defended:
+        """The filter in front of ``inputs["base"]``."""
+        return purified(inputs["base"], NonLocal(self.search, self.patch, self.strength), stochastic=False)
 
 
 class NonLocal(nn.Module):

@@ -10,17 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from advbench.attacks.rng import ExampleRNG
-from advbench.defenses.defended import Architecture, Defended
+from advbench.defenses.defended import Defended
+from advbench.defenses.inference.at_test_time import TestTimeDefense
 from advbench.defenses.inference.composition import checkpointed, purified
-from advbench.zoo.data import DataSet
-from advbench.zoo.training import Budget, Progress
 
 _STEP = 1 / math.sqrt(8)
 """Of the primal and the dual variable: their product times the squared norm of the differences, 8, is at most one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TotalVariation:
+class TotalVariation(TestTimeDefense):
     """Total-variation minimisation of the input, Guo et al. 2018, arXiv:1711.00117.
 
     Some pixels are dropped at random, and the image is rebuilt from the others: the model sees the z that minimises
@@ -47,29 +46,10 @@ class TotalVariation:
         if self.steps < 1:
             raise ValueError(f"Expected `steps` >= 1, got {self.steps}")
 
-    @property
-    def inputs(self) -> Mapping[str, str]:
-        """The model behind the minimisation."""
-        return {"base": self.base}
-
-    def build(self, architecture: Architecture, data: DataSet, inputs: Mapping[str, Defended]) -> Defended:  # noqa: ARG002
+    def wrap(self, inputs: Mapping[str, Defended]) -> Defended:
         """The minimisation in front of ``inputs["base"]``."""
         smoothed = Smoothed(weight=self.weight, drop=self.drop, steps=self.steps)
         return purified(inputs["base"], smoothed, stochastic=self.drop > 0)
-
-    def fit(
-        self,
-        architecture: Architecture,
-        data: DataSet,
-        *,
-        inputs: Mapping[str, Defended],
-        seed: int,  # noqa: ARG002
-        device: torch.device,  # noqa: ARG002
-        budget: Budget,  # noqa: ARG002
-        progress: Progress | None = None,  # noqa: ARG002
-    ) -> Defended:
-        """The same as `build`: there is nothing to train."""
-        return self.build(architecture, data, inputs)
 
 
 class Smoothed(nn.Module):
