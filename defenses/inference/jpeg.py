@@ -6,10 +6,11 @@ import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
@@ -69,14 +70,14 @@ class Compressed(nn.Module):
         return read.to(x.device).to(x.dtype) / 255
 
 
-def _through_codec(image: np.ndarray[Any, np.dtype[np.uint8]], quality: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _through_codec(image: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
     """An image (c, h, w), written and read."""
     if len(image) == 3:
         return _read(Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))), quality).transpose(2, 0, 1)
     return np.stack([_read(Image.fromarray(channel), quality) for channel in image])
 
 
-def _read(picture: Image.Image, quality: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _read(picture: Image.Image, quality: int) -> NDArray[np.uint8]:
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=quality)
     with Image.open(file) as found:

@@ -8,7 +8,7 @@ walks along it, stays in its own ball, and is verified as ever.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from advbench.attacks.rng import ExampleRNG
 from advbench.defenses.inference.composition import call
 from advbench.defenses.inference.latent_search import Reconstruction
+from advbench.defenses.kernels.autograd import AutogradContext
 
 _SMALL = 1e-12
 
@@ -79,11 +80,18 @@ class LatentChord(nn.Module):
         return images.detach(), value.detach(), gradient
 
 
+class _Slopes(AutogradContext, Protocol):
+    """What `_Chord` keeps beside the latent vectors."""
+
+    model: LatentChord
+    rng: ExampleRNG
+
+
 class _Chord(torch.autograd.Function):
     """Logits as they are, with the slope of the chord as their gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, logits: Tensor, z: Tensor, model: LatentChord, rng: ExampleRNG) -> Tensor:  # noqa: ARG004
+    def forward(ctx: _Slopes, x: Tensor, logits: Tensor, z: Tensor, model: LatentChord, rng: ExampleRNG) -> Tensor:  # noqa: ARG004
         """The logits."""
         ctx.save_for_backward(z)
         ctx.model, ctx.rng = model, rng
@@ -91,7 +99,7 @@ class _Chord(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: _Slopes, cotangent: Tensor) -> tuple[Tensor, None, None, None, None]:
         """The slopes."""
         (z,) = ctx.saved_tensors
         return ctx.model.slope(z, cotangent, ctx.rng), None, None, None, None

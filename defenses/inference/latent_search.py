@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from advbench.attacks.rng import ExampleRNG
+from advbench.defenses.kernels.autograd import AutogradContext
 
 _CURVATURE_FLOOR = 1e-30
 _DRAWS = 2**24
@@ -82,6 +83,13 @@ def _slope(generator: nn.Module, z: Tensor, x: Tensor) -> Tensor:
     return gradient
 
 
+class _Path(AutogradContext, Protocol):
+    """What `Unrolled` keeps beside the images and the path."""
+
+    generator: nn.Module
+    descent: Descent
+
+
 class Unrolled(torch.autograd.Function):
     """`nearest` with the exact gradient of its L steps: the adjoint of momentum descent, from the kept path backwards.
 
@@ -90,7 +98,7 @@ class Unrolled(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, generator: nn.Module, starts: Tensor, descent: Descent) -> Tensor:
+    def forward(ctx: _Path, x: Tensor, generator: nn.Module, starts: Tensor, descent: Descent) -> Tensor:
         """The nearest generated images."""
         images, path = nearest(generator, x, starts, descent, path=True)
         ctx.save_for_backward(x, path)
@@ -99,7 +107,7 @@ class Unrolled(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: _Path, cotangent: Tensor) -> tuple[Tensor, None, None, None]:
         """The cotangents of the images `x`."""
         x, path = ctx.saved_tensors
         return unrolled_pullback(ctx.generator, x, path, ctx.descent, cotangent), None, None, None
@@ -128,6 +136,13 @@ def unrolled_pullback(generator: nn.Module, x: Tensor, path: Tensor, descent: De
     return x_bar
 
 
+class _Tangent(AutogradContext, Protocol):
+    """What `Projected` keeps beside the latent vectors."""
+
+    generator: nn.Module
+    ridge: float
+
+
 class Projected(torch.autograd.Function):
     """`nearest` with the Jacobian of the converged argmin: the projection on the generator's tangent space.
 
@@ -136,7 +151,7 @@ class Projected(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, generator: nn.Module, starts: Tensor, descent: Descent) -> Tensor:
+    def forward(ctx: _Tangent, x: Tensor, generator: nn.Module, starts: Tensor, descent: Descent) -> Tensor:
         """The nearest generated images."""
         images, z = nearest(generator, x, starts, descent)
         ctx.save_for_backward(z)
@@ -145,7 +160,7 @@ class Projected(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: _Tangent, cotangent: Tensor) -> tuple[Tensor, None, None, None]:
         """The cotangents, projected."""
         (z,) = ctx.saved_tensors
         return projection(ctx.generator, z, cotangent, ridge=ctx.ridge), None, None, None

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from advbench.defenses.kernels.autograd import AutogradContext
 from advbench.defenses.kernels.covariance import from_torus, matrix_of, padded_fft, parts
 
 LARGEST_RENEWED = 200
@@ -138,7 +139,7 @@ def quadratic_form(covariance: Covariance, g: Tensor) -> Tensor:
 
 class _QuadraticForm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, g: Tensor, covariance: Covariance) -> Tensor:
+    def forward(ctx: AutogradContext, g: Tensor, covariance: Covariance) -> Tensor:
         if not ctx.needs_input_grad[0]:
             return covariance.form(g)
         product = covariance.times(g)
@@ -147,7 +148,7 @@ class _QuadraticForm(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: AutogradContext, weight: Tensor) -> tuple[Tensor, None]:
         (product,) = ctx.saved_tensors
         return 2 * weight.view(-1, 1, 1, 1) * product, None
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from advbench.defenses.kernels.autograd import AutogradContext
 
 _CHUNK_BYTES = 2**20
 """Size of the buffer that a pass over a batch works in on the CPU: a core's second-level cache."""
@@ -151,14 +152,14 @@ class _DenseRows(torch.autograd.Function):
     """Squared row norms in one pass over the matrix, without its square beside it."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor) -> Tensor:
+    def forward(ctx: AutogradContext, weight: Tensor) -> Tensor:
         ctx.save_for_backward(weight)
         norms: Tensor = torch.linalg.vector_norm(weight, dim=1)
         return norms.square_()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: AutogradContext, gradient: Tensor) -> Tensor:
         weight: Tensor = ctx.saved_tensors[0]
         return weight * (2 * gradient).unsqueeze(1)
 
@@ -167,13 +168,13 @@ class _MaskedNorms(torch.autograd.Function):
     """``(y > 0) @ rows``, the mask made and used in the cache: one read of `y` each way and nothing of its size written."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, y: Tensor) -> Tensor:
+    def forward(ctx: AutogradContext, rows: Tensor, y: Tensor) -> Tensor:
         ctx.save_for_backward(y)
         return _masked_sums(y, rows)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: AutogradContext, gradient: Tensor) -> tuple[Tensor, None]:
         return _masked_totals(ctx.saved_tensors[0], gradient), None
 
 
@@ -181,13 +182,13 @@ class _DenseMaskedNorms(torch.autograd.Function):
     """`_DenseRows` and `_MaskedNorms` in one: small layers cost what their launches cost."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, y: Tensor) -> Tensor:
+    def forward(ctx: AutogradContext, weight: Tensor, y: Tensor) -> Tensor:
         ctx.save_for_backward(weight, y)
         return _masked_sums(y, torch.linalg.vector_norm(weight, dim=1).square_())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: AutogradContext, gradient: Tensor) -> tuple[Tensor, None]:
         weight, y = ctx.saved_tensors
         return weight * _masked_totals(y, gradient).mul_(2).unsqueeze(1), None
 
@@ -196,7 +197,7 @@ class _SoftmaxNorms(torch.autograd.Function):
     """``sum_k p_k^2 (G_kk - 2 (G p)_k + p^T G p)`` with G = W W^T, derivatives by hand: launches are all that it costs."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, logits: Tensor) -> Tensor:
+    def forward(ctx: AutogradContext, weight: Tensor, logits: Tensor) -> Tensor:
         p, gram = logits.softmax(dim=1), weight @ weight.T
         towards = p @ gram
         distances = gram.diagonal() - 2 * towards + torch.linalg.vecdot(p, towards).unsqueeze(1)
@@ -207,7 +208,7 @@ class _SoftmaxNorms(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: AutogradContext, gradient: Tensor) -> tuple[Tensor, Tensor]:
         weight, gram, p, towards, distances, squares = ctx.saved_tensors
         total, g = squares.sum(dim=1, keepdim=True), gradient.unsqueeze(1)
         in_gram = (g * (total * p - 2 * squares)).T @ p
@@ -261,14 +262,14 @@ class _PooledNorms(torch.autograd.Function):
     """See `_pooled_norms`; channels first, because picking and summing cost by the run, and a channel is one run then."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, slopes: Tensor, index: Tensor) -> Tensor:
+    def forward(ctx: AutogradContext, rows: Tensor, slopes: Tensor, index: Tensor) -> Tensor:
         ctx.save_for_backward(rows, slopes, index)
         won = rows.gather(1, index.flatten(1)).view_as(slopes)
         return won.mul_(slopes).sum(dim=2).sum(dim=0)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: AutogradContext, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         rows, slopes, index = ctx.saved_tensors
         gradient = gradient.view(1, -1, 1)
         total = torch.zeros_like(rows).scatter_add_(1, index.flatten(1), (slopes * gradient).flatten(1))
