@@ -134,7 +134,7 @@ def run(
 
 def shortened(spec: Spec) -> Any:
     """The cheap setting of a spec's attack, with the arguments that the spec gives, and its open values found."""
-    attack = short_of(registry.create("attacks", spec))
+    attack = short_of(registry.attacks.create(spec))
     if isinstance(attack, Configured):
         own = {field.name for field in dataclasses.fields(attack)}
         attack = dataclasses.replace(attack, **{name: value for name, value in spec.keywords.items() if name in own})
@@ -363,7 +363,7 @@ def specs_of(texts: Sequence[str] | None) -> list[Spec]:
     """The attacks of a list of specs, all registered ones where there is none."""
     if texts:
         return [Spec.parse(text) for text in texts]
-    return [Spec(name) for name in registry.names("attacks")]
+    return [Spec(name) for name in registry.attacks.names()]
 
 
 # --- how they look

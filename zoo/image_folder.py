@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from advbench.zoo.splits import permutation, with_validation
 
 if TYPE_CHECKING:
     from torchvision.datasets import ImageFolder
+
+PREFIX = "folder:"
 
 
 def folder(path: Path) -> DataSet:
@@ -39,7 +42,13 @@ def folder(path: Path) -> DataSet:
     order = permutation(len(test))
     y_train, y_test = (torch.tensor(part.targets, dtype=torch.int64) for part in (train, test))
     pairs = (x_train.float().div_(255), y_train), (x_test[order].float().div_(255), y_test[order])
-    return with_validation(f"folder:{path}", *pairs, len(train.classes))
+    return with_validation(f"{PREFIX}{path}", *pairs, len(train.classes))
+
+
+def resolve(name: str) -> Callable[[Path | None], DataSet]:
+    """The factory of ``folder:PATH``. It reads PATH, wherever the files of registered data sets lie."""
+    path = Path(name.removeprefix(PREFIX)).expanduser()
+    return lambda data_dir: folder(path)  # noqa: ARG005
 
 
 def _open(path: Path) -> ImageFolder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from advbench.zoo.data import DataSet
 from advbench.zoo.splits import with_validation
 
+PREFIX = "npz:"
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 _CHANNELS = (1, 3)
 
@@ -32,7 +34,13 @@ def npz(path: Path) -> DataSet:
     if train[0].shape[1:] != test[0].shape[1:]:
         sizes = [tuple(x.shape[1:]) for x, _ in (train, test)]
         raise ValueError(f"Expected x_train and x_test with images of one shape, got {sizes[0]} and {sizes[1]}")
-    return with_validation(f"npz:{path}", train, test, _class_count(train[1], test[1]))
+    return with_validation(f"{PREFIX}{path}", train, test, _class_count(train[1], test[1]))
+
+
+def resolve(name: str) -> Callable[[Path | None], DataSet]:
+    """The factory of ``npz:PATH``. It reads PATH, wherever the files of registered data sets lie."""
+    path = Path(name.removeprefix(PREFIX)).expanduser()
+    return lambda data_dir: npz(path)  # noqa: ARG005
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:

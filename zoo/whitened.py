@@ -13,6 +13,7 @@ from advbench.zoo import torchvision_sets
 from advbench.zoo.data import DataSet, Split
 from advbench.zoo.preprocessing import Whiten
 
+PREFIX = "zca:"
 _CHUNK = 2048
 _EPSILON = 0.1
 
@@ -31,7 +32,7 @@ def whitened(data: DataSet) -> DataSet:
         replace(split, x=_mapped(whiten, split)) for split in (data.train, data.validation, data.test)
     )
     fingerprint = hashlib.sha256(f"zca {_EPSILON} {data.fingerprint}".encode()).hexdigest()
-    name = f"zca:{data.name}"
+    name = f"{PREFIX}{data.name}"
     return DataSet(name, train, validation, test, data.n_classes, {"linf": 0.1}, fingerprint=fingerprint, box=None)
 
 

@@ -34,7 +34,8 @@ from advbench.defenses.training.gradient_norm import GradientNorm
 from advbench.defenses.training.linearised import linearise
 from advbench.defenses.training.plain import Plain
 from advbench.defenses.training.structured_gradient import SGR, SGRFGSM, SGRPGD
-from advbench.zoo import architectures
+from advbench.registry import registry
+from advbench.registry.specs import Spec
 from advbench.zoo.data import Split
 from advbench.zoo.training import Objective, Step, seeded
 
@@ -171,7 +172,7 @@ def _steps(architecture: str, n: int, shape: tuple[int, int, int], device: torch
     generator = torch.Generator().manual_seed(0)
     images = Split.of(torch.rand(n, *shape, generator=generator), torch.randint(10, (n,), generator=generator)).to(device)
     with seeded(0, device):
-        model = architectures.build(architecture, shape, 10).to(device).train()
+        model = registry.build_network(Spec(architecture), shape, 10).to(device).train()
     step = Step(0, 0, 0, images.index)
     sgr = SGR().start(images)
     calls = {

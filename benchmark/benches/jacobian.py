@@ -34,7 +34,8 @@ from advbench.defenses.training.gaussian_noise import GaussianNoise
 from advbench.defenses.training.pretrained import ContractivePretraining, SparsePretraining
 from advbench.defenses.training.trained import Trained
 from advbench.defenses.training.weight_decay import WeightDecay
-from advbench.zoo import architectures
+from advbench.registry import registry
+from advbench.registry.specs import Spec
 from advbench.zoo.data import DataSet, Split
 from advbench.zoo.training import Budget, Step, seeded
 
@@ -249,7 +250,7 @@ def _training(name: str, device: torch.device) -> Iterator[BenchRow]:
     """A training step of each defense over one of plain training, and whole trainings of those that train twice."""
 
     def architecture() -> nn.Module:
-        return architectures.build(name, (1, 28, 28), 10)
+        return registry.build_network(Spec(name), (1, 28, 28), 10)
 
     data, budget = _random_images(8 * BATCH), Budget(epochs=1, batch_size=BATCH)
     with seeded(0, device):

@@ -20,7 +20,6 @@ from advbench.defenses.training.pretrained import Pretrained, autoencoder_around
 from advbench.defenses.training.trained import FromScratch
 from advbench.registry import registry
 from advbench.registry.specs import Spec
-from advbench.zoo import architectures
 from advbench.zoo.data import Split
 from advbench.zoo.training import Objective, Step, seeded
 
@@ -64,7 +63,7 @@ def steps(network: str, device: torch.device, *, seconds: float = 60.0) -> Itera
 
 def defenses() -> dict[str, FromScratch]:
     """The registered defenses that train a net from scratch by one objective, with their defaults."""
-    created = {name: registry.create("defenses", Spec(name)) for name in registry.names("defenses")}
+    created = {name: registry.defenses.create(Spec(name)) for name in registry.defenses.names()}
     return {name: _settled(each) for name, each in created.items() if isinstance(each, FromScratch)}
 
 
@@ -84,7 +83,7 @@ def stepper(defense: FromScratch, network: str, device: torch.device) -> Callabl
     x, y = torch.rand(BATCH, *SHAPE, generator=generator), torch.randint(10, (BATCH,), generator=generator)
     images = Split.of(x, y).to(device)
     with seeded(0, device):
-        model = architectures.build(network, SHAPE, 10).train()
+        model = registry.build_network(Spec(network), SHAPE, 10).train()
     if not isinstance(defense, Pretrained):
         return _step(model.to(device), images, defense.start(images))
     autoencoder = autoencoder_around(model, SHAPE, seed=0).to(device)

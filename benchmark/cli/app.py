@@ -12,6 +12,7 @@ from advbench import __version__
 from advbench.cli.choices import BenchName, ListKind, Scale, TableFormat
 from advbench.cli.record_commands import baseline, check, publish, report
 from advbench.cli.terminal import print_plan, print_result, print_verdicts, refuse, watcher
+from advbench.registry.schemes import targets
 
 if TYPE_CHECKING:
     from advbench.plan.plan import Plan
@@ -117,9 +118,7 @@ def run(
 
 @app.command()
 def evaluate(
-    target: Annotated[
-        str, typer.Argument(help="file.py:factory, package.module:factory, file.onnx or torchvision/NAME.", metavar="TARGET")
-    ],
+    target: Annotated[str, typer.Argument(help=f"{targets()}.", metavar="TARGET")],
     dataset: Annotated[str, typer.Option(help="A data set's name, npz:PATH or folder:PATH.")],
     data_dir: Annotated[
         Path | None, typer.Option(help="Directory containing the data sets. [default: $ADVBENCH_DATA]")
@@ -229,17 +228,16 @@ def list_components(
     kind: Annotated[ListKind | None, typer.Argument(help="The kind of component. [default: all]")] = None,
 ) -> None:
     """List the registered components, one per line, with the paper each comes from."""
-    from advbench.registry import registry
+    from advbench.registry import registry, schemes
 
-    kinds = registry.KINDS if kind is None else (kind.value,)
+    kinds = schemes.KINDS if kind is None else (kind.value,)
     for each in kinds:
-        names = registry.names(each)
+        rows = registry.of(each).listing()
+        width = max((len(name) for name, _ in rows), default=0)
         if len(kinds) > 1:
             print(f"{each}:")
-        for name in names:
-            print(f"{name:{max(map(len, names), default=0)}}  {registry.describe(each, name)}")
-        if each in registry.OPEN_NAMES:
-            print(f"and {registry.OPEN_NAMES[each]}")
+        for name, description in rows:
+            print(f"{name:{width}}  {description}")
         if each != kinds[-1]:
             print()
 

@@ -68,7 +68,7 @@ def _crafts(
 def _evasions(planner: Planner, target: Target, epsilon: float | None) -> dict[str, str]:
     """Images crafted past a target's detector, by surrogate; they stand beside every attack's."""
     guarded = [view for view in target.surrogates if view.guarded]
-    if not guarded or planner.config.norm not in registry.create("attacks", _EVASION).norms:
+    if not guarded or planner.config.norm not in registry.attacks.create(_EVASION).norms:
         return {}
     found = _crafts(planner, target, planner.attack(_EVASION), epsilon, guarded)
     return {f"{name}, {_EVASION}": craft for name, craft in found.items()}

@@ -62,7 +62,7 @@ def make_plan(config: Config, *, measure: bool = True, data: DataSet | None = No
     measure: whether to measure a compute batch that is not yet known on this machine (a dry run does not). data: the data
     set of `config`, where it is loaded already.
     """
-    registry.check_name("datasets", config.dataset)
+    registry.datasets.check(config.dataset)
     if config.compile:
         check_compiler(resolve_devices(config.device)[0])
     planner, suite = Planner(config, measure, data), suite_of(config)

@@ -112,7 +112,7 @@ class Planner:
 
     def attack(self, spec: Spec) -> PlannedAttack:
         """The attack of a spec. ValueError if it does not support the norm of the run."""
-        attack = registry.create("attacks", spec)
+        attack = registry.attacks.create(spec)
         if self.config.norm not in attack.norms:
             raise ValueError(
                 f"The attack {spec.name!r} is for {', '.join(sorted(attack.norms))}, got norm {self.config.norm!r}"
@@ -127,8 +127,8 @@ class Planner:
 
     def _defense(self, spec: Spec) -> tuple[Any, dict[str, Any]]:
         """The component, its unset radius filled in, and its content."""
-        kind: Literal["defenses", "parts"] = "parts" if spec.name in registry.table("parts") else "defenses"
-        defense = registry.create(kind, spec)
+        kind = registry.of_defense(spec.name)
+        defense: Any = kind.create(spec)
         if getattr(defense, "epsilon", 0.0) is None:
             norm = getattr(defense, "norm", self.config.norm)
             given = [radius for radius in self.radii if radius is not None] if norm == self.config.norm else []
@@ -136,7 +136,7 @@ class Planner:
             if radius is None:
                 raise ValueError(f"{spec}: the data set {self.data.name} has no usual {norm} radius: give epsilon")
             defense = dataclasses.replace(defense, epsilon=radius)
-        return defense, registry.content(kind, spec, defense)
+        return defense, registry.content(kind.kind, spec, defense)
 
     # --- tasks
 

@@ -1,4 +1,4 @@
-"""The registry: advbench's own components and those of plug-ins, by name."""
+"""The registries: advbench's own components and those of plug-ins, by name, one `Registry` per kind."""
 
 from __future__ import annotations
 
@@ -8,153 +8,205 @@ import importlib
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, cast, runtime_checkable
 
 from advbench.attacks import ATTACKS
 from advbench.defenses import DEFENSES, PARTS
+from advbench.registry.schemes import Kind, Scheme, close_names, listed, scheme_of
 from advbench.registry.sources import source_hash
 from advbench.registry.specs import Spec
 from advbench.zoo import ARCHITECTURES, DATASETS
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from advbench.attacks.attack import Attack
+    from advbench.defenses.defended import Defense
     from advbench.zoo.data import DataSet
 
-Kind = Literal["attacks", "defenses", "parts", "architectures", "datasets"]
-KINDS: tuple[Kind, ...] = ("attacks", "defenses", "parts", "architectures", "datasets")
-
-_OWN: Mapping[Kind, Mapping[str, str]] = {
-    "attacks": ATTACKS,
-    "defenses": DEFENSES,
-    "parts": PARTS,
-    "architectures": ARCHITECTURES,
-    "datasets": DATASETS,
-}
-_UNLISTED: Mapping[Kind, Mapping[str, str]] = {"defenses": {"own": "advbench.user_models.networks:Own"}}
-"""Components that mean nothing without arguments, such as a file of weights."""
-
-OPEN_NAMES: Mapping[Kind, str] = {
-    "attacks": "foolbox/NAME, torchattacks/NAME and adv-lib/NAME for the attacks of these libraries, where installed",
-    "defenses": "own(weights='FILE') for a trained model of yours, of an architecture own:TARGET",
-    "architectures": "torchvision/NAME for every classifier of torchvision, on 3-channel images, and own:TARGET for yours "
-    "(file.py:factory, package.module:factory or file.onnx)",
-    "datasets": "npz:PATH (Keras: x_train, y_train, x_test, y_test), folder:PATH (ImageFolder) and zca:NAME (whitened)",
-}
-"""Kinds with names beyond the table, described in a line."""
-
-_OPEN_PREFIXES: Mapping[Kind, tuple[str, ...]] = {
-    "attacks": ("foolbox/", "torchattacks/", "adv-lib/"),
-    "architectures": ("torchvision/", "own:"),
-    "datasets": ("npz:", "folder:", "zca:", "own:"),
-}
-
-_RESOLVERS: Mapping[tuple[Kind, str], str] = {
-    ("attacks", "foolbox/"): "advbench.user_models.library_attacks:resolve",
-    ("attacks", "torchattacks/"): "advbench.user_models.library_attacks:resolve",
-    ("attacks", "adv-lib/"): "advbench.user_models.library_attacks:resolve",
-    ("architectures", "own:"): "advbench.user_models.networks:resolve",
-    ("datasets", "own:"): "advbench.user_models.networks:held",
-}
-"""Who gives the factory of an open name: the reference of a function of the name. A factory's `identity`, a text, says
-what its results depend on beside advbench's sources: a file of the user's, the version of a library."""
+T_co = TypeVar("T_co", covariant=True)
 
 
 class UnknownNameError(ValueError):
     """A name that no component has; the message says which names are close."""
 
 
-@cache
-def table(kind: Kind) -> Mapping[str, str]:
-    """Every registered name of a kind with its ``module:factory`` reference; advbench's own names cannot be replaced."""
-    found = dict(_OWN[kind])
-    for point in metadata.entry_points(group=f"advbench.{kind}"):
-        if point.name in found:
-            warnings.warn(f"plug-in {point.value} was left out: {kind} already has the name {point.name!r}", stacklevel=2)
-        else:
-            found[point.name] = point.value
+class Registry(Generic[T_co]):
+    """The components of one kind by name: advbench's own, those of plug-ins, and those that a scheme resolves.
+
+    kind: the kind, and the entry points' group ``advbench.KIND``. own: advbench's own, name -> ``module:factory``; a plug-in
+    cannot take their names. T_co: what a factory of this kind returns.
+    """
+
+    def __init__(self, kind: Kind, own: Mapping[str, str]) -> None:
+        self.kind = kind
+        self.own = own
+
+    @cached_property
+    def _plugins(self) -> Mapping[str, str]:
+        found: dict[str, str] = {}
+        for point in metadata.entry_points(group=f"advbench.{self.kind}"):
+            if point.name in self.own or point.name in found:
+                text = f"plug-in {point.value} was left out: {self.kind} already has the name {point.name!r}"
+                warnings.warn(text, stacklevel=2)
+            else:
+                found[point.name] = point.value
+        return found
+
+    @property
+    def table(self) -> Mapping[str, str]:
+        """Every registered name with its ``module:factory`` reference, in the order of registration."""
+        return {**self.own, **self._plugins}
+
+    def names(self) -> list[str]:
+        """The registered names, in the order of registration."""
+        return list(self.table)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.table
+
+    def check(self, name: str) -> None:
+        """Raise UnknownNameError, with the closest names, unless a component has the name."""
+        if name in self or scheme_of(self.kind, name) is not None:
+            return
+        close = close_names(self.kind, name, self.names())
+        hint = f"did you mean {' or '.join(close)}?" if close else f"`advbench list {self.kind}` shows all"
+        raise UnknownNameError(f"Expected one of the registered {self.kind}, got {name!r}: {hint}")
+
+    def scheme(self, name: str) -> Scheme | None:
+        """The scheme that resolves a name; None for a registered or an unknown one."""
+        return None if name in self else scheme_of(self.kind, name)
+
+    def reference(self, name: str) -> str:
+        """The ``module:factory`` of a registered name, or the ``module:function`` that resolves it. UnknownNameError."""
+        self.check(name)
+        scheme = self.scheme(name)
+        return self.table[name] if scheme is None else scheme.resolver
+
+    def factory(self, name: str) -> Callable[..., T_co]:
+        """The factory of a component. ValueError, in one line, for an unknown name and a plug-in that cannot be imported."""
+        reference, scheme = self.reference(name), self.scheme(name)
+        if scheme is not None:
+            found = _loaded(reference)
+            return cast("Callable[..., T_co]", found if scheme.exact else found(name))
+        try:
+            return cast("Callable[..., T_co]", _loaded(reference))
+        except (Exception, SystemExit) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(f"The {self.kind[:-1]} {name!r} cannot be loaded: {reason}") from error
+
+    def bind(self, spec: Spec) -> Callable[..., T_co]:
+        """The factory of a spec with the spec's arguments set. ValueError names the first that it does not take."""
+        make = self.factory(spec.name)
+        if not spec.arguments:
+            return make
+        accepted = list(inspect.signature(make).parameters)
+        for argument, _ in spec.arguments:
+            if argument not in accepted:
+                close = difflib.get_close_matches(argument, accepted, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(accepted) or 'no arguments'}"
+                raise ValueError(f"The {self.kind[:-1]} {spec.name!r} has no argument {argument!r}: {hint}")
+        return partial(make, **spec.keywords)
+
+    def create(self, spec: Spec) -> T_co:
+        """The component of a spec, where the spec's arguments are all that its factory needs.
+
+        ValueError, in one line, for an unknown name, an argument that the component lacks, or a value that it refuses.
+        """
+        make = self.bind(spec)
+        try:
+            return make()
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{spec}: {error}") from error
+
+    def describe(self, name: str) -> str:
+        """One line: the first line of the factory's docstring, without its full stop."""
+        try:
+            text = inspect.getdoc(self.factory(name)) or ""
+        except ValueError as error:
+            return f"unavailable: {error}"
+        return text.partition("\n")[0].removesuffix(".")
+
+    def listing(self) -> list[tuple[str, str]]:
+        """What people are shown: every registered name, then the form of every scheme, each with its description."""
+        rows = [(name, self.describe(name)) for name in self.names()]
+        return rows + [(scheme.form, scheme.description) for scheme in listed(self.kind)]
+
+
+attacks: Registry[Attack] = Registry("attacks", ATTACKS)
+defenses: Registry[Defense] = Registry("defenses", DEFENSES)
+parts: Registry[Defense] = Registry("parts", PARTS)
+architectures: Registry[nn.Module] = Registry("architectures", ARCHITECTURES)
+datasets: Registry[DataSet] = Registry("datasets", DATASETS)
+
+_BY_KIND: Mapping[Kind, Registry[object]] = {
+    "attacks": attacks,
+    "defenses": defenses,
+    "parts": parts,
+    "architectures": architectures,
+    "datasets": datasets,
+}
+
+
+def of(kind: Kind) -> Registry[object]:
+    """The registry of a kind."""
+    return _BY_KIND[kind]
+
+
+def of_defense(name: str) -> Registry[Defense]:
+    """The registry of a defense's name: of parts, where it is one, else of defenses."""
+    return parts if name in parts else defenses
+
+
+def build_network(spec: Spec, shape: tuple[int, int, int], n_classes: int) -> nn.Module:
+    """A fresh network of a spec: images (n, *shape) in [0, 1] -> logits (n, n_classes).
+
+    Its weights come from torch's global generator: build inside `advbench.zoo.training.seeded`.
+    Raises ValueError for an unknown name, fewer than two classes, or images that the network cannot take.
+    """
+    if n_classes < 2:
+        raise ValueError(f"Expected `n_classes` >= 2, got {n_classes}")
+    return architectures.bind(spec)(shape, n_classes)
+
+
+def load_dataset(name: str, data_dir: Path | None = None) -> DataSet:
+    """A data set by name.
+
+    data_dir: the folder with the files of a registered data set; None stands for $ADVBENCH_DATA, or else for the cache
+    folder, to which they are downloaded. Raises ValueError for an unknown name or files of another form, FileNotFoundError
+    for missing files, each in one line.
+    """
+    return datasets.factory(name)(data_dir)
+
+
+def resolve_whitened(name: str) -> Callable[[Path | None], DataSet]:
+    """The factory of ``zca:NAME``: the data set of the rest of the name, whitened."""
+    from advbench.zoo.whitened import PREFIX, whitened
+
+    plain = datasets.factory(name.removeprefix(PREFIX))
+    return lambda data_dir: whitened(plain(data_dir))
+
+
+def _loaded(reference: str) -> Callable[..., object]:
+    module, _, attribute = reference.partition(":")
+    found: object = getattr(importlib.import_module(module), attribute)
+    if not callable(found):
+        raise TypeError(f"Expected a factory at {reference}, got {type(found).__name__}")
     return found
 
 
-def names(kind: Kind) -> list[str]:
-    """The registered names of a kind, in the order of registration."""
-    return list(table(kind))
-
-
-def check_name(kind: Kind, name: str) -> None:
-    """Raise UnknownNameError, with the closest names, unless a component of this kind has the name."""
-    if name in _references(kind) or name.startswith(_OPEN_PREFIXES.get(kind, ())):
-        return
-    close = difflib.get_close_matches(name, table(kind), n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"`advbench list {kind}` shows all"
-    raise UnknownNameError(f"Expected one of the registered {kind}, got {name!r}: {hint}")
-
-
 def factory(kind: Kind, name: str) -> Callable[..., Any]:
-    """The factory of a registered component. ValueError, in one line, where a plug-in cannot be imported."""
-    check_name(kind, name)
-    resolver = _resolver(kind, name)
-    if resolver is not None:
-        return _loaded(resolver)(name)  # type: ignore[no-any-return]
-    try:
-        return _loaded(_references(kind)[name])  # type: ignore[no-any-return]
-    except Exception as error:
-        raise ValueError(f"The {kind[:-1]} {name!r} cannot be loaded: {type(error).__name__}: {error}") from error
-
-
-def _references(kind: Kind) -> Mapping[str, str]:
-    return {**table(kind), **_UNLISTED.get(kind, {})}
+    """The factory of a component of a kind; see `Registry.factory`."""
+    return of(kind).factory(name)
 
 
 def _resolver(kind: Kind, name: str) -> str | None:
     """Who gives the factory of an open name; None for any other."""
-    if name in table(kind):
-        return None
-    found = (reference for (each, prefix), reference in _RESOLVERS.items() if each == kind and name.startswith(prefix))
-    return next(found, None)
-
-
-def _loaded(reference: str) -> Any:
-    module, _, attribute = reference.partition(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
-def create(kind: Literal["attacks", "defenses", "parts"], spec: Spec) -> Any:
-    """The component of a spec. ValueError names the argument that does not fit."""
-    make = factory(kind, spec.name)
-    accepted = list(inspect.signature(make).parameters)
-    for argument, _ in spec.arguments:
-        if argument not in accepted:
-            close = difflib.get_close_matches(argument, accepted, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(accepted) or 'no arguments'}"
-            raise ValueError(f"The {kind[:-1]} {spec.name!r} has no argument {argument!r}: {hint}")
-    try:
-        return make(**spec.keywords)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{spec}: {error}") from error
-
-
-def load_dataset(name: str, data_dir: Path | None) -> DataSet:
-    """A data set, advbench's own or a plug-in's. ValueError or FileNotFoundError, in one line, where it is not there."""
-    from advbench.zoo import datasets
-
-    if _resolver("datasets", name):
-        mine: DataSet = factory("datasets", name)()
-        return mine
-    if name in DATASETS or name not in table("datasets"):
-        return datasets.load(name, data_dir)
-    data: DataSet = factory("datasets", name)(data_dir)
-    return data
-
-
-def describe(kind: Kind, name: str) -> str:
-    """One line: the first line of the factory's docstring, without its full stop."""
-    try:
-        text = inspect.getdoc(factory(kind, name)) or ""
-    except ValueError as error:
-        return f"unavailable: {error}"
-    return text.partition("\n")[0].removesuffix(".")
+    scheme = of(kind).scheme(name)
+    return None if scheme is None or scheme.exact else scheme.resolver
 
 
 def content(kind: Kind, spec: Spec, component: Any) -> dict[str, Any]:
@@ -194,11 +246,8 @@ class Identified(Protocol):
 
 
 def module_of(kind: Kind, name: str) -> str:
-    """The module that defines a component."""
-    reference = _references(kind).get(name) or _resolver(kind, name)
-    if reference is not None:
-        return reference.partition(":")[0]
-    return "advbench.zoo.architectures" if kind == "architectures" else "advbench.zoo.datasets"
+    """The module that defines a component. UnknownNameError."""
+    return of(kind).reference(name).partition(":")[0]
 
 
 def _plain(value: Any) -> Any:

@@ -21,6 +21,7 @@ _LOOKUPS = frozenset(
     {
         "advbench",
         "advbench.registry.registry",
+        "advbench.registry.schemes",
         "advbench.attacks",
         "advbench.defenses",
         "advbench.zoo",

@@ -6,7 +6,6 @@ import ast
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 Scalar = bool | int | float | str | None
 
@@ -19,10 +18,10 @@ class Spec:
     """
 
     name: str
-    arguments: tuple[tuple[str, Any], ...] = field(default=())
+    arguments: tuple[tuple[str, object], ...] = field(default=())
 
     @staticmethod
-    def of(name: str, arguments: Mapping[str, Any] | None = None) -> Spec:
+    def of(name: str, arguments: Mapping[str, object] | None = None) -> Spec:
         """A spec with its arguments in canonical order."""
         return Spec(name, tuple(sorted((key, _frozen(value)) for key, value in (arguments or {}).items())))
 
@@ -44,7 +43,7 @@ class Spec:
         return Spec.of(name.strip(), arguments)
 
     @property
-    def keywords(self) -> dict[str, Any]:
+    def keywords(self) -> dict[str, object]:
         """The arguments as a factory takes them."""
         return dict(self.arguments)
 
@@ -75,10 +74,10 @@ def split_list(text: str) -> list[str]:
     return [part for part in parts if part]
 
 
-def canonical(content: Any) -> str:
+def canonical(content: object) -> str:
     """The one JSON text of a content: sorted keys, no spaces, no NaN."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _frozen(value: Any) -> Any:
+def _frozen(value: object) -> object:
     return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value

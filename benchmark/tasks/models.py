@@ -12,7 +12,7 @@ from torch import nn
 from advbench.defenses.defended import Defended
 from advbench.registry import registry
 from advbench.registry.specs import Spec
-from advbench.zoo import architectures, checkpoints, training
+from advbench.zoo import checkpoints, training
 from advbench.zoo.data import DataSet
 from advbench.zoo.training import Budget
 
@@ -21,11 +21,8 @@ Contents = Mapping[str, Mapping[str, Any]]
 
 
 def architecture_of(name: str, arguments: Mapping[str, Any], data: DataSet) -> nn.Module:
-    """A fresh network of a registered architecture for the images of `data`."""
-    if name.startswith("torchvision/"):
-        return architectures.build(name, data.shape, data.n_classes)
-    module: nn.Module = registry.factory("architectures", name)(data.shape, data.n_classes, **arguments)
-    return module
+    """A fresh network of an architecture for the images of `data`."""
+    return registry.build_network(Spec.of(name, arguments), data.shape, data.n_classes)
 
 
 def build_defended(content: Mapping[str, Any], contents: Contents, data: DataSet) -> Defended:
@@ -73,7 +70,7 @@ def fit_defended(
 def defense_of(content: Mapping[str, Any]) -> Any:
     """The defense of a training task's content, with every argument as the content holds it."""
     described = content["defense"]
-    return registry.restore("parts" if described["name"] in registry.table("parts") else "defenses", described)
+    return registry.restore("parts" if described["name"] in registry.parts else "defenses", described)
 
 
 def _architecture(content: Mapping[str, Any], data: DataSet) -> Callable[[], nn.Module]:

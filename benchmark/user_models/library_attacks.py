@@ -12,12 +12,12 @@ import hashlib
 import importlib
 import inspect
 import sys
-import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, make_dataclass
 from functools import cache
 from importlib import metadata
+from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
@@ -66,7 +66,7 @@ class Foreign(ABC):
     targeted: ClassVar[bool] = False
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, object]:
         """What the user may set, by the library's names."""
         return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
 
@@ -101,10 +101,10 @@ class Foreign(ABC):
     def _attack(self, model: Counted, x: Tensor, y: Tensor, threat: ThreatModel) -> tuple[Tensor, Tensor | None]:
         """The library's images, and which of them it says are successes, if it says so."""
 
-    def _given(self, model: Counted, x: Tensor, norms: Mapping[str, Any], threat: ThreatModel) -> dict[str, Any]:
+    def _given(self, model: Counted, x: Tensor, norms: Mapping[str, object], threat: ThreatModel) -> dict[str, object]:
         """The arguments of the harness's that the library's attack takes."""
         traits, accepted = self.traits, inspect.signature(self.traits.make).parameters
-        given: dict[str, Any] = {name: model.classes(x) for name in ("n_classes", "num_classes") if name in accepted}
+        given: dict[str, object] = {name: model.classes(x) for name in ("n_classes", "num_classes") if name in accepted}
         given |= {"targeted": False} if "targeted" in accepted else {}
         given |= {traits.radius: threat.epsilon} if traits.radius else {}
         return given | ({traits.norm: norms[threat.norm]} if traits.norm else {})
@@ -221,7 +221,7 @@ def resolve(name: str) -> type[Foreign]:
     reserved = _GIVEN | {traits.radius, traits.norm}
     return make_dataclass(
         attack,
-        [(parameter, Any, default) for parameter, default in filter(None, found) if parameter not in reserved],
+        [(parameter, object, default) for parameter, default in filter(None, found) if parameter not in reserved],
         bases=(base,),
         namespace=own,
         frozen=True,
@@ -229,7 +229,7 @@ def resolve(name: str) -> type[Foreign]:
     )
 
 
-def _field(name: str, parameter: inspect.Parameter) -> tuple[str, Any] | None:
+def _field(name: str, parameter: inspect.Parameter) -> tuple[str, object] | None:
     """An argument that the user may set, and its default; None for one that cannot be written down."""
     if parameter.name in _GIVEN or parameter.kind is inspect.Parameter.VAR_KEYWORD:
         return None
@@ -243,12 +243,12 @@ def _field(name: str, parameter: inspect.Parameter) -> tuple[str, Any] | None:
     return None
 
 
-def _imported(library: str, name: str) -> Any:
+def _imported(library: str, name: str) -> ModuleType:
     """A library's module. ValueError, in one line, where it is missing or broken."""
     module = {"adv-lib": "adv_lib.attacks"}.get(library, library)
     stub = None
     if library == "adv-lib" and importlib.util.find_spec("visdom") is None:
-        stub = types.ModuleType("visdom")  # adv-lib asks for it in order to draw, which nobody does here
+        stub = ModuleType("visdom")  # adv-lib asks for it in order to draw, which nobody does here
         vars(stub)["Visdom"] = object
         sys.modules["visdom"] = stub
     try:
@@ -261,7 +261,7 @@ def _imported(library: str, name: str) -> Any:
             del sys.modules["visdom"]
 
 
-def _foolbox(module: Any, name: str) -> Traits:
+def _foolbox(module: ModuleType, name: str) -> Traits:
     make, base = getattr(module.attacks, name, None), module.attacks.base
     if not (inspect.isclass(make) and issubclass(make, base.AttackWithDistance)) or inspect.isabstract(make):
         raise ValueError(f"Expected an attack of foolbox, got {name!r}: see foolbox.attacks")
@@ -282,7 +282,7 @@ _L1 = ("EADL1", "EADEN")
 _L0 = ("JSMA", "OnePixel", "Pixle", "SparseFool")
 
 
-def _torchattacks(module: Any, name: str) -> Traits:
+def _torchattacks(module: ModuleType, name: str) -> Traits:
     make = getattr(module, name, None)
     if not (inspect.isclass(make) and issubclass(make, module.attack.Attack)) or make is module.attack.Attack:
         raise ValueError(f"Expected an attack of torchattacks, got {name!r}: see torchattacks.__all__")
@@ -318,7 +318,7 @@ _ADV_LIB: Mapping[str, tuple[frozenset[str], str | None, str | None]] = {
 """name -> norms, argument of the radius, argument of the norm."""
 
 
-def _adv_lib(module: Any, name: str) -> Traits:
+def _adv_lib(module: ModuleType, name: str) -> Traits:
     make = getattr(module, name, None)
     if name not in _ADV_LIB or make is None:
         raise ValueError(f"Expected an attack of adv-lib among {', '.join(_ADV_LIB)}, got {name!r}")
@@ -326,7 +326,7 @@ def _adv_lib(module: Any, name: str) -> Traits:
     return Traits(make, norms, radius, norm, minimal=radius is None)
 
 
-_BASES: Mapping[str, tuple[type[Foreign], Callable[[Any, str], Traits]]] = {
+_BASES: Mapping[str, tuple[type[Foreign], Callable[[ModuleType, str], Traits]]] = {
     "foolbox": (FoolboxAttack, _foolbox),
     "torchattacks": (TorchattacksAttack, _torchattacks),
     "adv-lib": (AdvLibAttack, _adv_lib),

@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from advbench.registry.schemes import OWN
+from advbench.user_models.files import file_hash, one_line
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 _OPSET = 17
 """The newest version of ONNX's operators that onnx2torch knows throughout; newer files are converted down to it."""
 _TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxNetwork:
+    """The graph of an ONNX file, called as architectures are: (shape, n_classes) -> network."""
+
+    file: Path
+
+    def __call__(self, shape: tuple[int, int, int], n_classes: int) -> nn.Module:  # noqa: ARG002
+        """The network. ValueError, in one line, where the file cannot be converted."""
+        return convert(self.file)
+
+    @property
+    def identity(self) -> str:
+        """The hash of the file."""
+        return file_hash(self.file)
+
+
+def resolve(name: str) -> OnnxNetwork:
+    """The network of a name ``own:FILE.onnx``."""
+    return OnnxNetwork(Path(name.removeprefix(OWN)))
 
 
 def convert(file: Path) -> nn.Module:
@@ -28,10 +57,9 @@ def convert(file: Path) -> nn.Module:
         onnx.checker.check_model(graph)
         converted: nn.Module = onnx2torch.convert(_lowered(graph))
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = f"{type(error).__name__}: {one_line(error, 200)}"
         raise ValueError(
-            f"{file} cannot be converted by onnx2torch: {type(error).__name__}: {reason}; "
-            f"export it with opset_version={_OPSET}"
+            f"{file} cannot be converted by onnx2torch: {reason}; export it with opset_version={_OPSET}"
         ) from error
     return converted
 
@@ -42,11 +70,10 @@ def check(file: Path, model: nn.Module, x: Tensor) -> None:
     Raises ValueError where they differ by more than rounding, or where the file takes no images of this shape.
     """
     try:
-        expected = torch.from_numpy(np.asarray(_answer(file, x.cpu().numpy())))
+        expected = torch.from_numpy(_answer(file, x.cpu().numpy()))
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"Expected an ONNX model that takes images {tuple(x.shape)} of any number: {reason}; "
+            f"Expected an ONNX model that takes images {tuple(x.shape)} of any number: {one_line(error, 200)}; "
             "export it with a free batch axis"
         ) from error
     with torch.no_grad():
@@ -56,7 +83,7 @@ def check(file: Path, model: nn.Module, x: Tensor) -> None:
         raise ValueError(f"{file} was not converted faithfully by onnx2torch: its logits differ from those of ONNX")
 
 
-def _lowered(graph: Any) -> Any:
+def _lowered(graph: ModelProto) -> ModelProto:
     """The graph in operators that onnx2torch knows, where ONNX can say it so."""
     from onnx import version_converter
 
@@ -75,13 +102,14 @@ def _lowered(graph: Any) -> Any:
     return graph
 
 
-def _answer(file: Path, x: np.ndarray[Any, Any]) -> Any:
+def _answer(file: Path, x: NDArray[np.float32]) -> NDArray[np.float32]:
     try:
         import onnxruntime
     except ImportError:
         from onnx.reference import ReferenceEvaluator
 
-        session: Any = ReferenceEvaluator(str(file))
-        return session.run(None, {session.input_names[0]: x})[0]
+        reference = ReferenceEvaluator(str(file))
+        first, *_ = reference.run(None, {reference.input_names[0]: x})
+        return np.asarray(first)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    return session.run(None, {session.get_inputs()[0].name: x})[0]
+    return np.asarray(session.run(None, {session.get_inputs()[0].name: x})[0])

@@ -6,20 +6,15 @@ It becomes the only target of a plan, so that the same harness verifies its atta
 from __future__ import annotations
 
 import hashlib
-import itertools
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from advbench.attacks.access import frozen
 from advbench.attacks.capabilities import need_of
 from advbench.clocks import resolve_devices
 from advbench.config import Config, make_config
@@ -27,13 +22,18 @@ from advbench.engine.scheduler import Watcher, run_plan
 from advbench.plan.compute_batch import DEFAULT_BATCH
 from advbench.plan.plan import Plan, make_plan
 from advbench.registry import registry
+from advbench.registry.schemes import OWN
 from advbench.registry.specs import Spec
 from advbench.reports.evaluation_result import EvaluationResult
 from advbench.results.store import Store
 from advbench.tasks.task import artefact, scored_split
 from advbench.user_models import onnx_files
-from advbench.user_models.networks import PREFIX, Shown, holding, loaded, torchvision_statistics
+from advbench.user_models.arrays import as_it_came, data_set_of, device_of, folder_of, shape_of, split_of
+from advbench.user_models.held import holding
+from advbench.user_models.networks import TorchvisionNetwork
+from advbench.user_models.onnx_files import OnnxNetwork
 from advbench.user_models.preflight import LOOKS, check_model
+from advbench.user_models.weights import Own, loaded
 from advbench.zoo import checkpoints
 from advbench.zoo.data import DataSet, Split
 
@@ -41,6 +41,19 @@ DEFAULT_ATTACK = "auto"
 CURVE = "fmn"
 """The minimal-norm attack whose distances draw the curve of accuracy against epsilon, where none is named."""
 _DRAWS = 16
+
+AttackChoice: TypeAlias = str | Sequence[str | Spec | Mapping[str, object]] | None
+"""Attacks as settings name them: a comma-separated text, or specs, texts and mappings with a `name`; None: the default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown(Spec):
+    """A spec that people read as a text of its own, where that of its arguments says little."""
+
+    shown: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        return self.shown
 
 
 def evaluate(
@@ -50,7 +63,7 @@ def evaluate(
     *,
     norm: str = "linf",
     epsilon: float | str | None = None,
-    attack: str | Sequence[Any] | None = None,
+    attack: AttackChoice = None,
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
     stochastic: bool = False,
@@ -80,37 +93,22 @@ def evaluate(
     images, labels, models or settings that do not fit. An attack that fails is a row that says so.
     """
     started = time.monotonic()
-    test, validation = _split(x, y), _split(*held_out) if held_out is not None else None
-    device = _device_of(model)
+    test, validation = split_of(x, y), split_of(*held_out) if held_out is not None else None
+    device = device_of(model)
     resolve_devices(str(device))
-    statistics = {"mean": tuple(map(float, mean)), "std": tuple(map(float, std))}
-    shape = _shape(test)
-    with _as_it_came(model):
-        whole = loaded(lambda: model, "", statistics["mean"], statistics["std"], shape).to(device)
+    own = Own(mean=tuple(map(float, mean)), std=tuple(map(float, std)), stochastic=stochastic)
+    with as_it_came(model):
+        whole = loaded(lambda: model, "", own.mean, own.std, shape_of(test)).to(device)
         differentiable = check_model(whole, test.x[:LOOKS].to(device), int(test.y.max()) + 1, stochastic=stochastic)
-        data = _data_set(test, validation)
-        settings: dict[str, Any] = {
-            "norm": norm,
-            "epsilon": epsilon,
-            "attack": _attacks(attack, norm, differentiable=differentiable),
-            "seed": seed,
-            "draws": draws or (None if validation is not None else _DRAWS),
-            "batch": batch if batch or differentiable else DEFAULT_BATCH,
-            "device": str(device),
-            "jobs": 1,
-            "fresh": True,
-        }
-        fingerprint = checkpoints.fingerprint(whole)
-        place = f"{name}-{hashlib.sha256(f'{fingerprint}/{data.fingerprint}'.encode()).hexdigest()[:8]}"
-        own = {**statistics, "stochastic": stochastic, "weights_sha256": fingerprint}
-        with holding(place, model, data) as held, _folder(out) as folder:
-            config = _config(held, own, name, dataset=held, out=folder, **settings)
-            _check_held_out(config, validation)
-            plan = make_plan(config)
-            result = _run(plan, name, started, watch, reports=out is not None)
-            for key in (task.key for task in plan.tasks.values() if task.kind == "train"):
-                artefact("train", key, folder).unlink(missing_ok=True)
-    return result
+        own = replace(own, weights_sha256=checkpoints.fingerprint(whole))
+        data = data_set_of(test, validation)
+        given: dict[str, object] = {"norm": norm, "epsilon": epsilon, "seed": seed, "device": str(device)}
+        given["attack"] = _attacks(attack, norm, differentiable=differentiable)
+        given["draws"] = draws or (None if validation is not None else _DRAWS)
+        given["batch"] = batch if batch or differentiable else DEFAULT_BATCH
+        with holding(_place(name, own, data), model, data) as held, folder_of(out) as folder:
+            config = _config(held, own, name, dataset=held, out=folder, jobs=1, fresh=True, **given)
+            return _evaluated(config, name, started, watch, validation, reports=out is not None)
 
 
 def plan_target(
@@ -127,42 +125,29 @@ def plan_target(
     stochastic: bool = False,
     device: str | None = None,
     batch: int | None = None,
-    **settings: Any,
+    **settings: object,
 ) -> Plan:
     """The plan of ``advbench evaluate``: TARGET (see `advbench.user_models.networks`) on a registered data set.
 
     mean, std: numbers by channel, such as ``"0.49,0.48,0.45"``. The rest as `advbench.config.Config` has it.
     Raises ValueError, in one line, for anything that does not fit.
     """
-    registry.check_name("datasets", dataset)
+    registry.datasets.check(dataset)
     data = registry.load_dataset(dataset, data_dir)
     place = resolve_devices(device or "auto")[0]
-    target, file, statistics = _completed(target, weights, mean, std)
-    network = registry.factory("architectures", PREFIX + target)
+    target, own = _completed(target, weights, mean, std)
+    network = registry.architectures.factory(OWN + target)
     few = scored_split(data, n_examples).first(LOOKS).x.to(place)
-    model = loaded(lambda: network(data.shape, data.n_classes), file, *statistics, data.shape)
-    own = {
-        **{"weights": file, "mean": statistics[0], "std": statistics[1], "stochastic": stochastic},
-        **{"weights_sha256": checkpoints.fingerprint(model), "n_examples": n_examples if stochastic else None},
-    }
+    model = loaded(lambda: network(data.shape, data.n_classes), own.weights, own.mean, own.std, data.shape)
+    own = replace(own, stochastic=stochastic, weights_sha256=checkpoints.fingerprint(model))
     differentiable = check_model(model.to(place), few, data.n_classes, stochastic=stochastic)
-    if target.endswith(".onnx"):
-        onnx_files.check(Path(target), model[1] if isinstance(model, nn.Sequential) else model, few[:2])
-    return make_plan(
-        _config(
-            PREFIX + target,
-            own,
-            f"{target} ({Path(file).name})" if file else target,
-            dataset=dataset,
-            data_dir=data_dir,
-            norm=norm,
-            attack=_attacks(attack, norm or "linf", differentiable=differentiable),
-            n_examples=n_examples,
-            device=device,
-            batch=batch if batch or differentiable else DEFAULT_BATCH,
-            **settings,
-        )
-    )
+    if isinstance(network, OnnxNetwork):
+        onnx_files.check(network.file, model[1] if isinstance(model, nn.Sequential) else model, few[:2])
+    settings |= {"dataset": dataset, "data_dir": data_dir, "norm": norm, "n_examples": n_examples, "device": device}
+    settings["attack"] = _attacks(attack, norm or "linf", differentiable=differentiable)
+    settings["batch"] = batch if batch or differentiable else DEFAULT_BATCH
+    label = f"{target} ({Path(own.weights).name})" if own.weights else target
+    return make_plan(_config(OWN + target, replace(own, n_examples=n_examples if stochastic else None), label, **settings))
 
 
 def run_target(plan: Plan, watch: Watcher | None = None) -> EvaluationResult:
@@ -171,13 +156,32 @@ def run_target(plan: Plan, watch: Watcher | None = None) -> EvaluationResult:
     return _run(plan, label, time.monotonic(), watch, reports=True)
 
 
-def _config(architecture: str, own: dict[str, Any], label: str, **settings: Any) -> Config:
+def _place(name: str, own: Own, data: DataSet) -> str:
+    """The name of a live model: of what it was called and of what it and its images are."""
+    return f"{name}-{hashlib.sha256(f'{own.weights_sha256}/{data.fingerprint}'.encode()).hexdigest()[:8]}"
+
+
+def _config(architecture: str, own: Own, label: str, **settings: Any) -> Config:
     """The configuration whose only target is the model `own` of an `architecture`."""
-    defense = Shown("own", Spec.of("own", {name: value for name, value in own.items() if value}).arguments, label)
+    given = {each.name: getattr(own, each.name) for each in fields(own) if getattr(own, each.name) != each.default}
+    defense = Shown("own", Spec.of("own", given).arguments, label)
     config = make_config(matrix="white-box", architecture=(Spec(architecture),), defense=(defense,), **settings)
     if config.epsilon is not None and len(config.epsilon) > 1:
         raise ValueError(f"Expected one `epsilon`, got {len(config.epsilon)}: the curve shows the others")
     return config
+
+
+def _evaluated(
+    config: Config, name: str, started: float, watch: Watcher | None, validation: Split | None, *, reports: bool
+) -> EvaluationResult:
+    """The result of a live model, which leaves no checkpoint behind: a later run cannot build it again."""
+    _check_held_out(config, validation)
+    plan = make_plan(config)
+    result = _run(plan, name, started, watch, reports=reports)
+    for task in plan.tasks.values():
+        if task.kind == "train":
+            artefact("train", task.key, config.out).unlink(missing_ok=True)
+    return result
 
 
 def _run(plan: Plan, label: str, started: float, watch: Watcher | None, *, reports: bool) -> EvaluationResult:
@@ -202,7 +206,7 @@ def _run(plan: Plan, label: str, started: float, watch: Watcher | None, *, repor
     )
 
 
-def _attacks(attack: str | Sequence[Any] | None, norm: str, *, differentiable: bool) -> Any:
+def _attacks(attack: AttackChoice, norm: str, *, differentiable: bool) -> AttackChoice:
     """The attacks that were named, or the default, and one of minimal norm."""
     if not differentiable:
         if attack is None:
@@ -214,25 +218,26 @@ def _attacks(attack: str | Sequence[Any] | None, norm: str, *, differentiable: b
     if norm == "none":
         return attack
     chosen = make_config(attack=attack if attack is not None else DEFAULT_ATTACK).attack or ()
-    if any(registry.create("attacks", spec).minimal_norm for spec in chosen):
+    if any(registry.attacks.create(spec).minimal_norm for spec in chosen):
         return chosen
     return (*chosen, Spec(CURVE))
 
 
-def _completed(
-    target: str, weights: str | None, mean: str | None, std: str | None
-) -> tuple[str, str, tuple[tuple[float, ...], tuple[float, ...]]]:
-    """The target with torchvision's weights where these are meant, the file of weights or "", and mean and deviation."""
-    statistics = _numbers("mean", mean), _numbers("std", std)
-    if not target.startswith("torchvision/"):
-        return target, weights or "", statistics
+def _completed(target: str, weights: str | None, mean: str | None, std: str | None) -> tuple[str, Own]:
+    """The target with torchvision's weights where these are meant, and its file of weights, mean and deviation."""
+    own = Own(weights=weights or "", mean=_numbers("mean", mean), std=_numbers("std", std))
+    network = registry.architectures.factory(OWN + target)
+    if not isinstance(network, TorchvisionNetwork):
+        return target, own
     if weights is not None and not Path(weights).is_file() and weights.replace("_", "").isalnum():
-        target, weights = f"{target}:{weights}", None
-    if ":" in target:
-        return target, "", statistics if statistics[0] else torchvision_statistics(target)
+        target = f"{target}:{weights}"
+        network = registry.architectures.factory(OWN + target)
+    if isinstance(network, TorchvisionNetwork) and network.weights:
+        statistics = (own.mean, own.std) if own.mean else network.statistics()
+        return target, Own(mean=statistics[0], std=statistics[1])
     if not weights:
         raise ValueError(f"Expected --weights for {target}, a file or torchvision's own such as DEFAULT, got none")
-    return target, weights, statistics
+    return target, own
 
 
 def _numbers(name: str, text: str | None) -> tuple[float, ...]:
@@ -242,84 +247,9 @@ def _numbers(name: str, text: str | None) -> tuple[float, ...]:
         raise ValueError(f"Expected `{name}` as numbers such as 0.49,0.48,0.45, got {text!r}") from None
 
 
-# --- live models and arrays
-
-
-def _split(x: Tensor | ArrayLike, y: Tensor | ArrayLike) -> Split:
-    """Images and labels as a split on the CPU. ValueError, in one line, where they are none."""
-    images, labels = _tensor("x", x), _tensor("y", y)
-    if images.ndim != 4 or not len(images):
-        raise ValueError(f"Expected `x` as images (n, c, h, w), got shape {tuple(images.shape)}")
-    if not images.dtype.is_floating_point:
-        raise ValueError(f"Expected `x` as floats in [0, 1], got {images.dtype}: divide bytes by 255")
-    images = images.to(torch.float32)
-    if torch.isnan(images).any():
-        raise ValueError(f"Expected `x` in [0, 1], got NaN in {int(torch.isnan(images).flatten(1).any(dim=1).sum())} images")
-    low, high = float(images.min()), float(images.max())
-    if low < 0 or high > 1:
-        raise ValueError(
-            f"Expected `x` in [0, 1], got [{low:g}, {high:g}]: undo the normalisation, and give it as `mean` and `std`"
-        )
-    if labels.shape != (len(images),) or labels.dtype.is_floating_point or labels.dtype == torch.bool:
-        raise ValueError(f"Expected `y` as whole numbers ({len(images)},), got {labels.dtype} {tuple(labels.shape)}")
-    if int(labels.min()) < 0:
-        raise ValueError(f"Expected `y` >= 0, got {int(labels.min())}")
-    return Split.of(images.contiguous(), labels.to(torch.int64))
-
-
-def _tensor(name: str, values: Tensor | ArrayLike) -> Tensor:
-    if isinstance(values, Tensor):
-        return values.detach().cpu().clone()
-    try:
-        return torch.from_numpy(np.array(values))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"Expected `{name}` as a tensor or an array of numbers, got {error}") from None
-
-
-def _shape(split: Split) -> tuple[int, int, int]:
-    c, h, w = split.x.shape[1:]
-    return c, h, w
-
-
-def _data_set(test: Split, validation: Split | None) -> DataSet:
-    nothing = test.select(slice(0))
-    classes = int(test.y.max()) + 1
-    return DataSet("images", nothing, validation if validation is not None else nothing, test, classes, {})
-
-
 def _check_held_out(config: Config, validation: Split | None) -> None:
     """Refuse attacks that are calibrated on held-out images where there are none."""
     for spec in config.attack or ():
-        attack = registry.create("attacks", spec)
-        need = need_of(attack)
+        need = need_of(registry.attacks.create(spec))
         if validation is None and need is not None and not need.optional:
             raise ValueError(f"Expected `held_out`, images and labels that {spec} is calibrated on, got none")
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"Expected an nn.Module, got {type(model).__name__}")
-    state: Tensor | None = next(itertools.chain(model.parameters(), model.buffers()), None)
-    return torch.device("cpu") if state is None else state.device
-
-
-@contextmanager
-def _as_it_came(model: nn.Module) -> Iterator[None]:
-    """Give the model its modes, its flags and its buffers back, whatever happens."""
-    buffers = {name: (buffer, buffer.detach().clone()) for name, buffer in model.named_buffers()}
-    try:
-        with frozen(model):
-            yield
-    finally:
-        for buffer, before in buffers.values():
-            if not torch.equal(buffer, before):
-                buffer.copy_(before)
-
-
-@contextmanager
-def _folder(out: str | Path | None) -> Iterator[Path]:
-    if out is not None:
-        yield Path(out)
-        return
-    with tempfile.TemporaryDirectory(prefix="advbench-", ignore_cleanup_errors=True) as name:
-        yield Path(name)

@@ -36,7 +36,9 @@ from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import ThreatModel, Untargeted
 from advbench.defenses.training.pgd import PGDLinf
 from advbench.defenses.training.plain import Plain
-from advbench.zoo import architectures, checkpoints, datasets
+from advbench.registry import registry
+from advbench.registry.specs import Spec
+from advbench.zoo import checkpoints
 from advbench.zoo.data import DataSet
 from advbench.zoo.training import Budget
 
@@ -109,9 +111,9 @@ class Counted(nn.Module):
 def data_set() -> DataSet:
     folder = os.environ.get("ADVBENCH_DATA")
     try:
-        return datasets.load("mnist", Path(folder)) if folder else datasets.load("digits")
+        return registry.load_dataset("mnist", Path(folder)) if folder else registry.load_dataset("digits")
     except FileNotFoundError:
-        return datasets.load("digits")
+        return registry.load_dataset("digits")
 
 
 def models(data: DataSet) -> Iterator[tuple[str, nn.Module]]:
@@ -120,11 +122,11 @@ def models(data: DataSet) -> Iterator[tuple[str, nn.Module]]:
     robust = PGDLinf(epsilon=EPSILON[data.name], steps=5, step_size=0.35)
     for name, defense in (("undefended", Plain()), ("robust", robust)):
         path = checkpoints.cache_dir() / "benches" / f"{data.name}-{ARCHITECTURE.replace('/', '-')}-{name}.safetensors"
-        model = architectures.build(ARCHITECTURE, data.shape, data.n_classes)
+        model = registry.build_network(Spec(ARCHITECTURE), data.shape, data.n_classes)
         try:
             checkpoints.load(path, model)
         except (FileNotFoundError, ValueError):
-            build = lambda: architectures.build(ARCHITECTURE, data.shape, data.n_classes)  # noqa: E731
+            build = lambda: registry.build_network(Spec(ARCHITECTURE), data.shape, data.n_classes)  # noqa: E731
             device = torch.device("cpu")
             model = defense.fit(build, data, inputs={}, seed=0, device=device, budget=budget).model
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -120,11 +120,8 @@ def masked(monkeypatch):
     """The defense ``masked`` in the registry."""
     module = types.ModuleType(__name__)
     module.Masked = Masked
-    monkeypatch.setitem(registry._OWN["defenses"], "masked", f"{__name__}:Masked")
+    monkeypatch.setitem(registry.defenses.own, "masked", f"{__name__}:Masked")
     monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or module)
-    registry.table.cache_clear()
-    yield
-    registry.table.cache_clear()
 
 
 @pytest.fixture

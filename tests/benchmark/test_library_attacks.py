@@ -34,7 +34,7 @@ def needs(library: str) -> pytest.MarkDecorator:
 
 
 def attack(text: str):
-    return registry.create("attacks", Spec.parse(text))
+    return registry.attacks.create(Spec.parse(text))
 
 
 class Net(nn.Module):

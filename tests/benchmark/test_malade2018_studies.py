@@ -27,11 +27,11 @@ def test_every_run_names_components_that_there_are(study):
         for settings in study.runs(scale).values():
             config = make_config(**settings)
             for spec in config.defense or ():
-                defense = registry.create("defenses", spec)
+                defense = registry.defenses.create(spec)
                 if spec.name in ("mala", "malade"):
                     assert defense.epsilon == pytest.approx(RADIUS if config.dataset != "cifar10" else 8 / 255)
             for spec in config.attack or ():
-                assert config.norm in registry.create("attacks", spec).norms
+                assert config.norm in registry.attacks.create(spec).norms
 
 
 def test_full_scale_has_the_papers_pairs_and_budgets():

@@ -13,8 +13,8 @@ from torch import nn
 
 from advbench.registry import registry
 from advbench.registry.specs import Spec
-from advbench.user_models import networks
-from advbench.user_models.networks import Own, StateError, load_weights, loaded
+from advbench.user_models.held import holding
+from advbench.user_models.weights import Own, StateError, load_weights, loaded
 from advbench.zoo import checkpoints
 
 SHAPE = (1, 28, 28)
@@ -47,7 +47,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def make(target: str) -> nn.Module:
-    return registry.factory("architectures", f"own:{target}")(SHAPE, 10)
+    return registry.architectures.factory(f"own:{target}")(SHAPE, 10)
 
 
 def test_a_factory_is_found_in_a_file_and_in_a_module(folder):
@@ -189,7 +189,7 @@ def test_the_bytes_of_the_weights_are_part_of_the_key(tmp_path):
 
     def key() -> str:
         spec = Spec.of("own", {"weights": str(file)})
-        return registry.content("defenses", spec, registry.create("defenses", spec))["identity"]
+        return registry.content("defenses", spec, registry.defenses.create(spec))["identity"]
 
     first = key()
     assert key() == first
@@ -199,9 +199,9 @@ def test_the_bytes_of_the_weights_are_part_of_the_key(tmp_path):
 
 def test_live_models_have_names_only_while_they_are_held():
     model, data = nn.Flatten(), digits()
-    with networks.holding("mine", model, data) as name:
+    with holding("mine", model, data) as name:
         assert name == "own:held:mine"
-        assert registry.factory("architectures", name)(SHAPE, 10) is model
+        assert registry.architectures.factory(name)(SHAPE, 10) is model
         assert registry.load_dataset(name, None) is data
     with pytest.raises(ValueError, match="registered datasets"):
         registry.load_dataset(name, None)

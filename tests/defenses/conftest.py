@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from advbench.attacks.rng import ExampleRNG
 from advbench.defenses.defended import Defended, Defense, Input
-from advbench.registry.registry import create, table
+from advbench.registry import registry
 from advbench.registry.specs import Spec
 from advbench.zoo.data import DataSet, Split
 from advbench.zoo.training import Budget
@@ -72,7 +72,7 @@ class Lab:
     def resolve(self, spec: str, data: DataSet | None = None) -> Defense:
         """The defense of a spec, with the radius that the plan would fill in."""
         parsed = Spec.parse(LIGHT.get(spec, spec))
-        defense: Any = create("parts" if parsed.name in table("parts") else "defenses", parsed)
+        defense: Any = registry.of_defense(parsed.name).create(parsed)
         if getattr(defense, "epsilon", 0.0) is None:
             defense = dataclasses.replace(defense, epsilon=(data or self.data).radii[defense.norm])
         return defense  # type: ignore[no-any-return]

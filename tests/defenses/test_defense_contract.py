@@ -14,7 +14,7 @@ from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Untargeted, cross_entropy
 from advbench.defenses import DEFENSES
 from advbench.defenses.defended import Defense
-from advbench.registry.registry import factory
+from advbench.registry import registry
 from advbench.zoo import checkpoints
 
 every_defense = pytest.mark.parametrize("name", DEFENSES)
@@ -22,7 +22,7 @@ every_defense = pytest.mark.parametrize("name", DEFENSES)
 
 @every_defense
 def test_is_a_frozen_dataclass_that_names_its_source(name):
-    make = factory("defenses", name)
+    make = registry.defenses.factory(name)
     defense = make()
     assert isinstance(defense, Defense)
     assert type(defense).__dataclass_params__.frozen

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from advbench.zoo.architectures import Factory, Shape
 from advbench.zoo.preprocessing import Standardise
 
+PREFIX = "torchvision/"
 _AUXILIARY = {"googlenet", "inception_v3"}
 """Networks that return auxiliary logits in training mode unless told otherwise."""
 
 
-def build(name: str, shape: tuple[int, int, int], n_classes: int) -> nn.Sequential:
+def resolve(name: str) -> Factory:
+    """The factory of ``torchvision/NAME``."""
+    return partial(build, name.removeprefix(PREFIX))
+
+
+def build(name: str, shape: Shape, n_classes: int) -> nn.Sequential:
     """The network that torchvision calls `name`, such as ``resnet18``, on images standardised per channel.
 
     Raises ValueError for an unknown name, images without three channels, or images of a size that it cannot take.
@@ -30,7 +38,7 @@ def build(name: str, shape: tuple[int, int, int], n_classes: int) -> nn.Sequenti
     return network
 
 
-def _check_size(network: nn.Module, shape: tuple[int, int, int], name: str) -> None:
+def _check_size(network: nn.Module, shape: Shape, name: str) -> None:
     network.eval()
     try:
         with torch.no_grad():

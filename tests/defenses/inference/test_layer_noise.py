@@ -11,8 +11,9 @@ from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Untargeted, cross_entropy
 from advbench.defenses.inference.layer_noise import LayerNoise, NoisyLayers, hidden_ends
 from advbench.defenses.inference.noise import Noisy
+from advbench.registry import registry
+from advbench.registry.specs import Spec
 from advbench.zoo import ARCHITECTURES
-from advbench.zoo.architectures import build
 
 
 class Keep(nn.Module):
@@ -131,7 +132,7 @@ def test_behind_another_test_time_defense_the_classifier_has_the_noise(lab):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_reaches_the_hidden_layers_of_the_zoo(name):
-    model = build(name, (3 if "cifar" in name else 1, 32, 32), 10)
+    model = registry.build_network(Spec(name), (3 if "cifar" in name else 1, 32, 32), 10)
     affine = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     assert len(hidden_ends(model)) == len(affine) - 1
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from advbench.defenses.defended import Defended
 from advbench.defenses.inference.denoiser import DAE
 from advbench.defenses.inference.magnet import MagNet, ReconstructionError, threshold
-from advbench.zoo import datasets
+from advbench.registry import registry
 from advbench.zoo.training import Budget
 
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ def test_ties_are_kept_together_below_the_threshold():
 @pytest.fixture(scope="module")
 def on_digits():
     """MagNet on digits, calibrated for a twentieth of false alarms, and the data."""
-    data = datasets.load("digits")
+    data = registry.load_dataset("digits")
     denoiser = DAE().fit(nn.Identity, data, inputs={}, seed=0, device=CPU, budget=Budget(epochs=2))
     net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
     inputs = {"base": Defended(net), "denoiser": denoiser}

@@ -17,7 +17,9 @@ from advbench.defenses.kernels.jacobian import (
     weighted_norms,
 )
 from advbench.defenses.kernels.layers import Layer, has_closed_form, layer_jacobians, layers_of
-from advbench.zoo import ARCHITECTURES, architectures
+from advbench.registry import registry
+from advbench.registry.specs import Spec
+from advbench.zoo import ARCHITECTURES
 
 
 def by_autograd(layer, h, *, softmax=False):
@@ -182,7 +184,7 @@ def test_dropout_is_left_out():
 
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name.startswith("gu2014")])
 def test_the_networks_of_gu_and_rigazio(name):
-    model = randomised(architectures.build(name, (1, 8, 8), 4))
+    model = randomised(registry.build_network(Spec(name), (1, 8, 8), 4))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(0.1)

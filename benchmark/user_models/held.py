@@ -1,0 +1,61 @@
+"""Live modules and images as names, ``own:held:NAME``, while a block of this process runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from advbench.registry.schemes import OWN
+from advbench.user_models.networks import CodeNetwork
+from advbench.zoo.data import DataSet
+
+PREFIX = f"{OWN}held:"
+
+_MODELS: dict[str, nn.Module] = {}
+_DATA: dict[str, DataSet] = {}
+
+
+@contextmanager
+def holding(name: str, model: nn.Module, data: DataSet) -> Iterator[str]:
+    """Make a live model and its images known as ``own:held:NAME`` in this process while the block runs.
+
+    Yields that name, of the architecture as of the data set. Workers in other processes cannot see them.
+    """
+    whole = f"{PREFIX}{name}"
+    _MODELS[whole], _DATA[whole] = model, data
+    try:
+        yield whole
+    finally:
+        del _MODELS[whole], _DATA[whole]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldNetwork:
+    """A live module, called as architectures are: (shape, n_classes) -> the module itself."""
+
+    name: str
+
+    def __call__(self, shape: tuple[int, int, int], n_classes: int) -> nn.Module:  # noqa: ARG002
+        """The module."""
+        return _MODELS[self.name]
+
+    @property
+    def identity(self) -> str:
+        """The name, which the fingerprint of its weights is part of."""
+        return self.name.removeprefix(OWN)
+
+
+def resolve(name: str) -> HeldNetwork | CodeNetwork:
+    """The live module of a name that `holding` gave; any other is of a module of the user's that is called ``held``."""
+    return HeldNetwork(name) if name in _MODELS else CodeNetwork(name.removeprefix(OWN))
+
+
+def resolve_data(name: str) -> Callable[[Path | None], DataSet]:
+    """The data set of a name that `holding` gave. Raises ValueError for any other."""
+    if name not in _DATA:
+        raise ValueError(f"Expected one of the registered datasets, got {name!r}: `advbench list datasets` shows all")
+    return lambda data_dir: _DATA[name]  # noqa: ARG005

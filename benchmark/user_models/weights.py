@@ -1,0 +1,185 @@
+"""Weights of the user's own networks: the defense ``own``, which gives a network its weights and trains nothing.
+
+No copy of the weights is kept: every task builds the model anew and compares its fingerprint with that of the plan.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from advbench.defenses.defended import Architecture, Defended
+from advbench.tasks.task import scored_split
+from advbench.user_models.blockwise import Blockwise
+from advbench.user_models.files import few, file_hash
+from advbench.zoo import checkpoints
+from advbench.zoo.data import DataSet
+from advbench.zoo.preprocessing import Standardise
+from advbench.zoo.training import Budget, Progress, seeded
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+"""Under which names training scripts put a state dict into a dictionary of their own."""
+
+
+class StateError(ValueError):
+    """A file of weights that cannot be read, or that belongs to another model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Own:
+    """A trained model of the user's; nothing is trained here.
+
+    weights: a file of safetensors, or of a state dict that torch.load reads with ``weights_only``; empty where the factory
+    of the network loads its own. weights_sha256: the fingerprint of the whole model (`zoo.checkpoints.fingerprint`), with
+    which every build is compared; needed where `weights` is empty. mean, std: of the normalisation that the model expects,
+    by channel, which becomes its first layer; none where empty. stochastic: whether it draws random numbers by torch's own
+    generators, in blocks of `block` images (see `Blockwise`). n_examples: how many images are scored, all where None.
+    """
+
+    weights: str = ""
+    weights_sha256: str = ""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    stochastic: bool = False
+    block: int = 32
+    n_examples: int | None = None
+
+    inputs: ClassVar[Mapping[str, str]] = {}
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"Expected `mean` and `std` of the same length, got {len(self.mean)} and {len(self.std)}")
+        if not all(math.isfinite(value) for value in self.mean) or not all(
+            math.isfinite(value) and value > 0 for value in self.std
+        ):
+            raise ValueError(f"Expected a finite `mean` and a `std` above 0, got {self.mean} and {self.std}")
+
+    @property
+    def identity(self) -> str:
+        """The hash of the file of weights, where there is one."""
+        return file_hash(Path(self.weights)) if self.weights else ""
+
+    def build(self, architecture: Architecture, data: DataSet, inputs: Mapping[str, Defended]) -> Defended:  # noqa: ARG002
+        """The finished model. ValueError where it is not the one that the plan was made for."""
+        if not (self.weights or self.weights_sha256):
+            raise ValueError("Expected `weights`, a file, got none: own(weights='model.safetensors')")
+        model = loaded(architecture, self.weights, self.mean, self.std, data.shape)
+        if self.weights_sha256 and checkpoints.fingerprint(model) != self.weights_sha256:
+            raise ValueError(
+                "Expected the model that the run was planned for, got other weights: do not change it meanwhile"
+            )
+        if not self.stochastic:
+            return _Finished(model)
+        index = scored_split(data, self.n_examples).index if self.n_examples is not None else None
+        return _Finished(Blockwise(model, block=self.block, index=index), stochastic=True)
+
+    def fit(
+        self,
+        architecture: Architecture,
+        data: DataSet,
+        *,
+        inputs: Mapping[str, Defended],
+        seed: int,  # noqa: ARG002
+        device: torch.device,  # noqa: ARG002
+        budget: Budget,  # noqa: ARG002
+        progress: Progress | None = None,  # noqa: ARG002
+    ) -> Defended:
+        """The same as `build`: it is trained already."""
+        return self.build(architecture, data, inputs)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Finished(Defended):
+    """A model whose weights lie elsewhere, so that a checkpoint of it is empty."""
+
+    def modules(self) -> nn.ModuleDict:
+        """The model, with nothing to keep."""
+        return _Stateless({"model": self.model})
+
+
+class _Stateless(nn.ModuleDict):
+    """Modules of which no checkpoint keeps anything."""
+
+    def state_dict(self, *arguments: Any, **keywords: Any) -> Any:  # noqa: ARG002
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, *arguments: Any, **keywords: Any) -> Any:  # noqa: ARG002
+        """Nothing to do."""
+        return None
+
+
+def loaded(
+    architecture: Architecture,
+    weights: str,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    shape: tuple[int, int, int],
+) -> nn.Module:
+    """A network with its weights and its normalisation, in evaluation mode; what the factory draws is the same every time.
+
+    shape: of an image. Raises ValueError, in one line, for anything that does not fit.
+    """
+    if mean and len(mean) not in (1, shape[0]):
+        raise ValueError(f"Expected a `mean` and a `std` for each of {shape[0]} channels, got {len(mean)}")
+    with seeded(0):
+        network = architecture()
+    if weights:
+        load_weights(network, Path(weights))
+    return (_normalised(network, mean, std) if mean else network).eval()
+
+
+def load_weights(network: nn.Module, file: Path) -> None:
+    """Put a file of weights into a network: safetensors, or a state dict that torch.load reads with ``weights_only``.
+
+    A state dict may lie in a dictionary under ``state_dict`` or ``model``, and have the prefix ``module.`` of DataParallel.
+    Raises StateError, in one line, for a file that cannot be read, or that belongs to another network.
+    """
+    state = {name: value for name, value in _state(file).items() if isinstance(value, Tensor)}
+    if state and all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    expected = network.state_dict()
+    for problem, names in (("lacks", expected.keys() - state.keys()), ("has a surplus of", state.keys() - expected.keys())):
+        if names:
+            raise StateError(f"Expected the weights of this model in {file}, but it {problem} {few(names)}")
+    for name, value in state.items():
+        if value.shape != expected[name].shape:
+            want, got = tuple(expected[name].shape), tuple(value.shape)
+            raise StateError(f"Expected {name} of shape {want} in {file}, got {got}: it belongs to another model")
+    network.load_state_dict(state)
+
+
+def _state(file: Path) -> Mapping[str, object]:
+    if not file.is_file():
+        raise StateError(f"Expected a file of weights, got none at {file}")
+    try:
+        if file.suffix == ".safetensors":
+            return safetensors.torch.load_file(file)
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        first = str(error).strip().partition("\n")[0].partition(". ")[0]
+        raise StateError(
+            f"Expected safetensors, or a state dict as torch.save(model.state_dict(), FILE) writes it, at {file}: {first}"
+        ) from None
+    for name in _WRAPPERS:
+        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
+            found = found[name]
+    if not isinstance(found, Mapping):
+        raise StateError(f"Expected a state dict at {file}, got {type(found).__name__}: save model.state_dict()")
+    return found
+
+
+def _normalised(network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> nn.Module:
+    first = Standardise(len(mean))
+    first.mean.copy_(torch.tensor(mean).view(first.mean.shape))
+    first.std.copy_(torch.tensor(std).view(first.std.shape))
+    return nn.Sequential(first, network)
