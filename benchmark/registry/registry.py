@@ -165,10 +165,8 @@ def build_network(spec: Spec, shape: tuple[int, int, int], n_classes: int) -> nn
     """A fresh network of a spec: images (n, *shape) in [0, 1] -> logits (n, n_classes).
 
     Its weights come from torch's global generator: build inside `advbench.zoo.training.seeded`.
-    Raises ValueError for an unknown name, fewer than two classes, or images that the network cannot take.
+    Raises ValueError for an unknown name, an argument that the network lacks, or images that it cannot take.
     """
-    if n_classes < 2:
-        raise ValueError(f"Expected `n_classes` >= 2, got {n_classes}")
     return architectures.bind(spec)(shape, n_classes)
 
 

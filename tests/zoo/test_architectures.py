@@ -127,7 +127,7 @@ def test_images_that_shrink_to_nothing_are_one_clear_line(name: str) -> None:
 
 def test_a_single_class_is_an_error() -> None:
     with pytest.raises(ValueError, match="`n_classes` >= 2, got 1"):
-        build("gu2014/convnet", GREY, 1)
+        build("torchvision/resnet18", COLOUR, 1)
 
 
 def _sizes(name: str, shape: tuple[int, int, int], *kinds: type[nn.Module]) -> list[int]:

@@ -24,10 +24,12 @@ def resolve(name: str) -> Factory:
 def build(name: str, shape: Shape, n_classes: int) -> nn.Sequential:
     """The network that torchvision calls `name`, such as ``resnet18``, on images standardised per channel.
 
-    Raises ValueError for an unknown name, images without three channels, or images of a size that it cannot take.
+    Raises ValueError for an unknown name, fewer than two classes, images without three channels, or images of a size that it cannot take.
     """
     from torchvision import models
 
+    if n_classes < 2:
+        raise ValueError(f"Expected `n_classes` >= 2, got {n_classes}")
     if name not in models.list_models(module=models):
         raise ValueError(f"Expected a classification model of torchvision such as torchvision/resnet18, got {name!r}")
     if shape[0] != 3:
