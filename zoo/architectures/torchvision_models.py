@@ -24,7 +24,8 @@ def resolve(name: str) -> Factory:
 def build(name: str, shape: Shape, n_classes: int) -> nn.Sequential:
     """The network that torchvision calls `name`, such as ``resnet18``, on images standardised per channel.
 
-    Raises ValueError for an unknown name, fewer than two classes, images without three channels, or images of a size that it cannot take.
+    Raises ValueError for an unknown name, fewer than two classes, images without three channels, or of a size that it cannot
+    take.
     """
     from torchvision import models
 
