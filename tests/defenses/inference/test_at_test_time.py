@@ -91,7 +91,7 @@ def test_further_models_are_inputs_and_images_may_be_refused(lab):
 
 @pytest.mark.parametrize("name", AT_TEST_TIME)
 def test_every_registered_one_is_such_a_defense_and_is_restored_from_what_names_it(name):
-    defense = registry.create("defenses", Spec.of(name, {"base": "pgd-l2"}))
+    defense = registry.defenses.create(Spec.of(name, {"base": "pgd-l2"}))
     assert isinstance(defense, at_test_time.TestTimeDefense)
     assert defense.inputs["base"] == "pgd-l2"
     assert registry.restore("defenses", registry.content("defenses", Spec(name), defense)) == defense
