@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Generic, Literal, TypeAlias, TypeVar
 
 import torch
@@ -154,13 +157,37 @@ class Search(Generic[AccessT]):
         tell(self.access.rows, achieved)
         self._kept = None
         if self._leaving and achieved.any():
-            self._kept = kept = (~achieved).nonzero().squeeze(1)
-            self.access, self.goal, self.rng = self.access.select(kept), self.goal.select(kept), self.rng.select(kept)
-            self.x, self.rows = self.x[kept], self.rows[kept]
+            self._kept = (~achieved).nonzero().squeeze(1)
+            self._shrink(self._kept)
 
     def keep(self, *values: Tensor) -> tuple[Tensor, ...]:
         """The rows of `values`, each of shape (m, ...), that are live after the last `record`."""
         return values if self._kept is None else tuple(value[self._kept] for value in values)
+
+    @contextmanager
+    def run(self) -> Iterator[Search[AccessT]]:
+        """One of several runs: a search of the same live examples, with the same best iterates.
+
+        An example that leaves a run without success (`leave`) is live again afterwards, one that leaves with success is not.
+        """
+        run = copy.copy(self)
+        yield run
+        if self._leaving:
+            live = ~self.best.achieved[self.rows]
+            if not live.all():
+                self._shrink(live.nonzero().squeeze(1))
+        self._kept = None
+
+    def leave(self, leaving: Tensor) -> None:
+        """Let the live examples `leaving`, shape (m,), bool, go: more steps would tell nothing new. `keep` the rest then."""
+        self._kept = None
+        if leaving.any():
+            self._kept = (~leaving).nonzero().squeeze(1)
+            self._shrink(self._kept)
+
+    def _shrink(self, kept: Tensor) -> None:
+        self.access, self.goal, self.rng = self.access.select(kept), self.goal.select(kept), self.rng.select(kept)
+        self.x, self.rows = self.x[kept], self.rows[kept]
 
 
 def look(search: Search[LogitsT], x_adv: Tensor, loss: Loss) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 from torch import Tensor
 
@@ -26,8 +26,12 @@ class PGD:
     over (`balls.sparse_step`); other norms do not use it. stop: whether an example is left alone after its first success;
     inputs that are already misclassified are returned unchanged.
 
-    A restart costs steps backwards and steps + 1 forwards; stopping at success with a random start costs one forward more,
-    of the clean images. A stochastic model's strongest iterates are settled on fresh draws (`iterates.settle`).
+    In linf steps of constant size lead an example that withstands to an iterate it has visited before. From there on the
+    iterates repeat, so the restart ends for this example (Doldo et al. 2025, arXiv:2503.19347): the verdict and the best
+    iterate are those of all steps. Stochastic models, whose gradients do not repeat, take all steps.
+
+    A restart costs at most steps backwards and steps + 1 forwards; stopping at success with a random start costs one forward
+    more, of the clean images. A stochastic model's strongest iterates are settled on fresh draws (`iterates.settle`).
     """
 
     steps: int = 40
@@ -49,9 +53,9 @@ class PGD:
         loss_named(self.loss)
 
     def passes(self, threat: ThreatModel, classes: int) -> Passes:  # noqa: ARG002
-        """steps + 1 forwards for each restart, one more of the clean images where they are looked at."""
+        """steps + 1 forwards for each restart, fewer if it cycles; one more of the clean images if they are looked at."""
         looks = LOOK if self.random_start and self.stop == "success" else Passes(0)
-        return looks + Passes(self.steps + 1, self.steps) * self.restarts
+        return looks + Passes(self.steps + 1, self.steps, at_most=threat.norm == "linf") * self.restarts
 
     def short(self) -> Self:
         """A cheap setting, for tests."""
@@ -65,16 +69,28 @@ class PGD:
             look(search, x, loss_named(self.loss))
         for restart in range(self.restarts):
             start = balls.random_start(search.x, threat, search.rng.at(restart)) if self.random_start else search.x
-            self._climb(search, start, threat)
+            with search.run() as run:
+                self._climb(run, start, threat)
         return settle(search, loss_named(self.loss))
 
     def _climb(self, search: Search[WhiteBox], x_adv: Tensor, threat: ThreatModel) -> None:
-        for _ in range(self.steps):
+        """One restart from the points `x_adv`, (m, c, h, w)."""
+        landmark: Landmark | None = None
+        may_cycle = threat.norm == "linf" and not search.access.stochastic
+        for step in range(self.steps):
             if not search:
                 return
             evaluation = search.access.loss_gradient(x_adv, search.goal, loss_named(self.loss))
             search.record(x_adv, evaluation.logits, evaluation.loss)
+            here = Landmark(*search.keep(x_adv, evaluation.loss))
             x_adv, gradient = search.keep(x_adv, evaluation.gradient)
+            if landmark is not None:
+                landmark = Landmark(*search.keep(*landmark))
+                search.leave(here.repeats(landmark))
+                x_adv, gradient, *kept = search.keep(x_adv, gradient, *here, *landmark)
+                here, landmark = Landmark(*kept[:2]), Landmark(*kept[2:])
+            if may_cycle and step.bit_count() == 1:  # Brent's algorithm: a new landmark at steps 1, 2, 4, 8, ...
+                landmark = here
             x_adv = balls.project(x_adv + self._step(gradient, x_adv, threat), search.x, threat)
         look(search, x_adv, loss_named(self.loss))
 
@@ -83,3 +99,19 @@ class PGD:
         if threat.norm == "l1":
             return balls.sparse_step(gradient, x_adv, threat, length, self.sparsity)
         return length * balls.steepest(gradient, threat)
+
+
+class Landmark(NamedTuple):
+    """Iterates to be recognised: x_adv, shape (m, c, h, w), and their losses, (m,)."""
+
+    x_adv: Tensor
+    loss: Tensor
+
+    def repeats(self, earlier: Landmark) -> Tensor:
+        """Which iterates equal those of `earlier` bit for bit, shape (m,), bool; images are compared where losses agree."""
+        same = self.loss == earlier.loss
+        rows = same.nonzero().squeeze(1)
+        if len(rows):
+            equal = (self.x_adv[rows] == earlier.x_adv[rows]).flatten(1).all(dim=1)
+            same = same.index_copy(0, rows, equal)
+        return same

@@ -167,3 +167,60 @@ def test_the_margin_loss_breaks_a_model_whose_cross_entropy_is_flat(white_box):
         found = PGD(steps=10, loss="margin", random_start=False)(access, x, goal, threat, access.rng)
         assert (margin(Confident()(found), goal) > 0).all()
         assert not access.loss_gradient(x, goal, cross_entropy).gradient.any()
+
+
+def climbed(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, step: float, steps: int) -> Tensor:
+    """PGD without a random start, every step of it, by the book: the images of the highest (broken, loss), (n, c, h, w)."""
+    x_adv, best, score = x, x.clone(), torch.full((len(x),), -torch.inf, dtype=x.dtype)
+    for number in range(steps + 1):
+        z = x_adv.clone().requires_grad_()
+        logits = model(z)
+        loss = nn.functional.cross_entropy(logits, y, reduction="none")
+        rank = loss.detach() + 1e6 * (logits.argmax(dim=1) != y)
+        best, score = best.where((rank <= score)[:, None, None, None], x_adv), score.maximum(rank)
+        if number < steps:
+            (gradient,) = torch.autograd.grad(loss.sum(), z)
+            x_adv = (x_adv + step * gradient.sign()).clamp(x - epsilon, x + epsilon).clamp(0, 1)
+    return best
+
+
+@pytest.mark.parametrize("stop", ["success", "never"])
+@pytest.mark.parametrize("epsilon", [0.02, 0.04, 0.06])
+def test_pgd_ends_where_it_cycles_and_returns_what_all_steps_would(white_box, epsilon, stop):
+    model, x = net(), images(60)
+    y = labelled(model, x, wrong=0)
+    with white_box(model, len(x)) as access:
+        attack = PGD(steps=400, step_size=0.1, random_start=False, stop=stop)
+        found = attack(access, x, Untargeted(y), ThreatModel("linf", epsilon), access.rng)
+    expected = climbed(model, x, y, epsilon, 0.1 * epsilon, 400)
+    broken = model(expected).argmax(dim=1) != y
+    assert torch.equal(model(found).argmax(dim=1) != y, broken)
+    assert (~broken).sum() > 3
+    whole = torch.ones_like(broken) if stop == "never" else ~broken
+    losses = [cross_entropy(model(each[whole]), Untargeted(y[whole])) for each in (found, expected)]
+    torch.testing.assert_close(*losses, rtol=0, atol=1e-12)
+    assert access.ledger.backwards[~broken].double().mean() < 150
+
+
+def test_on_a_linear_model_pgd_ends_in_the_corner(white_box):
+    """It takes ceil(1 / step_size) steps from the image to the corner of ball and box, where the next steps stay."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).double()
+    x = images()
+    y = model(x).argmax(dim=1)
+    threat = ThreatModel("linf", 1e-4)
+    with white_box(model, len(x)) as access:
+        PGD(steps=1000, step_size=0.3, random_start=False)(access, x, Untargeted(y), threat, access.rng)
+    # The corner is reached after 4 steps; of the iterates 0, 1, 2, ... the landmarks are 1, 2, 4, and the fifth is equal.
+    assert access.ledger.backwards.tolist() == [6] * len(x)
+    with white_box(model, len(x)) as access:
+        PGD(steps=1000, step_size=0.3, random_start=False, restarts=3)(access, x, Untargeted(y), threat, access.rng)
+    assert access.ledger.backwards.tolist() == [18] * len(x)
+
+
+def test_pgd_takes_every_step_in_other_norms(white_box):
+    model, x = net(), images()
+    y = labelled(model, x, wrong=0)
+    for norm in ("l2", "l1"):
+        with white_box(model, len(x)) as access:
+            PGD(steps=70, stop="never")(access, x, Untargeted(y), ThreatModel(norm, RADII[norm]), access.rng)
+        assert access.ledger.backwards.tolist() == [70] * len(x)
