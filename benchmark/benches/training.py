@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from advbench.benches.bench import BenchRow, fastest
 from advbench.clocks import device_name
+from advbench.defenses.capabilities import open_norm, with_epsilon
 from advbench.defenses.training.deep_contractive import DeepContractive
 from advbench.defenses.training.pretrained import Pretrained, autoencoder_around
 from advbench.defenses.training.trained import FromScratch
@@ -71,10 +72,8 @@ def _settled(defense: FromScratch) -> FromScratch:
     """The defense with what is open in it: a radius, or a penalty's coefficient."""
     if isinstance(defense, DeepContractive):
         return dataclasses.replace(defense, coefficient=1e-4)
-    if getattr(defense, "epsilon", 0.0) is None:
-        settled: FromScratch = dataclasses.replace(defense, **{"epsilon": RADII[getattr(defense, "norm", "linf")]})
-        return settled
-    return defense
+    norm = open_norm(defense, "linf")
+    return defense if norm is None else with_epsilon(defense, RADII[norm])
 
 
 def stepper(defense: FromScratch, network: str, device: torch.device) -> Callable[[], object]:

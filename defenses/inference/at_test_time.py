@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 
@@ -21,6 +22,7 @@ class TestTimeDefense(ABC):
 
     __slots__ = ()
     base: str
+    training_passes: ClassVar[float] = 0.0
 
     @abstractmethod
     def wrap(self, inputs: Mapping[str, Defended]) -> Defended:

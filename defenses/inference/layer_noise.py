@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,15 +10,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from advbench.attacks.rng import ExampleRNG
-from advbench.defenses.defended import Defended
-from advbench.defenses.inference.at_test_time import TestTimeDefense
-from advbench.defenses.inference.composition import call, in_front_of
-from advbench.defenses.inference.noise import mean_prediction, tiled
+from advbench.defenses.inference.composition import call
+from advbench.defenses.inference.noise import AveragedNoise, mean_prediction, tiled
 from advbench.defenses.kernels.layers import layers_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LayerNoise(TestTimeDefense):
+class LayerNoise(AveragedNoise):
     """Gaussian noise at every layer at test time, predictions averaged, Gu and Rigazio 2014, arXiv:1412.5068.
 
     Section 3, noise at all layers (L*): independent normal noise of one deviation is added to the image and to the output of
@@ -32,23 +29,9 @@ class LayerNoise(TestTimeDefense):
     model.
     """
 
-    sigma: float = 0.1
-    passes: int = 20
-    base: str = "none"
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.sigma) and self.sigma >= 0):
-            raise ValueError(f"Expected `sigma` >= 0, got {self.sigma}")
-        if self.passes < 1:
-            raise ValueError(f"Expected `passes` >= 1, got {self.passes}")
-
-    def wrap(self, inputs: Mapping[str, Defended]) -> Defended:
-        """Noise in the layers of ``inputs["base"]``. ValueError where its network hides them."""
-        return in_front_of(
-            inputs["base"],
-            lambda model, stochastic: NoisyLayers(model, sigma=self.sigma, passes=self.passes, stochastic=stochastic),
-            stochastic=True,
-        )
+    def noisy(self, model: nn.Module, stochastic: bool) -> nn.Module:
+        """Noise in the layers of `model`. ValueError where its network hides them."""
+        return NoisyLayers(model, sigma=self.sigma, passes=self.passes, stochastic=stochastic)
 
 
 class NoisyLayers(nn.Module):

@@ -19,7 +19,7 @@ from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import ThreatModel, Untargeted
 from advbench.defenses.defended import Defended, Input
 from advbench.defenses.inference.at_test_time import TestTimeDefense
-from advbench.defenses.inference.composition import call, purified
+from advbench.defenses.inference.composition import Purified, call, purified
 from advbench.defenses.inference.langevin import MAX_STEPS, Langevin
 from advbench.zoo.data import DataSet, Split
 
@@ -153,10 +153,10 @@ class MALADE(Relaxed):
 
 def sampler_of(defended: Defended) -> Langevin:
     """The Langevin steps of a defense that `Relaxed` built. TypeError for any other."""
-    found = getattr(defended.model, "purifier", None)
-    if not isinstance(found, Langevin):
-        raise TypeError(f"Expected a model behind Langevin steps, got {type(found or defended.model).__name__}")
-    return found
+    model = defended.model
+    if not isinstance(model, Purified) or not isinstance(model.purifier, Langevin):
+        raise TypeError(f"Expected a model behind Langevin steps, got {type(model).__name__}")
+    return model.purifier
 
 
 def strongest(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,14 +17,10 @@ from advbench.defenses.inference.composition import call, in_front_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InputNoise(TestTimeDefense):
-    """Gaussian noise at the input at test time, predictions averaged, Gu and Rigazio 2014, arXiv:1412.5068.
+class AveragedNoise(TestTimeDefense):
+    """A model behind Gaussian noise, whose predictions are averaged over passes; `noisy` says where the noise goes.
 
-    Section 3, noise at the first layer only (L1): ``p(x) = mean over passes of f(x + n)``, n normal with deviation `sigma`.
-    No training; noisy images are not clipped.
-
-    sigma: standard deviation in pixel units of [0, 1]; the paper sweeps it and names 0.1. passes: forward passes averaged,
-    20 in the paper. base: the spec of the defense that trained the model behind the noise.
+    sigma: standard deviation. passes: forward passes averaged. base: the spec of the defense that trained the model.
     """
 
     sigma: float = 0.1
@@ -36,13 +33,29 @@ class InputNoise(TestTimeDefense):
         if self.passes < 1:
             raise ValueError(f"Expected `passes` >= 1, got {self.passes}")
 
+    @abstractmethod
+    def noisy(self, model: nn.Module, stochastic: bool) -> nn.Module:
+        """`model` with the noise; `stochastic` says whether it takes an rng. ValueError where noise cannot reach it."""
+
     def wrap(self, inputs: Mapping[str, Defended]) -> Defended:
-        """Noise in front of ``inputs["base"]``."""
-        return in_front_of(
-            inputs["base"],
-            lambda model, stochastic: Noisy(model, sigma=self.sigma, passes=self.passes, stochastic=stochastic),
-            stochastic=True,
-        )
+        """The noise in ``inputs["base"]``."""
+        return in_front_of(inputs["base"], self.noisy, stochastic=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputNoise(AveragedNoise):
+    """Gaussian noise at the input at test time, predictions averaged, Gu and Rigazio 2014, arXiv:1412.5068.
+
+    Section 3, noise at the first layer only (L1): ``p(x) = mean over passes of f(x + n)``, n normal with deviation `sigma`.
+    No training; noisy images are not clipped.
+
+    sigma: standard deviation in pixel units of [0, 1]; the paper sweeps it and names 0.1. passes: forward passes averaged,
+    20 in the paper. base: the spec of the defense that trained the model behind the noise.
+    """
+
+    def noisy(self, model: nn.Module, stochastic: bool) -> nn.Module:
+        """Noise in front of `model`."""
+        return Noisy(model, sigma=self.sigma, passes=self.passes, stochastic=stochastic)
 
 
 class Noisy(nn.Module):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from advbench.attacks.rng import ExampleRNG
+from advbench.defenses.capabilities import open_norm, with_epsilon
 from advbench.defenses.defended import Defended, Defense, Input
 from advbench.registry import registry
 from advbench.registry.specs import Spec
@@ -73,9 +74,8 @@ class Lab:
         """The defense of a spec, with the radius that the plan would fill in."""
         parsed = Spec.parse(LIGHT.get(spec, spec))
         defense: Any = registry.of_defense(parsed.name).create(parsed)
-        if getattr(defense, "epsilon", 0.0) is None:
-            defense = dataclasses.replace(defense, epsilon=(data or self.data).radii[defense.norm])
-        return defense  # type: ignore[no-any-return]
+        norm = open_norm(defense, "linf")
+        return defense if norm is None else with_epsilon(defense, (data or self.data).radii[norm])  # type: ignore[no-any-return]
 
     def fit(self, spec: str, data: DataSet | None = None, seed: int = 0) -> Defended:
         """The fitted defense of a spec, its inputs fitted first."""
