@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from advbench.files import write_atomically
 from advbench.reports.boards import boards
 from advbench.reports.cells import Cells
 from advbench.reports.robustbench import NORMS, model_infos
 from advbench.reports.section import Section, drawings
-from advbench.reports.write import read, replace_file
+from advbench.reports.write import read
 
 
 def export(folders: Mapping[Path, Sequence[str] | None], to: Path, format: str) -> list[Path]:
@@ -32,7 +33,7 @@ def export(folders: Mapping[Path, Sequence[str] | None], to: Path, format: str) 
             raise ValueError("Expected figures to write, got records without any: score some cells first")
     paths = [to / name for name in files]
     for path, content in zip(paths, files.values(), strict=True):
-        replace_file(path, content)
+        write_atomically(path, content)
     return paths
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from advbench.files import write_atomically
 from advbench.reports import formatting
 from advbench.reports.boards import Board, boards
 from advbench.reports.cells import Cells
@@ -20,7 +21,7 @@ from advbench.reports.reproduce import RerunRecipe, reproduction
 from advbench.reports.robustbench import NORMS, model_infos
 from advbench.reports.section import Section, Table, drop_constant
 from advbench.reports.sections import sections, summary
-from advbench.reports.write import read, replace_file
+from advbench.reports.write import read
 from advbench.results.statistics import OverSeeds
 
 TITLE = "Adversarial robustness leaderboard"
@@ -53,8 +54,8 @@ def write_site(
     for name in set(_listed(manifest)) - set(files):
         (to / name).unlink(missing_ok=True)
     for name, content in files.items():
-        replace_file(to / name, content)
-    replace_file(manifest, json.dumps(sorted(files), indent=1) + "\n")
+        write_atomically(to / name, content)
+    write_atomically(manifest, json.dumps(sorted(files), indent=1) + "\n")
     return [to / name for name in files]
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from advbench.files import write_atomically
 from advbench.results.store import Store
 
 if TYPE_CHECKING:
@@ -48,8 +47,8 @@ def write_merged(folders: Mapping[Path, Sequence[str] | None], to: Path) -> list
         for name in set(before) - {"inputs"} - set(contents):
             (to / name).unlink(missing_ok=True)
         for name, content in contents.items():
-            replace_file(to / name, content)
-        replace_file(to / _SIDECAR, json.dumps({"inputs": inputs, **_digests(to, contents)}, indent=1) + "\n")
+            write_atomically(to / name, content)
+        write_atomically(to / _SIDECAR, json.dumps({"inputs": inputs, **_digests(to, contents)}, indent=1) + "\n")
     return paths
 
 
@@ -120,17 +119,3 @@ def _is_ours(name: str) -> bool:
     """Whether a name in a sidecar, which nobody vouches for, is one that a report has."""
     folder, _, file = name.rpartition("/")
     return name in (*REPORTS, "inputs") or (folder == _FIGURES and file.endswith(".svg") and "\\" not in file)
-
-
-def replace_file(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

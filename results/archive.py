@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from advbench.files import write_atomically
 from advbench.results.record import ADDED, DISTANCES, EXAMPLE_DTYPES, Examples, Facts, Record, check_key
 from advbench.results.store import Store
 
@@ -55,7 +56,7 @@ def pack(store: Store, path: Path, keys: Sequence[str] | None = None) -> int:
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
-    path.write_bytes(lzma.compress(buffer.getvalue(), preset=9 | lzma.PRESET_EXTREME))
+    write_atomically(path, lzma.compress(buffer.getvalue(), preset=9 | lzma.PRESET_EXTREME))
     return len(chosen)
 
 

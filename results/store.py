@@ -8,8 +8,8 @@ are on the disk, so that a reader sees all of it or nothing, whenever the writer
 from __future__ import annotations
 
 import errno
+import io
 import logging
-import os
 import shutil
 import time
 import uuid
@@ -20,10 +20,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from advbench.files import LEFTOVER_SECONDS, flush_folder, write_atomically
 from advbench.results.record import ADDED, Examples, Gallery, Record, check_key
 
 _LOG = logging.getLogger("advbench")
-_LEFTOVER_SECONDS = 3600.0
 _ATTEMPTS = 100
 _Content = TypeVar("_Content", Examples, Gallery)
 
@@ -101,7 +101,7 @@ class Store:
         finally:
             shutil.rmtree(prepared, ignore_errors=True)
 
-    def sweep(self, older_than: float = _LEFTOVER_SECONDS) -> None:
+    def sweep(self, older_than: float = LEFTOVER_SECONDS) -> None:
         """Remove what killed writers left behind, once it is `older_than` seconds old."""
         with suppress(FileNotFoundError):
             for leftover in (self.folder / ".writing").iterdir():
@@ -117,11 +117,7 @@ class Store:
                 _save(folder / "examples.npz", examples)
             if gallery is not None:
                 _save(folder / "gallery.npz", gallery)
-            with (folder / "record.json").open("w", encoding="utf-8") as file:
-                file.write(record.to_json() + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            _flush_folder(folder)
+            write_atomically(folder / "record.json", record.to_json() + "\n")
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -142,7 +138,7 @@ class Store:
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                     raise
             else:
-                _flush_folder(self.folder)
+                flush_folder(self.folder)
                 return True
             if self.status(key) == "ok":
                 return False
@@ -179,17 +175,6 @@ def _load(path: Path, kind: type[_Content]) -> _Content:
 
 def _save(path: Path, content: Examples | Gallery) -> None:
     arrays: dict[str, Any] = {field.name: getattr(content, field.name) for field in fields(content)}
-    with path.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    """Bring a folder's list of names to the disk, where the system can."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomically(path, buffer.getvalue())

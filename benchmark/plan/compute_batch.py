@@ -17,7 +17,7 @@ from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Untargeted, cross_entropy
 from advbench.clocks import device_name, single_thread, stopwatch
 from advbench.defenses.defended import Defended
-from advbench.zoo import checkpoints
+from advbench.files import write_atomically
 
 DEFAULT_BATCH = 128
 _SECONDS = 0.15
@@ -154,4 +154,4 @@ def _read(memory: Path) -> dict[str, int]:
 
 
 def _write(memory: Path, known: dict[str, int]) -> None:
-    checkpoints.write_atomically(memory, json.dumps(known, indent=1, sort_keys=True).encode())
+    write_atomically(memory, json.dumps(known, indent=1, sort_keys=True))

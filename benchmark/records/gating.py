@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+from advbench.files import write_atomically
 from advbench.records.reporting import read_manifest
 from advbench.results.gate import baseline as baselines
 from advbench.results.gate.baseline import Snapshot
@@ -51,14 +52,10 @@ def check(
 def write_baseline(out: str | Path | Sequence[str | Path], path: str | Path) -> Path:
     """Write the baseline of the last run in `out`, or of those of several folders together, such as a training seed each.
 
-    Raises ValueError where some cell has no numbers.
+    Raises ValueError if at least one cell has no numbers.
     """
     text = baselines.to_text(read_runs(_folders(out)))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    return temporary.replace(path)
+    return write_atomically(Path(path), text)
 
 
 def refusal(error: Exception) -> Verdicts:

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from advbench.files import write_atomically
 from advbench.results.archive import SUFFIX, pack, unpack
 from advbench.results.store import Store
 
@@ -124,6 +125,4 @@ def write_manifest(out: Path, cells: Sequence[str], settings: str = "") -> None:
 
     settings: of the run, as TOML, for whoever wants to repeat it.
     """
-    temporary = out / f".{_MANIFEST}.tmp"
-    temporary.write_text(json.dumps({"cells": list(cells), "settings": settings}, indent=1) + "\n")
-    temporary.replace(out / _MANIFEST)
+    write_atomically(out / _MANIFEST, json.dumps({"cells": list(cells), "settings": settings}, indent=1) + "\n")

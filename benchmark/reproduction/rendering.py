@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from advbench.files import write_atomically
 from advbench.reports import figures
 from advbench.reports.html import to_html
 from advbench.reports.markdown import to_markdown
@@ -18,7 +19,6 @@ from advbench.reports.section import Column, Drawing, Entry, Section, Table, Ton
 from advbench.reproduction.claim_verdicts import SEEDS_NEEDED, Verdict, judge, verdict
 from advbench.reproduction.study import Claim, Comparison, Ours, Pair, Plot, Scale
 from advbench.results.papers import load
-from advbench.zoo.checkpoints import write_atomically
 
 if TYPE_CHECKING:
     from advbench.reproduction.engine import StudyOutcome
@@ -39,7 +39,7 @@ def write(out: Path, scale: Scale, seeds: Sequence[int], outcomes: Sequence[Stud
     contents = to_markdown(found, title=title, page=FILES[1]), to_html(found, title=title, summary=summary), to_csv(outcomes)
     paths = [out / name for name in FILES]
     for path, content in zip(paths, contents, strict=True):
-        write_atomically(path, content.encode())
+        write_atomically(path, content)
     return paths
 
 

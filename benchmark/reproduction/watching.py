@@ -21,6 +21,7 @@ from advbench.clocks import single_thread
 from advbench.defenses.defended import Defended, Surrogate
 from advbench.defenses.training.smooth_gradient import Followed, SmoothGradient, follow
 from advbench.engine.scheduler import slots
+from advbench.files import write_atomically
 from advbench.registry import registry
 from advbench.reproduction.findings import RunFindings, ScoredCell
 from advbench.tasks.calibration import threat_of
@@ -96,7 +97,7 @@ def _read(path: Path) -> Course:
 def _watch(work: _Work) -> None:
     with single_thread():
         found = _course(work, registry.load_dataset(work.dataset, work.data_dir))
-    checkpoints.write_atomically(work.path, json.dumps(found).encode())
+    write_atomically(work.path, json.dumps(found))
 
 
 def _course(work: _Work, data: DataSet) -> dict[str, list[float]]:

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from advbench.defenses.defended import Defended
+from advbench.files import write_atomically
 from advbench.registry import registry
 from advbench.tasks.models import load_defended
 from advbench.tasks.task import artefact
-from advbench.zoo import checkpoints
 from advbench.zoo.data import DataSet
 
 
@@ -68,4 +68,4 @@ def save(path: Path, **arrays: Any) -> None:
     """Write an npz file as a whole or not at all."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    checkpoints.write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from advbench.attacks import progress
 from advbench.attacks.access import Access
+from advbench.files import write_atomically
 
 EVERY = 1.0
 """Seconds between two reports of a craft, at least."""
@@ -84,9 +85,7 @@ class Reporter:
 def write(folder: Path, key: str, standing: CraftProgress) -> None:
     """Put the standing of the task `key` into its file, as a whole; a full disk or a lost folder is no reason to stop."""
     with suppress(OSError):
-        temporary = folder / f".{key}.tmp"
-        temporary.write_text(json.dumps(asdict(standing)))
-        temporary.replace(folder / f"{key}.json")
+        write_atomically(folder / f"{key}.json", json.dumps(asdict(standing)), make_folder=False)
 
 
 def forget(folder: Path, key: str) -> None:
