@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from advbench.reports import figures, formatting
-from advbench.reports.boards import Board, Standing
-from advbench.reports.cells import Cell
 from advbench.reports.section import Column, Entry, Section, Table
+from advbench.reports.standings import RankedBoard, Standing
+from advbench.results.cells import Cell
 from advbench.results.record import OBLIVIOUS, Examples, Record
 from advbench.results.statistics import OverSeeds, Values, clean_correct, over_seeds, worst_case
 
@@ -52,7 +52,7 @@ _HEADLINE = Column(
 )
 
 
-def attackers_section(board: Board) -> Section | None:
+def attackers_section(board: RankedBoard) -> Section | None:
     """A row for each defense with test-time parts: three attackers side by side; None where the board has none."""
     labels = {cell.record.target["label"] for cell in board.cells if _IGNORES.takes(cell.record)}
     standings = [standing for standing in board.standings if standing.label in labels]
@@ -70,17 +70,17 @@ def attackers_section(board: Board) -> Section | None:
     rows = tuple(_row(board, standing, shown) for standing in standings)
     return Section(
         title="Test-time defenses",
-        context=board.threat.title,
-        anchor=formatting.anchor(f"test time defenses {board.threat.title}"),
+        context=board.title,
+        anchor=formatting.anchor(f"test time defenses {board.title}"),
         text="What three attackers leave of each defense with parts that work when it answers: one who ignores these parts, "
         "one who differentiates through them or around them by every surrogate, and one who trains a substitute on the "
         "labels. Each is the worst case over the attacks that were run. Only the last two say how robust a defense is.",
-        tables=(Table(f"Three attackers, {board.threat.title}", columns, rows), _by_surrogate(board, standings)),
+        tables=(Table(f"Three attackers, {board.title}", columns, rows), _by_surrogate(board, standings)),
         caveats=tuple(_caveats(board, labels, shown)),
     )
 
 
-def _by_surrogate(board: Board, standings: Sequence[Standing]) -> Table:
+def _by_surrogate(board: RankedBoard, standings: Sequence[Standing]) -> Table:
     """What each surrogate alone leaves in each white-box cell, and the draws that its gradients average."""
     cells = [
         cell
@@ -108,7 +108,7 @@ def _by_surrogate(board: Board, standings: Sequence[Standing]) -> Table:
         )
         for cell in cells
     )
-    return Table(f"White-box robust accuracy by surrogate, {board.threat.title}", columns, rows)
+    return Table(f"White-box robust accuracy by surrogate, {board.title}", columns, rows)
 
 
 def _reached(accuracies: Mapping[str, float | None], name: str) -> Entry:
@@ -124,7 +124,7 @@ def _draws(record: Record) -> Entry:
     return formatting.number_entry(most, f"{most:,}") if most else Entry(formatting.NONE, tone="muted")
 
 
-def _row(board: Board, standing: Standing, shown: Sequence[_Attacker]) -> tuple[Entry, ...]:
+def _row(board: RankedBoard, standing: Standing, shown: Sequence[_Attacker]) -> tuple[Entry, ...]:
     found = {attacker.name: _accuracy(board, standing.label, attacker) for attacker in shown}
     both = [found[attacker.name] for attacker in (_WHITE_BOX, _SUBSTITUTE)]
     lowest = min((rate.estimate.value for rate in both if rate is not None), default=None)
@@ -138,7 +138,7 @@ def _row(board: Board, standing: Standing, shown: Sequence[_Attacker]) -> tuple[
     )
 
 
-def _accuracy(board: Board, label: str, attacker: _Attacker) -> OverSeeds | None:
+def _accuracy(board: RankedBoard, label: str, attacker: _Attacker) -> OverSeeds | None:
     """What an attacker leaves of a target, over its seeds; None where he was not run with every one of them."""
     cells = [cell for cell in board.cells if cell.record.target["label"] == label]
     seeds = sorted({cell.record.seed for cell in cells})
@@ -152,7 +152,7 @@ def _accuracy(board: Board, label: str, attacker: _Attacker) -> OverSeeds | None
     return over_seeds(found) if len({len(values) for values in found}) == 1 else None
 
 
-def _caveats(board: Board, labels: set[str], shown: Sequence[_Attacker]) -> list[str]:
+def _caveats(board: RankedBoard, labels: set[str], shown: Sequence[_Attacker]) -> list[str]:
     """Numbers that rest on fewer attacks than they should, and draws that were not enough."""
     found = []
     for label in sorted(labels):
@@ -183,7 +183,7 @@ def _capped(record: Record) -> list[tuple[str, int, float]]:
     ]
 
 
-def detectors_section(board: Board) -> Section | None:
+def detectors_section(board: RankedBoard) -> Section | None:
     """What the detectors of a board reject as their thresholds move; None where it has none.
 
     Rates are those of the white-box attack that leaves the least robust accuracy, for each target.
@@ -202,25 +202,25 @@ def detectors_section(board: Board) -> Section | None:
     )
     return Section(
         title="Detectors",
-        context=board.threat.title,
-        anchor=formatting.anchor(f"detectors {board.threat.title}"),
+        context=board.title,
+        anchor=formatting.anchor(f"detectors {board.title}"),
         text="What a detector rejects as its threshold moves, under the white-box attack that leaves the least robust "
         "accuracy. That attack evades the detector at the threshold that was set; at another one an attacker would craft "
         "other images. Images of which the model gets the clean one wrong are left out of the last two columns.",
-        tables=(Table(f"Rates of the detectors, {board.threat.title}", columns, _detector_rows(cells)),),
+        tables=(Table(f"Rates of the detectors, {board.title}", columns, _detector_rows(cells)),),
         figures=(
             figures.line_plots(
                 panels,
                 x_label="clean images rejected",
                 y_label="share",
-                caption=f"Detectors as their thresholds move, {board.threat.title}",
+                caption=f"Detectors as their thresholds move, {board.title}",
                 alt="Adversarials caught and undetected successes against the clean images rejected; see the table",
             ),
         ),
     )
 
 
-def _strongest(board: Board, standing: Standing) -> Cell | None:
+def _strongest(board: RankedBoard, standing: Standing) -> Cell | None:
     """The white-box cell of a target with a detector that leaves the least robust accuracy."""
     cells = [
         cell

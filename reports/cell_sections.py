@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from advbench.reports import formatting
-from advbench.reports.cells import Cell, Cells
+from advbench.reports.cells import Cells
 from advbench.reports.section import Column, Entry, Section, Table, drop_constant
+from advbench.results.cells import Cell
 from advbench.results.record import Record
 from advbench.results.statistics import CellStatistics, Distortion
 

@@ -1,4 +1,4 @@
-"""The cells of a run as reports read them: records with their outcomes and figures."""
+"""The cells of a report, in reading order."""
 
 from __future__ import annotations
 
@@ -6,30 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from advbench.results.record import MATRICES, Examples, Gallery, Record
-from advbench.results.statistics import CellStatistics, Outcome, cell_statistics
+from advbench.results.cells import Cell
+from advbench.results.record import MATRICES, Record
 from advbench.results.store import Store
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Cell:
-    """A record with its outcomes and figures; both None where the cell failed or was skipped.
-
-    run: the runs that its board is made of, where a report of several has more than one board for a threat. origin: the run
-    that it comes from, in a report of several.
-    """
-
-    record: Record
-    examples: Examples | None = None
-    statistics: CellStatistics | None = None
-    gallery: Gallery | None = None
-    run: str = ""
-    origin: str = ""
-
-    @property
-    def outcome(self) -> Outcome | None:
-        """What the worst case is taken over."""
-        return None if self.examples is None else (self.record, self.examples)
 
 
 @dataclass(frozen=True)
@@ -54,22 +33,18 @@ def load(store: Store, keys: Sequence[str] | None = None) -> Cells:
     """Read the cells `keys` of a store, all where None. A damaged record is logged and counts as missing."""
     wanted = store.keys() if keys is None else list(dict.fromkeys(keys))
     found = {key: store.load(key) for key in wanted}
-    cells = [_cell(*parts) for parts in found.values() if parts is not None]
+    cells = [Cell(*parts) for parts in found.values() if parts is not None]
     return Cells(in_order(cells), tuple(key for key, parts in found.items() if parts is None))
 
 
 def from_records(records: Iterable[Record], store: Store) -> tuple[Cell, ...]:
     """The cells of records that were read already, as they come. Raises ValueError where the examples are damaged."""
-    return tuple(_cell(record, store.examples(record.key) if record.status == "ok" else None) for record in records)
+    return tuple(Cell(record, store.examples(record.key) if record.status == "ok" else None) for record in records)
 
 
 def in_order(cells: Iterable[Cell]) -> tuple[Cell, ...]:
     """Cells by data set, threat, matrix, target, attack, source and seed."""
     return tuple(sorted(cells, key=lambda cell: _order(cell.record, cell.run)))
-
-
-def _cell(record: Record, examples: Examples | None, gallery: Gallery | None = None) -> Cell:
-    return Cell(record, examples, None if examples is None else cell_statistics(record, examples), gallery)
 
 
 def _order(record: Record, run: str) -> tuple[str | int | float, ...]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from advbench.reports import formatting
-from advbench.reports.boards import Board, Standing
 from advbench.reports.section import Column, Entry, Section, Table
+from advbench.reports.standings import RankedBoard, Standing
 from advbench.results.ranking import Duel
 from advbench.results.significance import wilcoxon_signed_rank
 
@@ -21,7 +21,7 @@ _COLUMNS = (
 )
 
 
-def comparison_section(board: Board) -> Section | None:
+def comparison_section(board: RankedBoard) -> Section | None:
     """A row for each pair of ranked targets, for neighbours in the ranking only where there are many; None without pairs."""
     duels = board.ranking.duels
     if not duels:
@@ -31,8 +31,8 @@ def comparison_section(board: Board) -> Section | None:
     shown = [duel for duel in duels if few or duel.second == duel.first + 1]
     return Section(
         title="Comparisons",
-        context=board.threat.title,
-        anchor=formatting.anchor(f"comparisons {board.threat.title}"),
+        context=board.title,
+        anchor=formatting.anchor(f"comparisons {board.title}"),
         text=(
             "The tests behind the ranks. The last column is the test by which Mosca & Magoulas 2018 compare two methods, "
             f"over the single cells that both have, at least {_FEWEST_CELLS}: cells of one model are not independent, so "
@@ -40,7 +40,7 @@ def comparison_section(board: Board) -> Section | None:
         ),
         tables=(
             Table(
-                f"{'All pairs' if few else 'Neighbours in the ranking'}, {board.threat.title}",
+                f"{'All pairs' if few else 'Neighbours in the ranking'}, {board.title}",
                 _COLUMNS,
                 tuple(_row(ranked[duel.first], ranked[duel.second], duel) for duel in shown),
                 filterable=len(shown) > 8,
@@ -64,10 +64,10 @@ def _row(first: Standing, second: Standing, duel: Duel) -> tuple[Entry, ...]:
 def _over_cells(first: Standing, second: Standing) -> float | None:
     """The p-value over the attackers that both targets met, not those from one of the two; None for too few."""
     own = {first.label, second.label, "itself"}
-    common = [one for one in first.by_strategy.keys() & second.by_strategy.keys() if one.source not in own]
+    common = [one for one in first.by_attacker.keys() & second.by_attacker.keys() if one.source not in own]
     if len(common) < _FEWEST_CELLS:
         return None
-    values = [[standing.by_strategy[strategy] for strategy in sorted(common)] for standing in (second, first)]
+    values = [[standing.by_attacker[attacker] for attacker in sorted(common)] for standing in (second, first)]
     return wilcoxon_signed_rank(*values).p_value
 
 

@@ -9,16 +9,17 @@ from itertools import groupby
 import numpy as np
 
 from advbench.reports import figures, formatting
-from advbench.reports.boards import Board, Threat, threat_of
-from advbench.reports.cells import Cell
 from advbench.reports.section import Column, Drawing, Section, Table
+from advbench.reports.standings import RankedBoard
+from advbench.results.boards import BoardThreat, seen_attacker, threat_of
+from advbench.results.cells import Cell
 from advbench.results.statistics import Estimate, Values, distance, robust_curve, wilson
 
 _POINTS = 120
 _TABULATED = (0.25, 0.5, 0.75, 1.0, 1.5)
 
 
-def curve_sections(boards: Sequence[Board], cells: Sequence[Cell]) -> list[Section]:
+def curve_sections(boards: Sequence[RankedBoard], cells: Sequence[Cell]) -> list[Section]:
     """One section for each data set and norm that has minimal-norm attacks or several radii.
 
     boards: all boards of the report. cells: the scored cells.
@@ -29,7 +30,7 @@ def curve_sections(boards: Sequence[Board], cells: Sequence[Cell]) -> list[Secti
     return [section for section in sections if section is not None]
 
 
-def _section(family: Threat, boards: Sequence[Board], cells: Sequence[Cell]) -> Section | None:
+def _section(family: BoardThreat, boards: Sequence[RankedBoard], cells: Sequence[Cell]) -> Section | None:
     siblings = [board for board in boards if board.threat.family == family]
     minimal = [cell for cell in cells if cell.record.attack["minimal_norm"] and threat_of(cell).family == family]
     radii = sorted(board.threat.epsilon for board in siblings if board.threat.epsilon is not None)
@@ -43,7 +44,7 @@ def _section(family: Threat, boards: Sequence[Board], cells: Sequence[Cell]) -> 
     return Section(
         title="Accuracy against epsilon",
         anchor=formatting.anchor(f"epsilon {family.norm} on {family.dataset} {family.run}"),
-        context=f"{family.norm} on {family.dataset}" + (f" ({family.run})" if family.run else ""),
+        context=formatting.family_title(family),
         text="Robust accuracy at every radius. Curves of a minimal-norm attack follow from its distances; points are worst "
         "cases over all attacks that were run at that radius. Bands and whiskers are 95% intervals over the images. Dotted "
         "lines mark the radii of the leaderboards.",
@@ -52,7 +53,7 @@ def _section(family: Threat, boards: Sequence[Board], cells: Sequence[Cell]) -> 
     )
 
 
-def _drawing(panels: Sequence[figures.Panel], family: Threat) -> Drawing:
+def _drawing(panels: Sequence[figures.Panel], family: BoardThreat) -> Drawing:
     return figures.line_plots(
         panels,
         x_label=f"{family.norm} distance",
@@ -66,7 +67,7 @@ def _by_attack(cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
     """Cells of one matrix, attack and source together, and of one radius each, since distances do not depend on it."""
 
     def name(cell: Cell) -> str:
-        return formatting.strategy(cell.record.matrix, cell.record.attack["label"], formatting.source(cell.record))
+        return str(seen_attacker(cell.record))
 
     first = {(name(cell), cell.record.target["label"], cell.record.seed): cell for cell in reversed(cells)}
     return [(key, list(group)) for key, group in groupby(sorted(first.values(), key=name), key=name)]
@@ -121,7 +122,7 @@ def _minimal_table(name: str, cells: Sequence[Cell], radii: Sequence[float]) -> 
     return Table(f"Robust accuracy against {name} by radius", columns, rows)
 
 
-def _worst_panel(boards: Sequence[Board]) -> figures.Panel:
+def _worst_panel(boards: Sequence[RankedBoard]) -> figures.Panel:
     lines = []
     for target, values in _worst_by_target(boards).items():
         x = np.array([epsilon for epsilon, rate in values if rate is not None])
@@ -132,7 +133,7 @@ def _worst_panel(boards: Sequence[Board]) -> figures.Panel:
     return figures.Panel("worst case over all attacks", tuple(lines))
 
 
-def _worst_by_target(boards: Sequence[Board]) -> dict[str, list[tuple[float, Estimate | None]]]:
+def _worst_by_target(boards: Sequence[RankedBoard]) -> dict[str, list[tuple[float, Estimate | None]]]:
     """Worst-case robust accuracy by target and radius; None where the target is incomplete there."""
     ordered = sorted((board.threat.epsilon, board) for board in boards if board.threat.epsilon is not None)
     targets = sorted({standing.label for _, board in ordered for standing in board.standings})
@@ -145,7 +146,7 @@ def _worst_by_target(boards: Sequence[Board]) -> dict[str, list[tuple[float, Est
     return found
 
 
-def _worst_table(boards: Sequence[Board]) -> Table:
+def _worst_table(boards: Sequence[RankedBoard]) -> Table:
     found = _worst_by_target(boards)
     radii = sorted({epsilon for values in found.values() for epsilon, _ in values})
     columns = (

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from advbench.reports import formatting
-from advbench.reports.boards import Threat, boards, threat_of
-from advbench.reports.cells import Cell, Cells, from_records
+from advbench.reports.cells import Cells, from_records
+from advbench.reports.standings import ranked_boards
+from advbench.results.boards import BoardThreat, threat_of
+from advbench.results.cells import Cell
 from advbench.results.record import Record
 from advbench.results.statistics import Estimate
 from advbench.results.store import Store
@@ -35,7 +37,7 @@ def cell_frame(cells: Sequence[Cell], missing: Sequence[str] = ()) -> pd.DataFra
 
     ranks = {
         (board.threat, standing.label): standing.ranks
-        for board in boards(Cells(tuple(cells)))
+        for board in ranked_boards(Cells(tuple(cells)))
         for standing in board.standings
         if standing.ranks is not None
     }
@@ -82,7 +84,7 @@ def _row(cell: Cell) -> dict[str, Any]:
     return row | {f"{name}_per_image": getattr(found, name) for name in _COSTS}
 
 
-def _ranks(cell: Cell, ranks: Mapping[tuple[Threat, str], tuple[int, int]]) -> dict[str, int]:
+def _ranks(cell: Cell, ranks: Mapping[tuple[BoardThreat, str], tuple[int, int]]) -> dict[str, int]:
     """The rank interval of a cell's target on the board of the cell's own threat."""
     found = ranks.get((threat_of(cell), cell.record.target["label"]))
     return {} if found is None else {"target_rank_low": found[0], "target_rank_high": found[1]}

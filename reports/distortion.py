@@ -8,9 +8,9 @@ from itertools import groupby
 import numpy as np
 
 from advbench.reports import figures, formatting
-from advbench.reports.boards import threat_of
-from advbench.reports.cells import Cell
 from advbench.reports.section import Column, Entry, Section, Table
+from advbench.results.boards import seen_attacker, threat_of
+from advbench.results.cells import Cell
 from advbench.results.statistics import Values, clean_correct, distance
 
 _BINS = 30
@@ -30,7 +30,7 @@ def distortion_sections(cells: Sequence[Cell]) -> list[Section]:
     sections = []
     for family in families:
         groups = by_attack([cell for cell in minimal if threat_of(cell).family == family])
-        context = f"{family.norm} on {family.dataset}" + (f" ({family.run})" if family.run else "")
+        context = formatting.family_title(family)
         sections.append(
             Section(
                 title="Distances",
@@ -58,11 +58,9 @@ def by_attack(cells: Sequence[Cell]) -> dict[str, dict[str, Values]]:
 
     A cell that is run at several radii counts once: its distances do not depend on them.
     """
-
-    def name(cell: Cell) -> str:
-        return formatting.strategy(cell.record.matrix, cell.record.attack["label"], formatting.source(cell.record))
-
-    once = {(name(cell), cell.record.target["label"], cell.record.seed): cell for cell in reversed(cells)}
+    once = {
+        (str(seen_attacker(cell.record)), cell.record.target["label"], cell.record.seed): cell for cell in reversed(cells)
+    }
     found: dict[str, dict[str, Values]] = {}
     for attack, group in groupby(sorted(once), key=lambda place: place[0]):
         for place in group:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from advbench.files import write_atomically
-from advbench.reports.boards import boards
 from advbench.reports.cells import Cells
 from advbench.reports.robustbench import NORMS, model_infos
 from advbench.reports.section import Section, drawings
+from advbench.reports.standings import ranked_boards
 from advbench.reports.write import read
 
 
@@ -50,9 +50,9 @@ def figures(found: Sequence[Section], format: str) -> dict[str, bytes]:
 
 
 def _robustbench(cells: Cells) -> dict[str, str]:
-    found = boards(cells)
+    found = ranked_boards(cells)
     fitting = [board for board in found if board.threat.norm in NORMS and board.threat.epsilon is not None]
     if not fitting:
-        got = ", ".join(board.threat.title for board in found) or "none"
+        got = ", ".join(board.title for board in found) or "none"
         raise ValueError(f"Expected a linf or l2 board with a radius for RobustBench, got {got}")
     return {f"model_info/{path}": info for board in fitting for path, info in model_infos(board).items()}

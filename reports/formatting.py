@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from advbench.reports.section import Entry, Tone
+from advbench.results.boards import BoardThreat, seen_attacker
 from advbench.results.record import Record
 from advbench.results.statistics import Estimate
 
@@ -79,15 +80,18 @@ def names(record: Record) -> tuple[str, str]:
 
 def source(record: Record) -> str:
     """Where the adversarials come from: nothing for the white-box matrix, ``itself`` for the diagonal of transfers."""
-    if record.source is None:
-        return ""
-    label: str = record.source["label"]
-    return "itself" if record.matrix == "transfer" and label == record.target["label"] else label
+    return seen_attacker(record).source
 
 
-def strategy(matrix: str, attack: str, origin: str) -> str:
-    """What an attacker did, as ``white-box pgd`` or ``transfer pgd from none``."""
-    return f"{matrix} {attack}" + (f" from {origin}" if origin else "")
+def board_title(threat_of_board: BoardThreat) -> str:
+    """The threat of a board in words, as ``linf ≤ 0.3 on mnist``, with the runs that it is made of."""
+    norm, epsilon, run = threat_of_board.norm, threat_of_board.epsilon, threat_of_board.run
+    return f"{threat(norm, epsilon)} on {threat_of_board.dataset}" + (f" ({run})" if run else "")
+
+
+def family_title(family: BoardThreat) -> str:
+    """A norm on a data set, as ``linf on mnist``, with the runs that share its boards."""
+    return f"{family.norm} on {family.dataset}" + (f" ({family.run})" if family.run else "")
 
 
 def anchor(text: str) -> str:

@@ -114,9 +114,7 @@ def conclusion(found: Verdicts) -> str:
 
 def _by_threat(found: Verdicts) -> dict[str, list[GateRow]]:
     """The rows of each threat, failures first."""
-    titles = {
-        row.threat: f"{formatting.threat(row.threat.norm, row.threat.epsilon)} on {row.threat.dataset}" for row in found.rows
-    }
+    titles = {row.threat: formatting.board_title(row.threat) for row in found.rows}
     rows = sorted(found.rows, key=lambda row: (not row.fails, row.target))
     return {title: [row for row in rows if row.threat == threat] for threat, title in titles.items()}
 
@@ -155,7 +153,7 @@ def _move(before: float, after: float) -> str:
 
 def _plain(item: GateRow | CellChange) -> dict[str, Any]:
     content = asdict(item)
-    content["threat"] = item.threat._asdict()
+    content["threat"] = {name: getattr(item.threat, name) for name in ("dataset", "split", "norm", "epsilon")}
     if isinstance(item, CellChange):
         content["attacker"] = item.attacker._asdict()
     return content

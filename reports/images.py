@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from advbench.reports import formatting
-from advbench.reports.cells import Cell
 from advbench.reports.section import ImageGrid, Section
+from advbench.results.boards import seen_attacker
+from advbench.results.cells import Cell
 from advbench.results.record import Gallery, Record
 
 _GAP = 1
@@ -48,7 +49,7 @@ def _grid(cell: Cell, gallery: Gallery) -> ImageGrid:
     largest = float(np.abs(noise).max())
     gain = 0.5 / largest if 0 < largest < np.inf else 1.0
     rows = (gallery.clean, gallery.adversarial, 0.5 + gain * noise)
-    did = formatting.strategy(record.matrix, record.attack["label"], formatting.source(record))
+    did = str(seen_attacker(record))
     caption = f"{did}, shown to {record.target['label']}"
     return ImageGrid(
         png=png(np.concatenate([_strip(row) for row in rows], axis=0)),

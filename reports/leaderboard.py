@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from advbench.reports import formatting
-from advbench.reports.boards import Board, Standing
 from advbench.reports.section import Column, Entry, Section, Table
+from advbench.reports.standings import RankedBoard, Standing
 from advbench.results.record import RANKED
 from advbench.results.seeds import split_variance
 
 
-def leaderboard_section(board: Board, *, missing: int = 0) -> Section:
+def leaderboard_section(board: RankedBoard, *, missing: int = 0) -> Section:
     """The ranking of a board. missing: cells of the run that have no record at all."""
     columns = _columns(board)
     rows = tuple(tuple(column.entry(standing) for column in columns) for standing in board.standings)
@@ -20,16 +20,16 @@ def leaderboard_section(board: Board, *, missing: int = 0) -> Section:
     images = f"{formatting.plural(threat.n, 'image')} of the {threat.split} split of {threat.dataset}"
     return Section(
         title="Leaderboard",
-        anchor=formatting.anchor(f"leaderboard {threat.title}"),
+        anchor=formatting.anchor(f"leaderboard {board.title}"),
         text=(
             f"Targets ranked by robust accuracy under {formatting.threat(threat.norm, threat.epsilon)} on the same {images}."
             " An image counts as robust only where every attack of every matrix leaves it correct; images that the model "
             f"gets wrong without an attack count as not robust. {_ranking_text(board)}"
         ),
-        context=threat.title,
+        context=board.title,
         tables=(
             Table(
-                f"Worst-case robust accuracy, {threat.title}",
+                f"Worst-case robust accuracy, {board.title}",
                 tuple(one.column for one in columns),
                 rows,
                 filterable=len(rows) > 8,
@@ -47,7 +47,7 @@ class _Column:
     entry: Callable[[Standing], Entry]
 
 
-def _columns(board: Board) -> list[_Column]:
+def _columns(board: RankedBoard) -> list[_Column]:
     """The columns of a board: only the matrices that it has, and seeds and distances where there are some."""
     matrices = [matrix for matrix in RANKED if any(cell.record.matrix == matrix for cell in board.cells)]
     distances = any(standing.distortion for standing in board.standings)
@@ -100,7 +100,7 @@ def _distance(standing: Standing) -> Entry:
     return Entry(formatting.number(median), attack, order=median)
 
 
-def _time_columns(board: Board) -> list[_Column]:
+def _time_columns(board: RankedBoard) -> list[_Column]:
     """A column for each device: times of different ones never stand, and are never sorted, in one."""
     devices = sorted({device for standing in board.standings for device in standing.seconds})
     return [
@@ -159,7 +159,7 @@ _SEEDS = _Column(
 _ARCHITECTURE = _Column(Column("Architecture"), lambda standing: formatting.text_entry(standing.architecture))
 
 
-def _ranking_text(board: Board) -> str:
+def _ranking_text(board: RankedBoard) -> str:
     """How the ranks were found."""
     pairs = len(board.ranking.duels)
     if not pairs:
@@ -176,7 +176,7 @@ def _ranking_text(board: Board) -> str:
     )
 
 
-def _claim(board: Board) -> list[str]:
+def _claim(board: RankedBoard) -> list[str]:
     """Whether ranks speak of methods or of models."""
     if not board.ranking.duels or board.ranking.over_seeds:
         return []
@@ -186,7 +186,7 @@ def _claim(board: Board) -> list[str]:
     ]
 
 
-def _incomplete(board: Board, missing: int) -> list[str]:
+def _incomplete(board: RankedBoard, missing: int) -> list[str]:
     found = []
     if missing:
         found.append(
@@ -203,7 +203,7 @@ def _incomplete(board: Board, missing: int) -> list[str]:
     return found
 
 
-def _flagged(board: Board) -> list[str]:
+def _flagged(board: RankedBoard) -> list[str]:
     """Ranked targets whose value is an upper bound all the same."""
     return [
         f"The evaluation of {standing.label} is incomplete ({', '.join(flag.name for flag in standing.flags)}): its value "
@@ -213,7 +213,7 @@ def _flagged(board: Board) -> list[str]:
     ]
 
 
-def _devices(board: Board) -> list[str]:
+def _devices(board: RankedBoard) -> list[str]:
     devices = sorted({device for standing in board.standings for device in standing.seconds})
     if len(devices) > 1:
         return [f"Times of {', '.join(devices)} are not comparable; each device has a column of its own."]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from advbench.reports import formatting
-from advbench.reports.boards import Board, Standing
 from advbench.reports.section import Column, Section, Table
+from advbench.reports.standings import RankedBoard, Standing
 
 _COLUMNS = (
     Column("Target", heading=True),
@@ -18,15 +18,15 @@ _COLUMNS = (
 )
 
 
-def masking_section(board: Board) -> Section | None:
+def masking_section(board: RankedBoard) -> Section | None:
     """A row for each flag of a board; None where nothing is flagged."""
-    table = flag_table(f"Flags, {board.threat.title}", board.standings)
+    table = flag_table(f"Flags, {board.title}", board.standings)
     if not table.rows:
         return None
     return Section(
         title="Incomplete evaluations",
-        context=board.threat.title,
-        anchor=formatting.anchor(f"flags {board.threat.title}"),
+        context=board.title,
+        anchor=formatting.anchor(f"flags {board.title}"),
         text="Symptoms of gradients that mislead an attack, and of robustness that a detector alone upholds. A flag does "
         "not say that a model is weak: it says that its robust accuracy here is an upper bound, until attacks that fit the "
         "model have been run.",

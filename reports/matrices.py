@@ -9,41 +9,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from advbench.reports import figures, formatting
-from advbench.reports.boards import Board, Strategy, strategy_of
-from advbench.reports.cells import Cell
 from advbench.reports.section import Column, Drawing, Entry, Section, Table
+from advbench.reports.standings import RankedBoard
+from advbench.results.boards import Attacker, seen_attacker
+from advbench.results.cells import Cell
 from advbench.results.record import Record
 from advbench.results.statistics import OverSeeds, over_seeds, robust
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Grid:
-    """Rates by target and strategy; a cell without one has the reason in its place."""
+    """Rates by target and attacker; a cell without one has the reason in its place."""
 
-    rates: Mapping[tuple[str, Strategy], OverSeeds | str]
+    rates: Mapping[tuple[str, Attacker], OverSeeds | str]
 
-    def value(self, target: str, strategy: Strategy) -> float:
+    def value(self, target: str, attacker: Attacker) -> float:
         """Robust accuracy, NaN where there is none."""
-        found = self.rates.get((target, strategy))
+        found = self.rates.get((target, attacker))
         return found.estimate.value if isinstance(found, OverSeeds) else np.nan
 
-    def entry(self, target: str, strategy: Strategy) -> Entry:
+    def entry(self, target: str, attacker: Attacker) -> Entry:
         """The cell of a table."""
-        found = self.rates.get((target, strategy))
+        found = self.rates.get((target, attacker))
         if isinstance(found, OverSeeds):
             return formatting.share_entry(found.estimate)
         return Entry(found, tone="warning") if found else Entry(formatting.NONE, tone="muted")
 
-    def word(self, target: str, strategy: Strategy) -> str:
+    def word(self, target: str, attacker: Attacker) -> str:
         """What stands in a cell without a number."""
-        found = self.rates.get((target, strategy))
+        found = self.rates.get((target, attacker))
         return found if isinstance(found, str) else ""
 
 
-def matrix_sections(board: Board) -> list[Section]:
+def matrix_sections(board: RankedBoard) -> list[Section]:
     """The sections of those matrices that the board has, in the order of knowledge."""
     grid = _grid(board)
-    builders: dict[str, Callable[[Board, _Grid], Section]] = {
+    builders: dict[str, Callable[[RankedBoard, _Grid], Section]] = {
         "white-box": _white_box,
         "black-box": _black_box,
         "transfer": _transfer,
@@ -52,10 +53,10 @@ def matrix_sections(board: Board) -> list[Section]:
     return [build(board, grid) for matrix, build in builders.items() if matrix in run]
 
 
-def _grid(board: Board) -> _Grid:
-    groups: dict[tuple[str, Strategy], list[Cell]] = {}
+def _grid(board: RankedBoard) -> _Grid:
+    groups: dict[tuple[str, Attacker], list[Cell]] = {}
     for cell in board.cells:
-        groups.setdefault((cell.record.target["label"], strategy_of(cell.record)), []).append(cell)
+        groups.setdefault((cell.record.target["label"], seen_attacker(cell.record)), []).append(cell)
     return _Grid({place: _rate(group, board.threat.epsilon) for place, group in groups.items()})
 
 
@@ -69,47 +70,47 @@ def _rate(cells: Sequence[Cell], epsilon: float | None) -> OverSeeds | str:
     return over_seeds(values) if len({len(value) for value in values}) == 1 else "misaligned"
 
 
-def _targets(board: Board) -> list[str]:
+def _targets(board: RankedBoard) -> list[str]:
     return [standing.label for standing in board.standings]
 
 
-def _strategies(board: Board, matrix: str) -> list[Strategy]:
-    found = {strategy_of(cell.record) for cell in board.cells if cell.record.matrix == matrix}
+def _attackers(board: RankedBoard, matrix: str) -> list[Attacker]:
+    found = {seen_attacker(cell.record) for cell in board.cells if cell.record.matrix == matrix}
     return sorted(found)
 
 
-def _white_box(board: Board, grid: _Grid) -> Section:
-    strategies = _strategies(board, "white-box")
-    labels = [strategy.attack for strategy in strategies]
+def _white_box(board: RankedBoard, grid: _Grid) -> Section:
+    attackers = _attackers(board, "white-box")
+    labels = [attacker.attack for attacker in attackers]
     return Section(
         title="White-box",
-        context=board.threat.title,
-        anchor=formatting.anchor(f"white box {board.threat.title}"),
+        context=board.title,
+        anchor=formatting.anchor(f"white box {board.title}"),
         text="The attacker differentiates the target itself. Robust accuracy with its 95% interval, targets from the top of "
         "the leaderboard.",
-        tables=(_table(board, grid, strategies, labels, "White-box robust accuracy"),),
-        figures=(_heat_map(board, grid, strategies, labels, "White-box robust accuracy"),),
+        tables=(_table(board, grid, attackers, labels, "White-box robust accuracy"),),
+        figures=(_heat_map(board, grid, attackers, labels, "White-box robust accuracy"),),
     )
 
 
-def _black_box(board: Board, grid: _Grid) -> Section:
-    strategies = _strategies(board, "black-box")
-    origins = {strategy.source for strategy in strategies}
+def _black_box(board: RankedBoard, grid: _Grid) -> Section:
+    attackers = _attackers(board, "black-box")
+    origins = {attacker.source for attacker in attackers}
     asked = {formatting.source(cell.record) for cell in board.cells if _queried(cell.record)}
     handed = sorted(origins - asked)
-    labels = [name.attack if len(origins) == 1 else f"{name.attack} from {name.source}" for name in strategies]
+    labels = [name.attack if len(origins) == 1 else f"{name.attack} from {name.source}" for name in attackers]
     return Section(
         title="Black-box",
-        context=board.threat.title,
-        anchor=formatting.anchor(f"black box {board.threat.title}"),
+        context=board.title,
+        anchor=formatting.anchor(f"black box {board.title}"),
         text=" ".join(
             [
                 *([f"{_HANDED} Substitutes: {', '.join(handed)}."] if handed else []),
                 *([f"{_ASKED} These are the attacks from {' and '.join(sorted(asked))}."] if asked else []),
             ]
         ),
-        tables=(_table(board, grid, strategies, labels, "Black-box robust accuracy"), *_substitutes(board)),
-        figures=(_heat_map(board, grid, strategies, labels, "Black-box robust accuracy"),),
+        tables=(_table(board, grid, attackers, labels, "Black-box robust accuracy"), *_substitutes(board)),
+        figures=(_heat_map(board, grid, attackers, labels, "Black-box robust accuracy"),),
     )
 
 
@@ -124,28 +125,30 @@ def _queried(record: Record) -> bool:
     return record.matrix == "black-box" and record.source is not None and record.source["kind"] == "queries"
 
 
-def _table(board: Board, grid: _Grid, strategies: Sequence[Strategy], labels: Sequence[str], caption: str) -> Table:
+def _table(board: RankedBoard, grid: _Grid, attackers: Sequence[Attacker], labels: Sequence[str], caption: str) -> Table:
     columns = (Column("Target", heading=True), *(Column(label, numeric=True) for label in labels))
     rows = tuple(
-        (formatting.text_entry(target), *(grid.entry(target, strategy) for strategy in strategies))
+        (formatting.text_entry(target), *(grid.entry(target, attacker) for attacker in attackers))
         for target in _targets(board)
     )
-    return Table(f"{caption}, {board.threat.title}", columns, rows)
+    return Table(f"{caption}, {board.title}", columns, rows)
 
 
-def _heat_map(board: Board, grid: _Grid, strategies: Sequence[Strategy], labels: Sequence[str], caption: str) -> Drawing:
+def _heat_map(
+    board: RankedBoard, grid: _Grid, attackers: Sequence[Attacker], labels: Sequence[str], caption: str
+) -> Drawing:
     targets = _targets(board)
     return figures.heat_map(
-        np.array([[grid.value(target, strategy) for strategy in strategies] for target in targets]),
+        np.array([[grid.value(target, attacker) for attacker in attackers] for target in targets]),
         rows=targets,
         columns=labels,
-        words=[[grid.word(target, strategy) for strategy in strategies] for target in targets],
-        caption=f"{caption}, {board.threat.title}",
+        words=[[grid.word(target, attacker) for attacker in attackers] for target in targets],
+        caption=f"{caption}, {board.title}",
         alt=f"Heat map of the table {caption}: {len(targets)} targets by {formatting.plural(len(labels), 'attack')}",
     )
 
 
-def _substitutes(board: Board) -> list[Table]:
+def _substitutes(board: RankedBoard) -> list[Table]:
     """How good the substitutes are, where the records say it."""
     rows: dict[tuple[str, str, int], tuple[Entry, ...]] = {}
     for cell in board.cells:
@@ -169,19 +172,19 @@ def _substitutes(board: Board) -> list[Table]:
         Column("Queries", "Labels that the attacker asked the target for", numeric=True),
         Column("Training time", numeric=True),
     )
-    return [Table(f"Substitutes, {board.threat.title}", columns, tuple(rows.values()))] if rows else []
+    return [Table(f"Substitutes, {board.title}", columns, tuple(rows.values()))] if rows else []
 
 
 def _real(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _transfer(board: Board, grid: _Grid) -> Section:
-    attacks = sorted({strategy.attack for strategy in _strategies(board, "transfer")})
+def _transfer(board: RankedBoard, grid: _Grid) -> Section:
+    attacks = sorted({attacker.attack for attacker in _attackers(board, "transfer")})
     return Section(
         title="Transfer",
-        context=board.threat.title,
-        anchor=formatting.anchor(f"transfer {board.threat.title}"),
+        context=board.title,
+        anchor=formatting.anchor(f"transfer {board.title}"),
         text="Images that were crafted on a source (rows) are shown to a target (columns). Robust accuracy of the target; "
         "where both are the same model it is marked, by † in a table and a frame in a figure. The mean leaves these out. "
         "The white-box row repeats the same attack with full knowledge of the target. Figures order the models by a "
@@ -191,7 +194,7 @@ def _transfer(board: Board, grid: _Grid) -> Section:
     )
 
 
-def _sources(board: Board, attack: str) -> list[str]:
+def _sources(board: RankedBoard, attack: str) -> list[str]:
     """The sources of an attack: first those that are targets too, in the same order, then the others."""
     found = {
         str(cell.record.source["label"])
@@ -202,11 +205,11 @@ def _sources(board: Board, attack: str) -> list[str]:
     return targets + sorted(found - set(targets))
 
 
-def _pair(source: str, target: str, attack: str) -> Strategy:
-    return Strategy("transfer", attack, "itself" if source == target else source)
+def _pair(source: str, target: str, attack: str) -> Attacker:
+    return Attacker("transfer", attack, "itself" if source == target else source)
 
 
-def _transfer_means(board: Board, grid: _Grid, attack: str) -> list[float]:
+def _transfer_means(board: RankedBoard, grid: _Grid, attack: str) -> list[float]:
     """The mean over the other sources, by target; NaN where one of them has no number."""
     means = []
     for target in _targets(board):
@@ -216,7 +219,7 @@ def _transfer_means(board: Board, grid: _Grid, attack: str) -> list[float]:
     return means
 
 
-def _transfer_table(board: Board, grid: _Grid, attack: str) -> Table:
+def _transfer_table(board: RankedBoard, grid: _Grid, attack: str) -> Table:
     targets = _targets(board)
     rows = [
         (formatting.text_entry(source), *(_transfer_entry(grid, source, target, attack) for target in targets))
@@ -224,11 +227,11 @@ def _transfer_table(board: Board, grid: _Grid, attack: str) -> Table:
     ]
     means = [formatting.number_entry(mean, formatting.percent(mean)) for mean in _transfer_means(board, grid, attack)]
     rows.append((Entry("mean of other sources"), *means))
-    white_box = Strategy("white-box", attack, "")
+    white_box = Attacker("white-box", attack, "")
     if any((target, white_box) in grid.rates for target in targets):
         rows.append((Entry("white-box"), *(grid.entry(target, white_box) for target in targets)))
     columns = (Column("Source", heading=True), *(Column(target, numeric=True) for target in targets))
-    return Table(f"Transfer of {attack}, {board.threat.title}", columns, tuple(rows))
+    return Table(f"Transfer of {attack}, {board.title}", columns, tuple(rows))
 
 
 def _transfer_entry(grid: _Grid, source: str, target: str, attack: str) -> Entry:
@@ -267,13 +270,13 @@ def _leaves(vectors: NDArray[np.float64]) -> list[int]:
     return [int(i) for i in leaves_list(linkage(vectors, method="average", optimal_ordering=True))]
 
 
-def _transfer_map(board: Board, grid: _Grid, attack: str) -> Drawing:
+def _transfer_map(board: RankedBoard, grid: _Grid, attack: str) -> Drawing:
     targets, sources = _clustered(grid, _targets(board), _sources(board, attack), attack)
     values = [[grid.value(target, _pair(source, target, attack)) for target in targets] for source in sources]
     words = [[grid.word(target, _pair(source, target, attack)) for target in targets] for source in sources]
     means = dict(zip(_targets(board), _transfer_means(board, grid, attack), strict=True))
     extra = [("mean, others", [means[target] for target in targets], [""] * len(targets))]
-    white_box = Strategy("white-box", attack, "")
+    white_box = Attacker("white-box", attack, "")
     if any((target, white_box) in grid.rates for target in targets):
         white = [grid.value(target, white_box) for target in targets]
         extra.append(("white-box", white, [grid.word(target, white_box) for target in targets]))
@@ -284,6 +287,6 @@ def _transfer_map(board: Board, grid: _Grid, attack: str) -> Drawing:
         words=words + [row for _, _, row in extra],
         framed=[(sources.index(target), column) for column, target in enumerate(targets) if target in sources],
         divider=len(sources),
-        caption=f"Transfer of {attack}, {board.threat.title}: sources by targets",
+        caption=f"Transfer of {attack}, {board.title}: sources by targets",
         alt=f"Heat map of the table Transfer of {attack}: {len(sources)} sources by {len(targets)} targets",
     )

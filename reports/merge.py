@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 
-from advbench.reports.boards import Threat, complete, threat_of
-from advbench.reports.cells import Cell, Cells, in_order
+from advbench.reports.cells import Cells, in_order
+from advbench.reports.standings import complete
+from advbench.results.boards import BoardThreat, threat_of
+from advbench.results.cells import Cell
 from advbench.results.record import Record
 
 
 def merge(runs: Mapping[str, Cells]) -> Cells:
     """The cells of several runs, by the run's name, as the cells of one report."""
     found = _distinct(_named_apart(runs))
-    families: dict[Threat, dict[str, list[Cell]]] = {}
+    families: dict[BoardThreat, dict[str, list[Cell]]] = {}
     for run, cells in found.items():
         for cell in cells:
             families.setdefault(threat_of(cell).family, {}).setdefault(run, []).append(cell)

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from advbench.reports import distortion, figures, formatting
-from advbench.reports.boards import Board, Standing, Threat, strategy_of, threat_of
-from advbench.reports.cells import Cell
 from advbench.reports.curves import with_interval
 from advbench.reports.images import image_section
 from advbench.reports.leaderboard import robust_entry
 from advbench.reports.masking import flag_table
 from advbench.reports.section import Column, Drawing, Entry, Section, Table, drop_constant
+from advbench.reports.standings import RankedBoard, Standing
+from advbench.results.boards import BoardThreat, seen_attacker, threat_of
+from advbench.results.cells import Cell
 from advbench.results.statistics import Estimate, Values, distance, robust_curve
 
 _POINTS = 120
@@ -27,7 +28,7 @@ class Model:
 
     label: str
     cells: tuple[Cell, ...]
-    places: tuple[tuple[Board, Standing], ...]
+    places: tuple[tuple[RankedBoard, Standing], ...]
 
     @property
     def scored(self) -> tuple[Cell, ...]:
@@ -35,9 +36,9 @@ class Model:
         return tuple(cell for cell in self.cells if cell.examples is not None)
 
 
-def models(boards: Sequence[Board], cells: Sequence[Cell]) -> list[Model]:
+def models(boards: Sequence[RankedBoard], cells: Sequence[Cell]) -> list[Model]:
     """The models of a report, those on boards first, from the top."""
-    places: dict[str, list[tuple[Board, Standing]]] = {}
+    places: dict[str, list[tuple[RankedBoard, Standing]]] = {}
     for board in boards:
         for standing in board.standings:
             places.setdefault(standing.label, []).append((board, standing))
@@ -68,7 +69,7 @@ def _standing_section(model: Model) -> Section | None:
     )
     rows = tuple(
         (
-            formatting.text_entry(board.threat.title),
+            formatting.text_entry(board.title),
             Entry(f"{standing.rank_text or formatting.NONE} of {len(board.standings)}", order=standing.rank),
             robust_entry(standing),
             formatting.share_entry(standing.clean.estimate if standing.clean else None),
@@ -77,7 +78,7 @@ def _standing_section(model: Model) -> Section | None:
         for board, standing in model.places
     )
     lacks = [
-        f"{board.threat.title}: unranked, without {', '.join(standing.lacks[:4])}"
+        f"{board.title}: unranked, without {', '.join(standing.lacks[:4])}"
         + (f" and {len(standing.lacks) - 4} more." if len(standing.lacks) > 4 else ".")
         for board, standing in model.places
         if standing.lacks
@@ -93,7 +94,7 @@ def _standing_section(model: Model) -> Section | None:
 
 def _flag_section(model: Model) -> Section:
     tables = [
-        drop_constant(flag_table(f"Flags, {board.threat.title}", [standing]), ("Target",))
+        drop_constant(flag_table(f"Flags, {board.title}", [standing]), ("Target",))
         for board, standing in model.places
         if standing.flags
     ]
@@ -106,13 +107,13 @@ def _flag_section(model: Model) -> Section:
     return Section(title="Masking checks", anchor="flags", text=text, tables=tuple(tables))
 
 
-def _curve_section(model: Model, family: Threat) -> Section | None:
+def _curve_section(model: Model, family: BoardThreat) -> Section | None:
     """Robust accuracy against the radius: minimal-norm attacks as curves, worst cases as points."""
     cells = [cell for cell in model.scored if threat_of(cell).family == family]
     minimal: dict[str, list[Cell]] = {}
     for cell in cells:
         if cell.record.attack["minimal_norm"]:
-            minimal.setdefault(str(strategy_of(cell.record)), []).append(cell)
+            minimal.setdefault(str(seen_attacker(cell.record)), []).append(cell)
     worst = [
         (board.threat.epsilon, standing.robust.estimate)
         for board, standing in model.places
@@ -128,7 +129,7 @@ def _curve_section(model: Model, family: Threat) -> Section | None:
             for column in zip(*((radius, one.value, one.low, one.high) for radius, one in sorted(worst)), strict=True)
         )
         curves.append(figures.Curve("worst case over all attacks", x, y, marked=True, low=low, high=high))
-    context = f"{family.norm} on {family.dataset}" + (f" ({family.run})" if family.run else "")
+    context = formatting.family_title(family)
     points = np.unique(np.concatenate((reach * np.array(_TABULATED), [radius for radius, _ in worst])))
     rows = [_curve(name, found, points) for name, found in minimal.items()]
     return Section(

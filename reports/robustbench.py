@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 
 from advbench.reports import formatting
-from advbench.reports.boards import Board, Standing, Strategy
+from advbench.reports.standings import RankedBoard, Standing
+from advbench.results.boards import Attacker
 
 NORMS = {"linf": "Linf", "l2": "L2"}
 """RobustBench's names of the threats that it has."""
 
 
-def model_infos(board: Board) -> dict[str, str]:
+def model_infos(board: RankedBoard) -> dict[str, str]:
     """The model_info of every ranked model, by its path under ``model_info/``.
 
     ``external`` is this board's worst case; ``autoattack_acc`` is there where `autoattack` itself was run in the white-box
@@ -20,7 +21,7 @@ def model_infos(board: Board) -> dict[str, str]:
     """
     threat = board.threat
     if threat.norm not in NORMS or threat.epsilon is None:
-        raise ValueError(f"Expected a linf or l2 board with a radius for RobustBench, got {threat.title}")
+        raise ValueError(f"Expected a linf or l2 board with a radius for RobustBench, got {board.title}")
     ranked = [standing for standing in board.standings if standing.rank is not None]
     folder = f"{formatting.anchor(threat.dataset)}/{NORMS[threat.norm]}"
     names = formatting.slugs(
@@ -30,7 +31,7 @@ def model_infos(board: Board) -> dict[str, str]:
     return {f"{folder}/{name}.json": info for name, info in zip(names, infos, strict=True)}
 
 
-def _info(board: Board, standing: Standing) -> str:
+def _info(board: RankedBoard, standing: Standing) -> str:
     assert standing.robust is not None
     assert standing.clean is not None
     assert board.threat.epsilon is not None
@@ -47,19 +48,19 @@ def _info(board: Board, standing: Standing) -> str:
         "clean_acc": _percent(standing.clean.estimate.value),
         "reported": None,
     }
-    autoattack = standing.by_strategy.get(Strategy("white-box", "autoattack", ""))
+    autoattack = standing.by_attacker.get(Attacker("white-box", "autoattack", ""))
     if autoattack is not None:
         info["autoattack_acc"] = _percent(autoattack)
     info["external"] = _percent(standing.robust.estimate.value)
     info["footnote"] = (
-        f"advbench: worst case over {formatting.plural(len(standing.by_strategy), 'attack')} on "
+        f"advbench: worst case over {formatting.plural(len(standing.by_attacker), 'attack')} on "
         f"{formatting.plural(board.threat.n, 'image')}, training seeds {', '.join(map(str, standing.seeds))}."
     )
     info["unreliable"] = bool(standing.flags)
     return json.dumps(info, indent=2, ensure_ascii=False) + "\n"
 
 
-def _stochastic(board: Board, standing: Standing) -> bool:
+def _stochastic(board: RankedBoard, standing: Standing) -> bool:
     targets = [cell.record.target for cell in board.cells]
     return any(target["stochastic"] for target in targets if target["label"] == standing.label)
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from advbench.reports import formatting
 from advbench.reports.attackers import attackers_section, detectors_section
-from advbench.reports.boards import boards
 from advbench.reports.cell_sections import all_cells_section, cost_sections, failure_section, provenance_section
 from advbench.reports.cells import Cells
 from advbench.reports.comparisons import comparison_section
@@ -17,12 +16,13 @@ from advbench.reports.leaderboard import leaderboard_section
 from advbench.reports.masking import masking_section
 from advbench.reports.matrices import matrix_sections
 from advbench.reports.section import Section
+from advbench.reports.standings import ranked_boards
 from advbench.reports.tradeoff import tradeoff_section
 
 
 def sections(cells: Cells) -> list[Section]:
     """Leaderboards first, then what they rest on."""
-    found = boards(cells)
+    found = ranked_boards(cells)
     failures, images = failure_section(cells), image_section(cells.scored)
     return _distinct(
         *(leaderboard_section(board, missing=len(cells.missing)) for board in found),

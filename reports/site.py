@@ -10,7 +10,6 @@ from typing import Any
 
 from advbench.files import write_atomically
 from advbench.reports import formatting
-from advbench.reports.boards import Board, boards
 from advbench.reports.cells import Cells
 from advbench.reports.export import csv
 from advbench.reports.html import render, to_html
@@ -21,6 +20,7 @@ from advbench.reports.reproduce import RerunRecipe, reproduction
 from advbench.reports.robustbench import NORMS, model_infos
 from advbench.reports.section import Section, Table, drop_constant
 from advbench.reports.sections import sections, summary
+from advbench.reports.standings import RankedBoard, ranked_boards
 from advbench.reports.write import read
 from advbench.results.statistics import OverSeeds
 
@@ -61,7 +61,7 @@ def write_site(
 
 def site(cells: Cells, *, title: str, settings: Mapping[str, str]) -> dict[str, str]:
     """The site's files by path. settings: of the runs as TOML, by the cells' origin."""
-    found = boards(cells)
+    found = ranked_boards(cells)
     everyone = models(found, cells.cells)
     slugs = dict(zip((one.label for one in everyone), formatting.slugs(one.label for one in everyone), strict=True))
     pages = {label: f"models/{slug}.html" for label, slug in slugs.items()}
@@ -79,10 +79,11 @@ def site(cells: Cells, *, title: str, settings: Mapping[str, str]) -> dict[str, 
     return files
 
 
-def _index(cells: Cells, found: Sequence[Board], title: str, pages: Mapping[str, str], data: Sequence[DataFile]) -> str:
+def _index(
+    cells: Cells, found: Sequence[RankedBoard], title: str, pages: Mapping[str, str], data: Sequence[DataFile]
+) -> str:
     listed = [
-        (board.threat.title, _linked(leaderboard_section(board, missing=len(cells.missing)), board, pages))
-        for board in found
+        (board.title, _linked(leaderboard_section(board, missing=len(cells.missing)), board, pages)) for board in found
     ]
     ranked = {standing.label for board in found for standing in board.standings}
     others = {label: page for label, page in pages.items() if label not in ranked}
@@ -97,7 +98,7 @@ def _index(cells: Cells, found: Sequence[Board], title: str, pages: Mapping[str,
     )
 
 
-def _linked(section: Section, board: Board, pages: Mapping[str, str]) -> Section:
+def _linked(section: Section, board: RankedBoard, pages: Mapping[str, str]) -> Section:
     """A board's section whose rows lead to the models' pages, and whose columns can be chosen."""
     table, *rest = section.tables
     table = drop_constant(table, ("Architecture",))
@@ -158,7 +159,7 @@ def _reproductions(model: Model, settings: Mapping[str, str], slug: str) -> list
     ]
 
 
-def _data(cells: Cells, found: Sequence[Board]) -> list[DataFile]:
+def _data(cells: Cells, found: Sequence[RankedBoard]) -> list[DataFile]:
     standings = json.dumps([_board(board) for board in found], indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     files = [
         DataFile("data/cells.csv", csv(cells), "every cell of the matrices, failed ones among them: a row each"),
@@ -173,10 +174,10 @@ def _data(cells: Cells, found: Sequence[Board]) -> list[DataFile]:
     return files
 
 
-def _board(board: Board) -> dict[str, object]:
+def _board(board: RankedBoard) -> dict[str, object]:
     threat = board.threat
     return {
-        "title": threat.title,
+        "title": board.title,
         "threat": {"norm": threat.norm, "epsilon": threat.epsilon},
         "dataset": {"name": threat.dataset, "split": threat.split, "n": threat.n, "fingerprint": threat.fingerprint},
         "standings": [
@@ -188,7 +189,7 @@ def _board(board: Board) -> dict[str, object]:
                 "robust_accuracy": _estimate(standing.robust),
                 "clean_accuracy": _estimate(standing.clean),
                 "upper_bound_only": standing.rank is None or bool(standing.flags),
-                "by_strategy": {str(strategy): value for strategy, value in sorted(standing.by_strategy.items())},
+                "by_strategy": {str(attacker): value for attacker, value in sorted(standing.by_attacker.items())},
                 "seconds_per_image": dict(standing.seconds),
                 "seeds": list(standing.seeds),
                 "lacks": list(standing.lacks),

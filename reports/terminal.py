@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from advbench.reports.attackers import attackers_section
-from advbench.reports.boards import boards
 from advbench.reports.cells import load
 from advbench.reports.leaderboard import leaderboard_section
 from advbench.reports.section import Column, Entry, Section
+from advbench.reports.standings import ranked_boards
 from advbench.results.store import Store
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def print_leaderboard(out: Path, keys: Sequence[str] | None = None, console: Con
 
     console = console or Console()
     cells = load(Store(out), keys)
-    for board in boards(cells):
+    for board in ranked_boards(cells):
         _print_section(leaderboard_section(board, missing=len(cells.missing)), console)
         attackers = attackers_section(board)
         if attackers is not None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from advbench.reports import figures, formatting
-from advbench.reports.boards import Board, Standing, Strategy, strategy_of
 from advbench.reports.section import Column, Entry, Section, Table
+from advbench.reports.standings import RankedBoard, Standing
+from advbench.results.boards import Attacker, seen_attacker
 from advbench.results.statistics import Values
 
 _COLUMNS = (
@@ -17,7 +18,7 @@ _COLUMNS = (
 )
 
 
-def tradeoff_section(board: Board) -> Section | None:
+def tradeoff_section(board: RankedBoard) -> Section | None:
     """The white-box attacks of a board by cost, a table and a panel for each device; None where no time was measured."""
     times = _times(board)
     devices = sorted({device for device, _, _ in times})
@@ -27,8 +28,8 @@ def tradeoff_section(board: Board) -> Section | None:
         return None
     return Section(
         title="Cost against robustness",
-        context=board.threat.title,
-        anchor=formatting.anchor(f"cost against robustness {board.threat.title}"),
+        context=board.title,
+        anchor=formatting.anchor(f"cost against robustness {board.title}"),
         text="Each white-box attack by its time per image and the robust accuracy that it leaves. Devices are kept apart: "
         "their times are not comparable.",
         tables=tuple(_table(device, found) for device, found in points.items()),
@@ -37,7 +38,7 @@ def tradeoff_section(board: Board) -> Section | None:
                 [figures.Panel(device, tuple(_curve(*each) for each in found.items())) for device, found in points.items()],
                 x_label="time per image",
                 y_label="robust accuracy",
-                caption=f"White-box attacks by cost, {board.threat.title}",
+                caption=f"White-box attacks by cost, {board.title}",
                 alt="Robust accuracy against seconds per image on a logarithmic axis, the numbers of the tables beside it",
                 log_x=True,
                 x_text=formatting.seconds,
@@ -46,28 +47,28 @@ def tradeoff_section(board: Board) -> Section | None:
     )
 
 
-def _times(board: Board) -> dict[tuple[str, str, Strategy], float]:
-    """Seconds per image by device, target and white-box strategy, the mean over seeds."""
-    found: dict[tuple[str, str, Strategy], list[float]] = {}
+def _times(board: RankedBoard) -> dict[tuple[str, str, Attacker], float]:
+    """Seconds per image by device, target and white-box attacker, the mean over seeds."""
+    found: dict[tuple[str, str, Attacker], list[float]] = {}
     for cell in board.cells:
         seconds = cell.statistics.seconds if cell.statistics else None
         if cell.record.matrix == "white-box" and seconds:
             device = str(cell.record.measured.get("device", "unknown device"))
-            found.setdefault((device, cell.record.target["label"], strategy_of(cell.record)), []).append(seconds)
+            found.setdefault((device, cell.record.target["label"], seen_attacker(cell.record)), []).append(seconds)
     return {place: float(np.mean(values)) for place, values in found.items()}
 
 
 _Points = list[tuple[str, float, float]]
 
 
-def _points(board: Board, times: dict[tuple[str, str, Strategy], float], device: str) -> dict[str, _Points]:
+def _points(board: RankedBoard, times: dict[tuple[str, str, Attacker], float], device: str) -> dict[str, _Points]:
     """By target: attack, seconds and robust accuracy, from the cheapest."""
 
     def of(standing: Standing) -> _Points:
         found = [
-            (strategy.attack, times[device, standing.label, strategy], robust)
-            for strategy, robust in standing.by_strategy.items()
-            if (device, standing.label, strategy) in times
+            (attacker.attack, times[device, standing.label, attacker], robust)
+            for attacker, robust in standing.by_attacker.items()
+            if (device, standing.label, attacker) in times
         ]
         return sorted(found, key=lambda point: point[1])
 

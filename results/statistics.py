@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from advbench.results.record import Examples, Record
 
 Values: TypeAlias = NDArray[np.float64]
+Number = TypeVar("Number", np.float64, np.int64)
 
 TOLERANCE = 1e-5
 """How far, as a fraction of epsilon, a distance may lie beyond epsilon and still count as within."""
@@ -203,8 +204,19 @@ def worst_case(outcomes: Sequence[Outcome], epsilon: float | None = None) -> Wor
     selected = np.stack([selection(record, examples, epsilon) for record, examples in outcomes])
     shares = np.stack([robust(record, examples, epsilon) for record, examples in outcomes])
     lowest = selected.min(axis=0)
-    tied = selected == lowest
-    return WorstOutcome(shares.mean(axis=0, where=tied), np.where(np.isfinite(lowest), tied.argmax(axis=0), -1))
+    return WorstOutcome(
+        reports_of_lowest(selected, shares),
+        np.where(np.isfinite(lowest), (selected == lowest).argmax(axis=0), -1),
+    )
+
+
+def reports_of_lowest(selected: NDArray[Number], reported: NDArray[Number]) -> Values:
+    """The report of the attacker with the lowest select by example, (n,), the mean over attackers that tie.
+
+    selected, reported: counts or shares of correct answers by attacker and example, (attackers, n).
+    """
+    lowest: Values = reported.mean(axis=0, where=selected == selected.min(axis=0))
+    return lowest
 
 
 def over_seeds(values_by_seed: Sequence[Values]) -> OverSeeds:

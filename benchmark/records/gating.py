@@ -9,11 +9,11 @@ from pathlib import Path
 
 from advbench.files import write_atomically
 from advbench.records.reporting import read_manifest
+from advbench.results.cells import Cell
 from advbench.results.gate import baseline as baselines
 from advbench.results.gate.baseline import Snapshot
 from advbench.results.gate.compare import compare_runs
 from advbench.results.gate.verdicts import Terms, Verdicts
-from advbench.results.record import Examples, Record
 from advbench.results.store import Store
 
 
@@ -106,7 +106,7 @@ def _folders(out: str | Path | Sequence[str | Path]) -> list[Path]:
     return [Path(out)] if isinstance(out, str | Path) else [Path(folder) for folder in out]
 
 
-def _cells(out: Path) -> list[tuple[Record, Examples | None]]:
+def _cells(out: Path) -> list[Cell]:
     store = Store(out)
     keys = read_manifest(out) or store.keys()
     if not keys:
@@ -118,4 +118,4 @@ def _cells(out: Path) -> list[tuple[Record, Examples | None]]:
             f"Expected a finished run in {out}, got {len(missing)} of {len(keys)} cells without a readable record: "
             "the same `advbench run` continues it"
         )
-    return [(parts[0], parts[1]) for parts in found.values() if parts is not None]
+    return [Cell(parts[0], parts[1]) for parts in found.values() if parts is not None]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from advbench.results.gate.baseline import Attacker, BaselineBoard, BaselineTarget, BaselineThreat, Snapshot
+from advbench.results.boards import Attacker, Board, BoardTarget, BoardThreat
+from advbench.results.gate.baseline import Snapshot
 from advbench.results.gate.verdicts import Terms
 from advbench.results.record import Facts
 
 
-def board_of(run: Snapshot, threat: BaselineThreat) -> BaselineBoard | None:
-    """The board of a run at a threat."""
-    return next((board for board in run.boards if board.threat == threat), None)
+def board_of(run: Snapshot, threat: BoardThreat) -> Board | None:
+    """The board of a run at a threat, of any images; None if it has none."""
+    return next((board for board in run.boards if board.threat.on_any_images == threat.on_any_images), None)
 
 
 def version_differences(baseline: Snapshot, candidate: Snapshot) -> list[str]:
@@ -21,7 +22,7 @@ def version_differences(baseline: Snapshot, candidate: Snapshot) -> list[str]:
     return [f"advbench {baseline.version} in the baseline, {candidate.version} in the candidate"]
 
 
-def board_differences(before: BaselineBoard, after: BaselineBoard, terms: Terms) -> list[str]:
+def board_differences(before: Board, after: Board, terms: Terms) -> list[str]:
     """Why two boards at one threat cannot be compared; nothing where they can."""
     found = [
         f"the data set's {name}: {before.dataset[name]!s:.12} in the baseline, {after.dataset[name]!s:.12} in the candidate"
@@ -52,7 +53,7 @@ def _attack_differences(label: str, before: Facts, after: Facts, terms: Terms) -
     return found
 
 
-def _attacker_differences(before: BaselineBoard, after: BaselineBoard) -> list[str]:
+def _attacker_differences(before: Board, after: Board) -> list[str]:
     """The attackers that only one side has, beside transfers from targets that only one side has."""
     found: dict[str, None] = {}
     for target in before.targets:
@@ -66,12 +67,12 @@ def _attacker_differences(before: BaselineBoard, after: BaselineBoard) -> list[s
     return list(found)
 
 
-def comparable(target: BaselineTarget, other: BaselineBoard) -> set[Attacker]:
+def comparable(target: BoardTarget, other: Board) -> set[Attacker]:
     """The attackers of a target, without transfers from sources that the other board has not."""
     return {one for one in target.attackers if one.matrix != "transfer" or other.target(one.source) is not None}
 
 
-def _query_differences(before: BaselineTarget, after: BaselineTarget) -> Iterable[str]:
+def _query_differences(before: BoardTarget, after: BoardTarget) -> Iterable[str]:
     old, new = (
         {name: one.queries for model in side.models for name, one in model.answers.items()} for side in (before, after)
     )

@@ -20,7 +20,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from advbench.results.gate.baseline import Attacker, BaselineBoard, BaselineTarget, BaselineThreat, Snapshot
+from advbench.results.boards import Attacker, Board, BoardTarget, BoardThreat
+from advbench.results.gate.baseline import Snapshot
 from advbench.results.gate.comparable import board_differences, board_of, version_differences
 from advbench.results.gate.matching import Match, TargetPair, match, new_row
 from advbench.results.gate.verdicts import CLEAN, WORST, CellChange, GateRow, Terms, Verdicts
@@ -39,12 +40,13 @@ def compare_runs(baseline: Snapshot, candidate: Snapshot, terms: Terms | None = 
     protects is no longer measured. A target that only the candidate has is new and passes.
     """
     terms = terms or Terms()
-    pairs = {board.threat: (board, board_of(candidate, board.threat)) for board in baseline.boards}
+    pairs = {board.threat.on_any_images: (board, board_of(candidate, board.threat)) for board in baseline.boards}
     differences = [] if terms.across_versions else version_differences(baseline, candidate)
     for threat, (before, after) in pairs.items():
         differences += [f"{threat}: only in the baseline"] if after is None else board_differences(before, after, terms)
+    unknown = [board for board in candidate.boards if board.threat.on_any_images not in pairs]
     if any(after is None for _, after in pairs.values()):
-        differences += [f"{board.threat}: only in the candidate" for board in candidate.boards if board.threat not in pairs]
+        differences += [f"{board.threat}: only in the candidate" for board in unknown]
     if differences:
         return Verdicts(terms=terms, incomparable=tuple(dict.fromkeys(differences)))
     matched = [match(before, after, terms) for before, after in pairs.values() if after is not None]
@@ -52,7 +54,6 @@ def compare_runs(baseline: Snapshot, candidate: Snapshot, terms: Terms | None = 
     if lacking:
         return Verdicts(terms=terms, incomparable=tuple(lacking))
     rows = [row for one in matched for row in (*one.rows, *_tested(one))]
-    unknown = [board for board in candidate.boards if board.threat not in pairs]
     rows += [new_row(board.threat, target) for board in unknown for target in board.targets]
     judged = tuple(_flagged(row, pairs, terms) for row in _judge(rows, terms))
     changes = tuple(change for before, after in pairs.values() if after is not None for change in _cells(before, after))
@@ -146,11 +147,9 @@ def _verdict(row: GateRow, adjusted: float, risen: float, terms: Terms) -> GateR
     return replace(row, p_value=risen, verdict="better" if better else "same", fails=fails, note=note)
 
 
-def _flagged(
-    row: GateRow, pairs: Mapping[BaselineThreat, tuple[BaselineBoard, BaselineBoard | None]], terms: Terms
-) -> GateRow:
+def _flagged(row: GateRow, pairs: Mapping[BoardThreat, tuple[Board, Board | None]], terms: Terms) -> GateRow:
     """The row with the flags of its candidate, whose number is then only an upper bound."""
-    before, after = pairs.get(row.threat, (None, None))
+    before, after = pairs.get(row.threat.on_any_images, (None, None))
     target = after.target(row.target) if after is not None else None
     if row.quantity != WORST or target is None or not target.flags:
         return row
@@ -164,7 +163,7 @@ def _flagged(
 # --- what is shown beside
 
 
-def _cells(before: BaselineBoard, after: BaselineBoard) -> Iterable[CellChange]:
+def _cells(before: Board, after: Board) -> Iterable[CellChange]:
     for target in before.targets:
         other = after.target(target.label)
         if other is None:
@@ -180,7 +179,7 @@ def _cells(before: BaselineBoard, after: BaselineBoard) -> Iterable[CellChange]:
             )
 
 
-def _by_attacker(target: BaselineTarget) -> dict[Attacker, float]:
+def _by_attacker(target: BoardTarget) -> dict[Attacker, float]:
     found: dict[Attacker, list[float]] = {}
     for model in target.models:
         for attacker in model.answers:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from advbench.results.gate.baseline import Attacker, BaselineBoard, BaselineModel, BaselineTarget, BaselineThreat
+from advbench.results.boards import Attacker, Board, BoardTarget, BoardThreat, TrainedModel
 from advbench.results.gate.comparable import comparable
 from advbench.results.gate.verdicts import CLEAN, TIME, WORST, GateRow, Question, Terms
 from advbench.results.record import Facts
@@ -21,14 +21,14 @@ BASELINE_SEEDS, CANDIDATE_SEEDS = 5, 3
 class TargetPair:
     """A target on both sides, and the attackers that count. question: what is fixed. dropped: sources left out."""
 
-    threat: BaselineThreat
-    before: BaselineTarget
-    after: BaselineTarget
+    threat: BoardThreat
+    before: BoardTarget
+    after: BoardTarget
     attackers: frozenset[Attacker]
     question: Question
     note: str = ""
 
-    def models(self) -> tuple[tuple[BaselineModel, ...], tuple[BaselineModel, ...]]:
+    def models(self) -> tuple[tuple[TrainedModel, ...], tuple[TrainedModel, ...]]:
         """The models that are compared: those of common seeds where they are paired, else all."""
         if self.question == "re-trained":
             return self.before.models, self.after.models
@@ -53,14 +53,14 @@ class Match:
     rows: what needs no test. lacking: what is missing for a test. untimed: why times are not compared.
     """
 
-    before: BaselineBoard
+    before: Board
     pairs: tuple[TargetPair, ...]
     rows: tuple[GateRow, ...]
     lacking: tuple[str, ...]
     untimed: tuple[str, ...] = ()
 
 
-def match(before: BaselineBoard, after: BaselineBoard, terms: Terms) -> Match:
+def match(before: Board, after: Board, terms: Terms) -> Match:
     """The pairs of two boards that can be compared, and the rows of what has no other side, or no test."""
     rows, pairs, lacking = list[GateRow](), list[TargetPair](), list[str]()
     for target in before.targets:
@@ -85,9 +85,7 @@ def match(before: BaselineBoard, after: BaselineBoard, terms: Terms) -> Match:
     return Match(before, tuple(pairs), tuple(rows), tuple(lacking), tuple(untimed))
 
 
-def _pair(
-    before: BaselineBoard, after: BaselineBoard, target: BaselineTarget, other: BaselineTarget, terms: Terms
-) -> TargetPair:
+def _pair(before: Board, after: Board, target: BoardTarget, other: BoardTarget, terms: Terms) -> TargetPair:
     attackers = comparable(target, after) & comparable(other, before)
     lone = sorted({one.source for one in target.attackers | other.attackers if one not in attackers})
     notes = [f"without transfers from {', '.join(lone)}, which only one side has"] if lone else []
@@ -103,11 +101,11 @@ def _pair(
     return TargetPair(before.threat, target, other, frozenset(attackers), question, "; ".join(notes))
 
 
-def _common_seeds(before: BaselineTarget, after: BaselineTarget) -> set[int]:
+def _common_seeds(before: BoardTarget, after: BoardTarget) -> set[int]:
     return {one.seed for one in before.models} & {one.seed for one in after.models}
 
 
-def _same_weights(before: BaselineTarget, after: BaselineTarget) -> bool:
+def _same_weights(before: BoardTarget, after: BoardTarget) -> bool:
     """Whether the models of common seeds are the same, of the same configuration; seeds of one side say nothing."""
     old, new = ({one.seed: one.weights for one in side.models} for side in (before, after))
     common = old.keys() & new.keys()
@@ -127,7 +125,7 @@ def _fact_differences(before: Facts, after: Facts) -> list[str]:
     return found
 
 
-def _same_source(before: BaselineBoard, after: BaselineBoard, source: str) -> bool:
+def _same_source(before: Board, after: Board, source: str) -> bool:
     old, new = before.target(source), after.target(source)
     return old is not None and new is not None and _same_weights(old, new)
 
@@ -150,7 +148,7 @@ def _lacking(pair: TargetPair) -> list[str]:
 # --- rows without a test
 
 
-def _missing(threat: BaselineThreat, target: BaselineTarget, reason: str) -> GateRow:
+def _missing(threat: BoardThreat, target: BoardTarget, reason: str) -> GateRow:
     """A target that the candidate has not, or not wholly."""
     attackers = {one for model in target.models for one in model.answers}
     value = float(np.mean([model.worst_case(attackers).mean() for model in target.models]))
@@ -159,7 +157,7 @@ def _missing(threat: BaselineThreat, target: BaselineTarget, reason: str) -> Gat
     )
 
 
-def new_row(threat: BaselineThreat, target: BaselineTarget) -> GateRow:
+def new_row(threat: BoardThreat, target: BoardTarget) -> GateRow:
     """A target that only the candidate has."""
     models = [model for model in target.models if model.answers]
     value = float(np.mean([model.worst_case(set(model.answers)).mean() for model in models])) if models else None
@@ -195,7 +193,7 @@ def _time(pair: TargetPair, bound: float) -> GateRow | str:
     )
 
 
-def _seconds(models: Sequence[BaselineModel], attackers: Iterable[Attacker]) -> float:
+def _seconds(models: Sequence[TrainedModel], attackers: Iterable[Attacker]) -> float:
     """Attack seconds per image, summed over the attackers that were timed, the mean over models."""
     wanted = set(attackers)
     sums = [sum(one.seconds or 0.0 for name, one in model.answers.items() if name in wanted) for model in models]

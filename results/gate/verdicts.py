@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from advbench.results.gate.baseline import Attacker, BaselineThreat
+from advbench.results.boards import Attacker, BoardThreat
 
 Verdict = Literal["better", "same", "worse", "missing", "new"]
 Question = Literal["same weights", "re-trained", "checkpoints", ""]
@@ -48,7 +48,7 @@ class GateRow:
     left out. question: what the comparison is about.
     """
 
-    threat: BaselineThreat
+    threat: BoardThreat
     target: str
     quantity: str
     baseline: float | None = None
@@ -72,7 +72,7 @@ class GateRow:
 class CellChange:
     """One attacker's robust accuracy, the mean over training seeds, before and after; shown, never gated."""
 
-    threat: BaselineThreat
+    threat: BoardThreat
     target: str
     attacker: Attacker
     baseline: float

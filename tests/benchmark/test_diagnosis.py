@@ -11,8 +11,8 @@ from advbench.config import make_config
 from advbench.defenses.defended import Defended, Surrogate
 from advbench.engine.scheduler import run_plan
 from advbench.plan.plan import make_plan
-from advbench.reports.boards import boards
 from advbench.reports.cells import load
+from advbench.reports.standings import ranked_boards
 from advbench.tasks.diagnosis import IMAGES, diagnose
 from advbench.zoo.data import Split
 
@@ -212,7 +212,7 @@ def test_five_honest_models_have_at_most_one_flag_in_all(tmp_path, monkeypatch):
         )
     )
     assert not run_plan(plan).failures
-    found = boards(load(plan.store, plan.cells))
+    found = ranked_boards(load(plan.store, plan.cells))
     assert [len(board.standings) for board in found] == [5, 5]
     flagged = [(one.label, flag.name, flag.measured) for board in found for one in board.standings for flag in one.flags]
     assert len(flagged) <= 1, flagged

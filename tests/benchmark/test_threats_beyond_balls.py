@@ -7,8 +7,8 @@ import advbench
 from advbench.cli.terminal import print_result
 from advbench.config import make_config
 from advbench.plan.plan import make_plan
-from advbench.reports.boards import boards
 from advbench.reports.cells import load
+from advbench.reports.standings import ranked_boards
 from advbench.results.store import Store
 from advbench.tasks.task import artefact
 
@@ -34,9 +34,9 @@ def test_without_clipping_the_whole_step_is_taken_and_no_board_ranks_it(settings
     with np.load(artefact("craft", record.details["crafts"][0], free.out)) as file:
         assert file["x_adv"].min() < -0.1
         assert file["x_adv"].max() > 1.1
-    assert [board.threat.norm for board in boards(load(store, clipped.cells))] == ["linf"]
-    assert boards(load(store, free.cells)) == ()
-    assert len(boards(load(store, [*clipped.cells, *free.cells]))[0].cells) == 1
+    assert [board.threat.norm for board in ranked_boards(load(store, clipped.cells))] == ["linf"]
+    assert ranked_boards(load(store, free.cells)) == ()
+    assert len(ranked_boards(load(store, [*clipped.cells, *free.cells]))[0].cells) == 1
     assert "no box" in (free.out / "leaderboard.md").read_text()
     from rich.console import Console
 
@@ -54,7 +54,7 @@ def test_corruptions_run_in_all_matrices_and_have_a_board_of_their_own(settings)
     assert len(result.cells) == 2 * (2 + 4)
     records = [Store(result.out).read(key) for key in result.cells]
     assert {(record.threat["norm"], record.threat["epsilon"]) for record in records} == {("none", None)}
-    (board,) = boards(load(Store(result.out), result.cells))
+    (board,) = ranked_boards(load(Store(result.out), result.cells))
     assert board.threat.norm == "none"
     assert [standing.lacks for standing in board.standings] == [(), ()]
 

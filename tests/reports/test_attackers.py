@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from advbench.reports.attackers import attackers_section, detector_rates, detectors_section
-from advbench.reports.boards import boards
 from advbench.reports.cells import Cells, load
 from advbench.reports.html import to_html
 from advbench.reports.markdown import to_markdown
 from advbench.reports.sections import sections
 from advbench.reports.site import site
+from advbench.reports.standings import ranked_boards
 from advbench.results.record import Record
 from advbench.results.statistics import rate, robust, worst_case
 from advbench.results.store import Store
@@ -87,7 +87,7 @@ def row(section, name):
 
 def test_each_attacker_is_the_worst_of_his_own_cells(make):
     cells = make()
-    (board,) = boards(cells)
+    (board,) = ranked_boards(cells)
     found = row(attackers_section(board), NOISY)
     for name, matrix in (
         ("Ignores the defense", "oblivious"),
@@ -107,8 +107,8 @@ def test_each_attacker_is_the_worst_of_his_own_cells(make):
 
 def test_who_ignores_a_defense_ranks_nobody(make):
     cells = make()
-    (board,) = boards(cells)
-    (plain,) = boards(Cells(tuple(cell for cell in cells.cells if cell.record.matrix != "oblivious")))
+    (board,) = ranked_boards(cells)
+    (plain,) = ranked_boards(Cells(tuple(cell for cell in cells.cells if cell.record.matrix != "oblivious")))
     facts = [
         [(one.label, one.rank, one.robust.estimate, one.lacks, one.by_matrix) for one in each.standings]
         for each in (board, plain)
@@ -118,13 +118,13 @@ def test_who_ignores_a_defense_ranks_nobody(make):
 
 
 def test_a_board_without_test_time_parts_has_no_such_section(default_cells):
-    (board,) = boards(default_cells)
+    (board,) = ranked_boards(default_cells)
     assert attackers_section(board) is None
     assert detectors_section(board) is None
 
 
 def test_queries_have_a_column_and_the_headline_leaves_them_out(make):
-    section = attackers_section(boards(make(queries=True))[0])
+    section = attackers_section(ranked_boards(make(queries=True))[0])
     found = row(section, NOISY)
     assert found["Queries"].order is not None
     both = [found["Adaptive white-box"].order, found["Substitute black-box"].order]
@@ -132,17 +132,17 @@ def test_queries_have_a_column_and_the_headline_leaves_them_out(make):
 
 
 def test_without_queries_there_is_no_column_for_them(make):
-    assert "Queries" not in [column.name for column in attackers_section(boards(make())[0]).tables[0].columns]
+    assert "Queries" not in [column.name for column in attackers_section(ranked_boards(make())[0]).tables[0].columns]
 
 
 def test_an_attacker_without_cells_makes_the_headline_a_bound(make):
-    found = row(attackers_section(boards(make(failed=("black-box",)))[0]), NOISY)
+    found = row(attackers_section(ranked_boards(make(failed=("black-box",)))[0]), NOISY)
     assert found["Substitute black-box"].text == "–"
     assert found["Minimum of white-box and substitute"].text.startswith("≤ ")
 
 
 def test_failed_cells_and_draws_that_were_not_enough_are_said(make):
-    section = attackers_section(boards(make(failed=("oblivious",), capped=True))[0])
+    section = attackers_section(ranked_boards(make(failed=("oblivious",), capped=True))[0])
     assert any("2 cells of the attacker 'Ignores the defense' have no numbers" in caveat for caveat in section.caveats)
     assert any("64 draws were not enough" in caveat and "0.40" in caveat for caveat in section.caveats)
 
@@ -159,7 +159,7 @@ def test_what_each_surrogate_reached_stands_beside_it(store, make_suite):
         else cell
         for cell in cells.cells
     )
-    (board,) = boards(Cells(changed))
+    (board,) = ranked_boards(Cells(changed))
     table = attackers_section(board).tables[1]
     assert [column.name for column in table.columns] == ["Defense", "Attack", "faithful", "bpda", "base", "Draws"]
     rows = {row[1].text: [entry.text for entry in row[2:]] for row in table.rows}
@@ -185,7 +185,7 @@ def test_rates_of_a_detector_move_with_its_threshold(make):
 
 def test_the_detectors_section_shows_the_strongest_attack(make):
     cells = make(detector=watched)
-    (board,) = boards(cells)
+    (board,) = ranked_boards(cells)
     section = detectors_section(board)
     assert "Detectors" in [one.title for one in sections(cells)]
     strongest = min(
@@ -203,7 +203,7 @@ def test_the_detectors_section_shows_the_strongest_attack(make):
 
 def test_a_number_that_rests_on_the_detector_is_flagged_wherever_flags_are_shown(make):
     cells = make(detector=lone)
-    (board,) = boards(cells)
+    (board,) = ranked_boards(cells)
     assert [one.label for one in board.standings for flag in one.flags if "detector" in flag.name] == [NOISY]
     (standing,) = [one for one in board.standings if one.label == NOISY]
     (flag,) = [one for one in standing.flags if one.name == "rests on the detector"]

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 from scipy import stats
 
-from advbench.reports.boards import boards
 from advbench.reports.cells import load
 from advbench.reports.comparisons import comparison_section
 from advbench.reports.sections import sections
+from advbench.reports.standings import ranked_boards
 from advbench.results.store import Store
 
 
@@ -15,7 +15,7 @@ def board_of(tmp_path):
     def make(suite):
         store = Store(tmp_path / str(len(list(tmp_path.iterdir()))))
         suite.write(store)
-        (board,) = boards(load(store))
+        (board,) = ranked_boards(load(store))
         return board
 
     return make
@@ -43,7 +43,7 @@ def test_wilcoxon_runs_over_the_cells_that_both_have(board_of, make_suite):
     attacks = {f"pgd{i}": 1.0 - 0.06 * i for i in range(9)}
     board = board_of(make_suite(n=100, targets={"a": 0.5, "b": 0.2}, attacks=attacks, stochastic=()))
     (row,) = _rows(comparison_section(board))
-    first, second = (list(standing.by_strategy.values()) for standing in board.standings)
+    first, second = (list(standing.by_attacker.values()) for standing in board.standings)
     assert row["p (cells)"] == f"{stats.wilcoxon([round(x - y, 9) for x, y in zip(first, second, strict=True)]).pvalue:.2g}"
 
 

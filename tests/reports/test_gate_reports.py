@@ -6,11 +6,11 @@ import json
 from xml.etree import ElementTree
 
 from advbench.reports.gate import FORMATS, conclusion
-from advbench.results.gate.baseline import Attacker, BaselineThreat
+from advbench.results.boards import Attacker, BoardThreat
 from advbench.results.gate.verdicts import TIME, WORST, CellChange, GateRow, Terms, Verdicts
 
 HOSTILE = "<script>|`a*b_c`]]>&\x00\x1b"
-THREAT = BaselineThreat("mnist", "test", "linf", 8 / 255)
+THREAT = BoardThreat("mnist", "test", 100, "f" * 64, "linf", 8 / 255)
 
 
 def verdicts():

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from advbench.records import reporting
-from advbench.reports.boards import boards
 from advbench.reports.cells import load
 from advbench.reports.merge import merge, run_names
+from advbench.reports.standings import ranked_boards
 from advbench.results.archive import pack, unpack
 from advbench.results.store import Store
 
@@ -44,7 +44,7 @@ def _changed(cell, name, weights, attack):
 
 
 def _boards(**runs):
-    return {board.threat.title: {one.label: one.rank for one in board.standings} for board in boards(merge(runs))}
+    return {board.title: {one.label: one.rank for one in board.standings} for board in ranked_boards(merge(runs))}
 
 
 def test_runs_against_the_same_attacks_share_a_board(run):

@@ -17,12 +17,12 @@ import pytest
 
 from advbench.config import make_config, to_toml
 from advbench.records import reporting
-from advbench.reports.boards import boards
 from advbench.reports.cells import Cells, load
 from advbench.reports.model_page import models
 from advbench.reports.reproduce import reproduction
 from advbench.reports.robustbench import model_infos
 from advbench.reports.site import site
+from advbench.reports.standings import ranked_boards
 from advbench.results.store import Store
 
 SETTINGS = 'dataset = "mnist"\nnorm = "linf"\n'
@@ -133,7 +133,7 @@ def test_names_are_escaped_on_every_page(files):
 
 
 def test_a_flagged_model_is_marked_and_its_number_an_upper_bound(files, cells):
-    (board,) = boards(cells)
+    (board,) = ranked_boards(cells)
     (flag,) = next(one.flags for one in board.standings if one.label == "a")
     assert flag.name == "black-box beats white-box"
     assert re.search(r'href="models/a\.html".*?≤ \d+\.\d%</span> <small>[^<]*1 flag</small>', files["index.html"], re.S)
@@ -149,14 +149,14 @@ def test_an_unranked_model_says_what_it_lacks(files):
 
 
 def test_a_models_page_has_a_row_for_each_of_its_cells(files, cells):
-    for model in models(boards(cells), cells.cells):
+    for model in models(ranked_boards(cells), cells.cells):
         page = files["models/" + {"a": "a", "b(base='a')": "b-base-a", "<i>c": "i-c"}[model.label] + ".html"]
         table = page[page.index("Every attack on this model") :]
         assert table[: table.index("</table>")].count("<tr>") == len(model.cells) + 1
 
 
 def test_the_data_are_the_boards_and_the_cells(files, cells):
-    (board,) = boards(cells)
+    (board,) = ranked_boards(cells)
     (written,) = json.loads(files["data/leaderboard.json"])
     assert [one["model"] for one in written["standings"]] == [one.label for one in board.standings]
     for one, standing in zip(written["standings"], board.standings, strict=True):
@@ -214,7 +214,7 @@ def test_without_settings_the_command_is_read_from_the_records(cells):
 
 
 def test_robustbench_reads_its_own_keys(cells):
-    (board,) = boards(cells)
+    (board,) = ranked_boards(cells)
     infos = {path: json.loads(info) for path, info in model_infos(board).items()}
     assert set(infos) == {"mnist/Linf/a-0-3.json", "mnist/Linf/b-base-a-0-3.json"}, "the unranked model is left out"
     required = {
@@ -240,11 +240,11 @@ def test_robustbench_reads_its_own_keys(cells):
         for cell in cells.cells
         if cell.record.attack["label"] == "pgd"
     ]
-    (attacked,) = boards(Cells(tuple(renamed)))
+    (attacked,) = ranked_boards(Cells(tuple(renamed)))
     info = json.loads(model_infos(attacked)["mnist/Linf/b-base-a-0-3.json"])
     standing = next(one for one in attacked.standings if one.label == "b(base='a')")
     assert float(info["autoattack_acc"]) == pytest.approx(
-        100 * standing.by_strategy["white-box", "autoattack", ""], abs=0.01
+        100 * standing.by_attacker["white-box", "autoattack", ""], abs=0.01
     )
 
 
@@ -252,7 +252,7 @@ def test_robustbench_refuses_other_norms(cells):
     def l1(cell):
         return replace(cell, record=replace(cell.record, threat=cell.record.threat | {"norm": "l1"}))
 
-    (board,) = boards(Cells(tuple(map(l1, cells.cells))))
+    (board,) = ranked_boards(Cells(tuple(map(l1, cells.cells))))
     with pytest.raises(ValueError, match="Expected a linf or l2 board"):
         model_infos(board)
 

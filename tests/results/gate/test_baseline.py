@@ -10,8 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advbench.results import statistics
+from advbench.results.boards import Attacker
+from advbench.results.cells import Cell
 from advbench.results.gate import baseline
-from advbench.results.gate.baseline import Attacker
+
+
+def snapshot(outcomes):
+    return baseline.snapshot([Cell(record, examples) for record, examples in outcomes])
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +62,7 @@ def make_cells(make_record, make_examples):
 @given(seed=st.integers(0, 2**32 - 1))
 def test_the_worst_case_of_a_snapshot_is_that_of_the_records(make_cells, draws, seed):
     cells = make_cells(seed, draws=draws)
-    (board,) = baseline.snapshot(cells).boards
+    (board,) = snapshot(cells).boards
     for target in board.targets:
         for model in target.models:
             own = [cell for cell in cells if (cell[0].target["label"], cell[0].seed) == (target.label, model.seed)]
@@ -72,7 +77,7 @@ def test_the_worst_case_of_a_snapshot_is_that_of_the_records(make_cells, draws, 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 40))
 def test_a_baseline_survives_its_file(make_cells, draws, seed, n):
-    run = baseline.snapshot(make_cells(seed, n=n, draws=draws))
+    run = snapshot(make_cells(seed, n=n, draws=draws))
     text = baseline.to_text(run)
     again = baseline.from_text(text)
     assert baseline.to_text(again) == text
@@ -100,11 +105,11 @@ def test_the_file_does_not_depend_on_the_order_of_the_cells_or_of_the_images(mak
         )
         for record, examples in cells[::-1]
     ]
-    assert baseline.to_text(baseline.snapshot(shuffled)) == baseline.to_text(baseline.snapshot(cells))
+    assert baseline.to_text(snapshot(shuffled)) == baseline.to_text(snapshot(cells))
 
 
 def test_the_file_is_small_and_its_accuracies_can_be_read(make_cells):
-    text = baseline.to_text(baseline.snapshot(make_cells(n=10_000, draws=1)))
+    text = baseline.to_text(snapshot(make_cells(n=10_000, draws=1)))
     assert len(text) < 4 * 2 * 10_000 / 8 * 1.34 * 2 + 20_000, "two attacks and a clean answer, a bit an image, in base64"
     model = json.loads(text)["boards"][0]["targets"][0]["models"][0]
     assert model["clean_accuracy"] == pytest.approx(0.9, abs=0.02)
@@ -117,7 +122,7 @@ def test_every_radius_has_its_board_and_minimal_norm_cells_stand_on_each(make_ce
         (replace(record, threat=record.threat | {"epsilon": None}, key="ab" * 32), examples)
         for record, examples in make_cells(attacks=("deepfool",))
     ]
-    small, large = baseline.snapshot(_distinct(cells + unbounded)).boards
+    small, large = snapshot(_distinct(cells + unbounded)).boards
     assert (small.threat.epsilon, large.threat.epsilon) == (0.1, 0.3)
     assert {one.attack for one in small.targets[0].attackers} == {"pgd", "deepfool"}
     deepfool = Attacker("white-box", "deepfool", "")
@@ -139,9 +144,9 @@ def test_the_oblivious_matrix_and_records_without_a_box_are_left_out(make_cells)
     source = {"label": "base", "kind": "model"}
     oblivious = [(replace(record, matrix="oblivious", source=source), examples) for record, examples in cells]
     boxless = [(replace(record, threat=record.threat | {"box": None}), examples) for record, examples in cells]
-    assert baseline.to_text(baseline.snapshot(cells + oblivious + boxless)) == baseline.to_text(baseline.snapshot(cells))
+    assert baseline.to_text(snapshot(cells + oblivious + boxless)) == baseline.to_text(snapshot(cells))
     with pytest.raises(ValueError, match="nothing can be compared"):
-        baseline.snapshot(boxless)
+        snapshot(boxless)
 
 
 def test_the_weights_of_a_users_own_model_are_no_part_of_its_configuration(make_cells):
@@ -151,7 +156,7 @@ def test_the_weights_of_a_users_own_model_are_no_part_of_its_configuration(make_
         arguments = {"weights": f"net{record.seed}.pt", "weights_sha256": "ab" * record.seed, "mean": [0.5]}
         return replace(record, target=record.target | {"defense": {"name": "own", "arguments": arguments}})
 
-    (board,) = baseline.snapshot([(own(record), examples) for record, examples in make_cells(labels=("a",))]).boards
+    (board,) = snapshot([(own(record), examples) for record, examples in make_cells(labels=("a",))]).boards
     assert board.targets[0].facts["defense"] == {"name": "own", "arguments": {"mean": [0.5]}}
     assert len(board.targets[0].models) == 2
 
@@ -159,7 +164,7 @@ def test_the_weights_of_a_users_own_model_are_no_part_of_its_configuration(make_
 def test_a_run_with_a_failed_cell_makes_no_baseline(make_cells):
     (record, _), *others = make_cells()
     failed = replace(record, status="error", reason="ViolationError: outside", counts={})
-    run = baseline.snapshot([(failed, None), *others])
+    run = snapshot([(failed, None), *others])
     assert baseline.incomplete(run) == ["a, white-box pgd: ViolationError: outside"]
     with pytest.raises(
         ValueError, match="Expected a complete run for a baseline, got cells without numbers: a, white-box pgd"
@@ -171,21 +176,21 @@ def test_cells_that_do_not_belong_together_are_refused(make_cells):
     cells = make_cells()
     (record, examples), *others = cells
     with pytest.raises(ValueError, match="one answer of a of seed 0 to its clean images"):
-        baseline.snapshot([(record, others[-1][1]), *others])
+        snapshot([(record, others[-1][1]), *others])
     with pytest.raises(ValueError, match="Expected one model named a of seed 0, got 2"):
-        baseline.snapshot([(replace(record, weights_sha256="other"), examples), *others])
+        snapshot([(replace(record, weights_sha256="other"), examples), *others])
     with pytest.raises(ValueError, match="Expected one record of each attacker for a of seed 0"):
-        baseline.snapshot([*cells, cells[0]])
+        snapshot([*cells, cells[0]])
     with pytest.raises(ValueError, match="Expected the same images in every cell"):
-        baseline.snapshot([(record, replace(examples, index=examples.index + 1)), *others])
+        snapshot([(record, replace(examples, index=examples.index + 1)), *others])
     attack = record.attack | {"arguments": {"steps": 7}}
     with pytest.raises(ValueError, match="Expected one attack named pgd"):
-        baseline.snapshot([(replace(record, attack=attack), examples), *others])
+        snapshot([(replace(record, attack=attack), examples), *others])
 
 
 @pytest.fixture(scope="module")
 def text(make_cells):
-    return baseline.to_text(baseline.snapshot(make_cells()))
+    return baseline.to_text(snapshot(make_cells()))
 
 
 def test_truncated_files_are_refused_in_a_line(text):

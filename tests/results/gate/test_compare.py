@@ -8,22 +8,22 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from advbench.results.gate.baseline import (
+from advbench.results.boards import (
     Answers,
     Attacker,
-    BaselineBoard,
-    BaselineModel,
-    BaselineTarget,
-    BaselineThreat,
-    Snapshot,
+    Board,
+    BoardTarget,
+    BoardThreat,
+    TrainedModel,
 )
+from advbench.results.gate.baseline import Snapshot
 from advbench.results.gate.compare import compare_runs
 from advbench.results.gate.verdicts import CLEAN, TIME, WORST, Terms
 
 N = 1000
 PGD, FGSM = Attacker("white-box", "pgd", ""), Attacker("white-box", "fgsm", "")
 TARGETS = {"none": 0.12, "trades": 0.5, "pgd-linf": 0.55, "smooth": 0.35}
-THREAT = BaselineThreat("mnist", "test", "linf", 0.3)
+THREAT = BoardThreat("mnist", "test", N, "f" * 64, "linf", 0.3)
 
 
 class Method:
@@ -45,7 +45,7 @@ class Method:
         clean = 0.97 + self.rng.normal(0, 0.002) - self.flaw + self.rng.normal(0, 0.01, N) > 0
         easier = right | (self.rng.random(N) < 0.1)
         answers = {PGD: answer(right, seconds), FGSM: answer(easier, seconds)}
-        return BaselineModel(seed, f"weights {self.rng.random()}", "CPU", 1, clean.astype(int), answers, {})
+        return TrainedModel(seed, f"weights {self.rng.random()}", "CPU", 1, clean.astype(int), answers, {})
 
 
 def answer(right, seconds=None):
@@ -54,9 +54,7 @@ def answer(right, seconds=None):
 
 def target(label, models, **facts):
     component = {"name": label, "arguments": {}}
-    return BaselineTarget(
-        label, {"defense": component, "architecture": component, "stochastic": False} | facts, tuple(models)
-    )
+    return BoardTarget(label, {"defense": component, "architecture": component, "stochastic": False} | facts, tuple(models))
 
 
 def board(targets, threat=THREAT, **changes):
@@ -64,7 +62,7 @@ def board(targets, threat=THREAT, **changes):
     attacks = {name: {"name": name, **attack} for name in ("pgd", "fgsm")}
     dataset = {"name": threat.dataset, "split": threat.split, "n": N, "fingerprint": "f" * 64}
     fields = {"dataset": dataset, "box": [0.0, 1.0], "examples": "e" * 64, "attacks": attacks} | changes
-    return BaselineBoard(threat=threat, targets=tuple(targets), **fields)
+    return Board(threat=threat, targets=tuple(targets), **fields)
 
 
 def run(*targets, version="1", **changes):
@@ -148,7 +146,7 @@ def test_the_p_values_of_a_lone_target_are_students_and_holms():
 
 def fixed(rng, right, weights="w"):
     clean = np.ones(N, dtype=np.int64)
-    return target("a", [BaselineModel(0, weights, "CPU", 1, clean, {PGD: answer(right), FGSM: answer(np.ones(N))}, {})])
+    return target("a", [TrainedModel(0, weights, "CPU", 1, clean, {PGD: answer(right), FGSM: answer(np.ones(N))}, {})])
 
 
 def test_an_accuracy_that_rises_with_equal_weights_fails():
@@ -188,7 +186,7 @@ def stochastic(rng, chances, weights="w", seeds=(0,), draws=10):
     models = []
     for seed in seeds:
         answers = {attacker: Answers(rng.binomial(draws, chances), rng.binomial(draws, chances)) for attacker in (PGD, FGSM)}
-        models.append(BaselineModel(seed, f"{weights}{seed}", "CPU", draws, np.full(N, draws), answers, {}))
+        models.append(TrainedModel(seed, f"{weights}{seed}", "CPU", draws, np.full(N, draws), answers, {}))
     return target("noise", models, stochastic=True)
 
 
@@ -251,7 +249,7 @@ def transfers(label, weights, source_right):
     clean = np.ones(N, dtype=np.int64)
     answers = {PGD: answer(np.arange(N) < 600)}
     answers |= {Attacker("transfer", "pgd", source): answer(right) for source, right in source_right.items()}
-    return target(label, [BaselineModel(0, weights, "CPU", 1, clean, answers, {})])
+    return target(label, [TrainedModel(0, weights, "CPU", 1, clean, answers, {})])
 
 
 def test_transfers_from_a_retrained_source_are_left_out_of_a_fixed_model():
@@ -364,7 +362,7 @@ def test_other_queries_of_a_substitute_are_not_compared():
 
     def black_box(queries):
         answers = {oracle: Answers(np.ones(N, np.int64), None, None, queries)}
-        return run(target("a", [BaselineModel(0, "w", "CPU", 1, np.ones(N, np.int64), answers, {})]))
+        return run(target("a", [TrainedModel(0, "w", "CPU", 1, np.ones(N, np.int64), answers, {})]))
 
     found = compare_runs(black_box(9600), black_box(4800))
     assert found.incomparable == ("black-box pgd from substitute mlp: 9600 queries in the baseline, 4800 in the candidate",)
