@@ -149,7 +149,9 @@ class Access:
     draws: passes averaged per question for a stochastic model (EOT); one for a deterministic model. guard: the detector that
     stands beside the model, whose every score is counted with the forward that it belongs to.
 
-    The attribute `stochastic` says whether answers are random: those of the model or those of its detector.
+    The attribute `stochastic` says whether answers are random: those of the model or those of its detector. `per_example`
+    says whether the model answers each example in a way of its own, as through a readout for each: one that has an attribute
+    of that name that is true. Even where it is deterministic it is called with the rng, whose `index` names the examples.
     """
 
     def __init__(
@@ -170,7 +172,8 @@ class Access:
         self.guard = guard
         self.stochastic = stochastic or (guard is not None and guard.stochastic)
         self.draws = draws if self.stochastic else 1
-        self._takes_rng = stochastic
+        self.per_example = bool(getattr(model, "per_example", False))
+        self._random = stochastic
         n = len(rng.index)
         self.ledger = Ledger.zeros(n, rng.index.device) if ledger is None else ledger
         self.rows = torch.arange(n, device=rng.index.device) if rows is None else rows
@@ -199,7 +202,7 @@ class Access:
         return type(self)(
             self.model,
             self.rng.select(rows),
-            stochastic=self._takes_rng,
+            stochastic=self._random,
             draws=self.draws,
             ledger=self.ledger,
             rows=self.rows[rows],
@@ -211,7 +214,7 @@ class Access:
         return type(self)(
             self.model,
             self.rng,
-            stochastic=self._takes_rng,
+            stochastic=self._random,
             draws=draws,
             ledger=self.ledger,
             rows=self.rows,
@@ -231,7 +234,7 @@ class Access:
         """So many copies of the batch, one after the other, and the randomness of their fresh draws; counted."""
         if not self.stochastic:
             self._count(self.ledger.forwards, 1)
-            return x, None
+            return x, self.rng if self.per_example else None
         first = self.ledger.forwards[self.rows]
         self._count(self.ledger.forwards, draws)
         draw = (first + torch.arange(draws, device=first.device).unsqueeze(1)).flatten()
@@ -242,14 +245,14 @@ class Access:
         """The model's logits, (m, classes), guarded where there is a detector; the caller enters the pass in the ledger.
 
         For adapters of other libraries' attacks, which ask for any number of images at a time. x: (m, c, h, w), beside a
-        detector whole copies of the batch. rng: of every image where the access is stochastic, else None.
+        detector whole copies of the batch. rng: of every image where the access is stochastic or `per_example`, else None.
         """
         logits = self._ask(x, rng)
         return logits if self.guard is None else self.guard(logits, self.guard.score(x, rng))
 
     def _ask(self, x: Tensor, rng: ExampleRNG | None) -> Tensor:
         """The model's own logits."""
-        logits: Tensor = self.model(x, rng) if self._takes_rng else self.model(x)
+        logits: Tensor = self.model(x, rng) if self._random or self.per_example else self.model(x)
         return logits
 
     def _portions(self) -> Iterator[int]:
