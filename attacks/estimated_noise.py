@@ -63,7 +63,7 @@ class EstimatedNoise:
     """Noise with the covariance of the data, the worst of several draws (Roth et al. 2018, arXiv:1805.08736).
 
     of: ``data``, whose covariance is that of the training images, or an attack such as ``pgd(steps=10)``, whose
-    perturbations of held-out images of the attacked model give it; the latter attacks in the norm `of_norm` with the radius
+    perturbations of held-out images of the attacked model give it; the latter attacks in the norm `of_norm` within
     `of_epsilon`, to the end. form: the covariance matrix (``matrix``), its mean by displacement (``displacement``) or by
     distance (``radial``); see `covariance.estimate`. The covariance is scaled to a mean variance of 1.
 

@@ -45,7 +45,7 @@ class HopSkipJump:
     the attack runs; where it is classified correctly or rejected, the next nearest, 40 in all. From either start goes a
     search to the boundary, and, where that takes no more than a tenth of the queries, one or two iterations; the walk goes
     on from the nearer image. Without held-out images, as in a call of the attack itself, or with a `pool` of 0, noise alone
-    is the start. In a ball with a radius a start that stays misclassified when it is projected on the ball, or blended with
+    is the start. Within an epsilon a start that stays misclassified when it is projected on the ball, or blended with
     the image, is moved there first.
 
     Images that the model gets wrong, and those for which no start is found, come back unchanged; of the others the

@@ -26,7 +26,7 @@ class Convergence:
     """How many draws the mean gradient needs.
 
     draws: K. cosines: the median cosine between two independent means over K draws, at the clean images and, where the
-    threat has a radius, at perturbed ones; NaN where all gradients are zero. capped: whether K is the cap and one of the
+    threat has an epsilon, at perturbed ones; NaN where all gradients are zero. capped: whether K is the cap and one of the
     cosines is still below the level.
     """
 
@@ -40,7 +40,7 @@ def converged_draws(held_out: HeldOut, *, level: float = LEVEL, cap: int = CAP) 
 
     K is the smallest of 1, 2, 4, ..., `cap` at which the median over the images of the cosine between the mean loss
     gradients of two independent halves of K draws each is at least `level`: at the clean images, and one step of the whole
-    radius away from them, along the mean over all draws taken so far. A mean of K draws then has a cosine of about
+    epsilon away from them, along the mean over all draws taken so far. A mean of K draws then has a cosine of about
     sqrt(level) with the gradient of the expected loss. Images whose gradient is zero have no direction and are left out.
 
     Costs 2 K forwards and backwards per image and point. Raises NoGradientError where nothing can be differentiated.

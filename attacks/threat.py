@@ -18,10 +18,10 @@ class ThreatModel:
     """The set of images that an attacker may choose from, around a clean image.
 
     norm: ``linf``, ``l2``, ``l1``, ``l0``, or ``none`` for corruptions whose distance is only reported.
-    epsilon: the radius in pixel units of [0, 1]; None for minimal-norm attacks, whose distance is the result.
+    epsilon: the largest distance in pixel units of [0, 1]; None for minimal-norm attacks, whose distance is the result.
     box: the range of pixels; None where a paper does not clip (such records never enter a leaderboard).
 
-    Raises ValueError for an unknown norm, a radius that is not positive and finite, or an empty box.
+    Raises ValueError for an unknown norm, an epsilon that is not positive and finite, or an empty box.
     """
 
     norm: Norm

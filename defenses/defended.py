@@ -103,7 +103,7 @@ class Input:
 class Defense(Protocol):
     """A frozen dataclass of hyper-parameters that turns an architecture and a data set into a `Defended`.
 
-    A field named `epsilon` whose value is None means the radius of the run's threat (or the data set's usual radius for
+    A field named `epsilon` whose value is None means that of the run's threat (or the data set's usual one for
     the defense's `norm` where the run's threat has another norm); the plan fills it in before `fit` is called.
 
     A *part* (`advbench.defenses.PARTS`), such as a denoising autoencoder or a generator, is the same protocol with a

@@ -239,7 +239,8 @@ def _attacks(records: Sequence[Record]) -> Iterable[tuple[Entry, ...]]:
     kinds: dict[tuple[str, str, str], set[str]] = {}
     for record in records:
         row = (record.attack["label"], _component(record.attack), record.attack["source_hash"][:16])
-        kind = "minimal norm" if record.attack["minimal_norm"] else "fixed radius"
+        budget = "minimal norm" if record.attack["minimal_norm"] else "fixed epsilon"
+        kind = ", ".join(dict.fromkeys((record.attack.get("family", budget), budget)))
         kinds.setdefault(row, set()).add(f"{kind} ({record.matrix})")
     for row, found in sorted(kinds.items()):
         yield tuple(map(formatting.text_entry, (*row, ", ".join(sorted(found)))))

@@ -37,9 +37,17 @@ BYPASSED = "Carlini & Wagner 2017, arXiv:1705.07263"
 ADAPTIVE = "Tramer et al. 2020, arXiv:2002.08347"
 ATHALYE = "Athalye et al. 2018, arXiv:1802.00420"
 
-NOISE = frozenset({"uniform-noise", "correlated-noise", "estimated-noise"})
-GRADIENT_FREE = NOISE | {"square", "hop-skip-jump"}
-SINGLE_STEP = frozenset({"fgm", "fgsm", "r-fgsm"})
+NOISE, ONE_STEP, SCORES, DECISIONS = "noise", "one gradient step", "score-based", "decision-based"
+"""Families of attacks, as records name them."""
+
+FAMILIES: Mapping[str, str] = {
+    **dict.fromkeys(("uniform-noise", "correlated-noise", "estimated-noise"), NOISE),
+    **dict.fromkeys(("fgm", "fgsm", "r-fgsm"), ONE_STEP),
+    "square": SCORES,
+    "hop-skip-jump": DECISIONS,
+}
+"""The families, by registry name, of attacks in records that do not name them; all others follow gradients."""
+
 ON_MARGINS = frozenset(
     {
         "apgd-dlr",
@@ -164,7 +172,7 @@ def one_step_beats_many(evidence: Evidence) -> Flag | None:
 
 def noise_finds_more(evidence: Evidence) -> Flag | None:
     """Random noise breaks images that no gradient attack breaks."""
-    noise = evidence.those(lambda record: record.attack["name"] in NOISE)
+    noise = evidence.those(lambda record: _family(record) == NOISE)
     pair = _compare(noise, evidence.those(_gradients), evidence.epsilon)
     if pair is None or not _exceeds(pair.first, pair.n, POINTS):
         return None
@@ -399,16 +407,21 @@ CHECKS: tuple[Callable[[Evidence], Flag | None], ...] = (
 def _gradients(record: Record) -> bool:
     """Whether the attacker used the target's own gradients: the white-box matrix, or a transfer of a model to itself."""
     itself = record.source is not None and record.matrix == "transfer" and record.source["label"] == record.target["label"]
-    known = record.attack.get("gradients", record.attack["name"] not in GRADIENT_FREE)
+    known = record.attack.get("gradients", _family(record) not in (NOISE, SCORES, DECISIONS))
     return bool(record.source is None or itself) and bool(known)
 
 
+def _family(record: Record) -> str:
+    """The family of the attack; empty where an older record does not name it and it follows gradients."""
+    return str(record.attack.get("family", FAMILIES.get(record.attack["name"], "")))
+
+
 def _single(record: Record) -> bool:
-    return record.attack["name"] in SINGLE_STEP or record.attack["arguments"].get("steps") == 1
+    return _family(record) == ONE_STEP or record.attack["arguments"].get("steps") == 1
 
 
 def _iterated(record: Record) -> bool:
-    """Whether a white-box attack takes several steps in a ball of fixed radius."""
+    """Whether a white-box attack takes several steps within a fixed epsilon."""
     return _gradients(record) and record.source is None and not _single(record) and not record.attack["minimal_norm"]
 
 

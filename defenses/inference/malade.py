@@ -39,7 +39,7 @@ class Relaxed(TestTimeDefense):
     `advbench.defenses.inference.langevin.Langevin`, which has the optional Metropolis step too.
 
     steps: N, 10 in the paper. step_size, noise: a_0 and d_0; None searches `STEP_SIZES` and `NOISES` for the most accurate
-    pair on FGSM images of radius `epsilon` that were made on another net, of the architecture `attacker`, from the last
+    pair on FGSM images within `epsilon` that were made on another net, of the architecture `attacker`, from the last
     validation images (128 at most); equals are told apart by the cross-entropy. decay, step_offset, noise_offset: of the
     annealing; the paper's values are lost, and these are guesses. clip: whether x_N is clipped to [0, 1]. sigma: of the
     denoiser's training. base: the spec of the defense that trained the classifier.
@@ -117,7 +117,7 @@ class Relaxed(TestTimeDefense):
             sampler.strength.copy_(torch.tensor(next(candidates)))
             return defended
         if self.epsilon is None:
-            raise ValueError("Expected `epsilon`, the radius of the search's images, got None")
+            raise ValueError("Expected `epsilon` for the images of the search, got None")
         split = data.validation.select(slice(-min(_SEARCHED, len(data.validation)), None)).to(device)
         x_adv = _transferred(inputs["attacker"], split, ThreatModel("linf", self.epsilon, data.box), seed)
         step_size, noise, accuracy = strongest(defended, sampler, x_adv, split, candidates, seed)

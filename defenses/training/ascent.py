@@ -63,8 +63,8 @@ def climb(
     The network runs in the mode that it is in: batch statistics and dropout while it trains, as in the code of both papers.
     It comes back as it was: no parameter gradient is computed, no buffer (running statistics) changes.
 
-    x, start: images (n, c, h, w). threat: the ball, with a radius, and the box. steps: gradient steps, each one forward and
-    one backward. step_size: as a fraction of epsilon. sparsity: for l1, the share of the values that a step is spread over
+    x, start: images (n, c, h, w). threat: the ball, with an epsilon, and the box. steps: gradient steps, each a forward and
+    a backward. step_size: as a fraction of epsilon. sparsity: for l1, the share of the values that a step is spread over
     (`balls.sparse_step`); None steps on one value. Returns images (n, c, h, w) without a graph.
     """
     length = step_size * _radius(threat)
@@ -90,7 +90,7 @@ def input_gradient(model: nn.Module, x: Tensor, loss: Loss) -> Tensor:
 
 def _radius(threat: ThreatModel) -> float:
     if threat.epsilon is None:
-        raise ValueError("Expected a threat with a radius, got epsilon None: an ascent needs a ball to stay in")
+        raise ValueError("Expected a threat with an epsilon, got None: an ascent needs a ball to stay in")
     return threat.epsilon
 
 

@@ -29,7 +29,7 @@ class FGSMAugmented(RobustLinf):
 
     The loss is ``alpha J(x) + (1 - alpha) J(x_adv)``, both with the true label; x_adv ascends the loss of the label that the
     network predicts, so that the perturbation does not tell which label is true (label leaking, Kurakin et al. 2017,
-    arXiv:1611.01236). The fields are those of `RobustOptimisation`; the paper prints neither the share nor the radius.
+    arXiv:1611.01236). The fields are those of `RobustOptimisation`; the paper prints neither the share nor epsilon.
     """
 
     alpha: float = 0.5
@@ -43,7 +43,7 @@ class PGDAugmented(FGSMAugmented):
     """PGD-augmented training with predicted labels, Roth et al. 2018, arXiv:1805.08736.
 
     As `FGSMAugmented`, with an ascent of several steps from a random start; the paper does not print its steps, which are
-    10 of 2.5 / 10 of the radius here.
+    10 of 2.5 / 10 of epsilon here.
     """
 
     steps: int = 10

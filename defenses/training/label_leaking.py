@@ -32,7 +32,7 @@ def label_leaking(model: nn.Module, split: Split, epsilon: float, batch: int = 5
     """Measure label leaking (Kurakin et al. 2017, arXiv:1611.01236; checked by Roth et al. 2018, arXiv:1805.08736).
 
     model: images (n, c, h, w) in [0, 1] -> logits, deterministic; it comes back as it was. split: on the model's device.
-    epsilon: the linf radius of one FGSM step. Raises ValueError for an empty split.
+    epsilon: of one FGSM step. Raises ValueError for an empty split.
     """
     if not len(split):
         raise ValueError("Expected at least one image to measure label leaking on, got none")

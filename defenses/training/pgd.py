@@ -14,7 +14,7 @@ class PGDTraining(RobustOptimisation):
     """PGD adversarial training, Madry et al. 2018, arXiv:1706.06083.
 
     The fields are those of `RobustOptimisation`. The defaults are the paper's for CIFAR-10 (7 steps of 2/255 at epsilon
-    8/255, from a random start); on MNIST the paper takes 40 steps of 0.01 at epsilon 0.3. The radius grows over the first
+    8/255, from a random start); on MNIST the paper takes 40 steps of 0.01 at epsilon 0.3. Epsilon grows over the first
     half of the training, which the paper does not do: on the validation images of digits (three seeds, PGD with 40 steps)
     59% are kept in linf at 1/8 against 58% without growth, 52% in l2 at 2 against 50%, and in linf at 3/16 36% against 10%,
     where the training without growth never gets off the ground.
@@ -45,7 +45,7 @@ class PGDL1(PGDTraining):
     """PGD adversarial training in the l1 ball, sparse steps, Madry et al. 2018, arXiv:1706.06083.
 
     The start is the clean image unless `random_start` asks otherwise: nearly all of an l1 ball's volume lies at its surface
-    in tiny changes of every pixel, so that a random start spends the whole radius on noise, which the steps must first take
+    in tiny changes of every pixel, so that a random start spends the whole epsilon on noise, which the steps must first take
     back. sparsity: the share of the values that a step is spread over, as in the attack (`balls.sparse_step`): one pixel per
     step would reach few pixels in few steps.
     """

@@ -15,7 +15,7 @@ from advbench.defenses.training.trained import Trained, stream
 from advbench.zoo.training import Step
 
 _SMALLEST = 1e-6
-"""The radius of the first step of a warm-up, for a ball has no radius 0."""
+"""The epsilon of the first step of a warm-up, which cannot be 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,12 +26,12 @@ class RobustOptimisation(Trained):
     step maximises the linearised loss: ``epsilon * sign(g)`` (linf), ``epsilon * g / ||g||_2`` (l2), ``epsilon`` on the
     pixel of the largest gradient (l1).
 
-    norm: the ball, set by the subclass. epsilon: its radius in pixel units of [0, 1]; None is the radius of the run's
-    threat, which the plan fills in. (The paper's radii are in units of standardised pixels: 0.2, 2 and 2 on MNIST for linf,
+    norm: the ball, set by the subclass. epsilon: its size in pixel units of [0, 1]; None is that of the run's threat,
+    which the plan fills in. (The paper's are in units of standardised pixels: 0.2, 2 and 2 on MNIST for linf,
     l2 and l1, which are 0.055, 0.55 and 0.55 here.) steps: ascent steps, 1 in the paper. step_size: as a fraction of
     epsilon. random_start: start from a uniform point of the ball. clip: keep perturbed images in [0, 1]. The paper trains
     on standardised images without clipping; here pixels live in [0, 1], so the default clips, and ``clip=False`` is the
-    paper's. warm_up: share of the training over which the radius grows from 0 to `epsilon`; none in the paper. alpha: share
+    paper's. warm_up: share of the training over which epsilon grows from 0 to its value; none in the paper. alpha: share
     of the clean images' loss in the mixture ``alpha J(x) + (1 - alpha) J(x_adv)`` of Goodfellow et al. 2015
     (arXiv:1412.6572, section 6), of which the paper is the case 0 and plain training the case 1.
     """
@@ -61,7 +61,7 @@ class RobustOptimisation(Trained):
     def threat(self) -> ThreatModel:
         """The set of images that the training defends against. ValueError where `epsilon` is None."""
         if self.epsilon is None:
-            raise ValueError(f"Expected `epsilon` > 0, got None: give {type(self).__name__} the {self.norm} radius")
+            raise ValueError(f"Expected `epsilon` > 0, got None: give {type(self).__name__} one in {self.norm}")
         return ThreatModel(self.norm, self.epsilon, (0.0, 1.0) if self.clip else None)
 
     def _share(self) -> float | None:
@@ -71,7 +71,7 @@ class RobustOptimisation(Trained):
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Mapping[str, Tensor]:
         """Cross-entropy of the perturbed batch, of the clean one, or of both, each times its share.
 
-        On the validation split too, with one fixed random start and the whole radius.
+        On the validation split too, with one fixed random start and the whole epsilon.
         """
         terms = {}
         if self.alpha < 1:
@@ -134,7 +134,7 @@ class FastAT(RobustLinf):
     """Fast adversarial training, one signed step from a random start, Wong et al. 2020, arXiv:2001.03994.
 
     The step is 1.25 epsilon long, and the ball is that of `epsilon`. The fields are those of
-    `RobustOptimisation`. Long trainings at large radii may end in catastrophic overfitting, after which only one-step
+    `RobustOptimisation`. Long trainings at a large epsilon may end in catastrophic overfitting, after which only one-step
     attacks fail: read it under PGD.
     """
 

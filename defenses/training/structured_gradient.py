@@ -225,8 +225,8 @@ class SGR(StructuredRunning):
 class SGRFGSM(StructuredRunning):
     """Structured gradient regularisation by the moments of FGSM perturbations, Roth et al. 2018, arXiv:1805.08736.
 
-    The perturbations ascend the loss of the predicted label, inside [0, 1]. epsilon: their linf radius in pixel units; None
-    is the radius of the run's threat. steps, step_size (as a fraction of epsilon), random_start: of the ascent. The other
+    The perturbations ascend the loss of the predicted label, inside [0, 1]. epsilon: in linf, in pixel units; None is that
+    of the run's threat. steps, step_size (as a fraction of epsilon), random_start: of the ascent. The other
     fields are those of `StructuredMoments` and `StructuredRunning`.
     """
 
@@ -253,7 +253,7 @@ class SGRFGSM(StructuredRunning):
     def perturbations(self, model: nn.Module, x: Tensor, step: Step) -> Tensor:
         """What the ascent adds to each image of a batch, (n, c, h, w)."""
         if self.epsilon is None:
-            raise ValueError(f"Expected `epsilon` > 0, got None: give {type(self).__name__} the {self.norm} radius")
+            raise ValueError(f"Expected `epsilon` > 0, got None: give {type(self).__name__} one in {self.norm}")
         x_adv = ascend(
             model,
             x,
@@ -271,7 +271,7 @@ class SGRFGSM(StructuredRunning):
 class SGRPGD(SGRFGSM):
     """Structured gradient regularisation by the moments of PGD perturbations, Roth et al. 2018, arXiv:1805.08736.
 
-    The fields are those of `SGRFGSM`; the paper does not print its steps, which are 10 of 2.5 / 10 of the radius here.
+    The fields are those of `SGRFGSM`; the paper does not print its steps, which are 10 of 2.5 / 10 of epsilon here.
     """
 
     steps: int = 10

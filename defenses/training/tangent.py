@@ -34,7 +34,7 @@ class RobustTangent(FromScratch):
     images of the same class (Euclidean distance of pixels; a step along the data must not change the label), about their
     common mean. Neighbours are found once, before the first step.
 
-    epsilon: the radius in pixel units of [0, 1]; None is the run's l2 radius, which the plan fills in. neighbours: images
+    epsilon: in pixel units of [0, 1]; None is the run's in l2, which the plan fills in. neighbours: images
     beside the image itself; fewer where the class has fewer. dimension: directions kept, at most `neighbours`. steps,
     step_size: of the ascent, which is projected on the plane and the ball; the latter as a fraction of epsilon. clip: keep
     perturbed images in [0, 1], which may take them off the plane, though never out of the ball.
@@ -63,7 +63,7 @@ class RobustTangent(FromScratch):
     def start(self, training: Split) -> Objective:
         """The objective, which knows each training image's neighbours. ValueError where `epsilon` is None."""
         if self.epsilon is None:
-            raise ValueError(f"Expected `epsilon` > 0, got None: give {type(self).__name__} the {self.norm} radius")
+            raise ValueError(f"Expected `epsilon` > 0, got None: give {type(self).__name__} one in {self.norm}")
         count = max(0, min(self.neighbours, int(training.y.bincount().min()) - 1))
         table, place = nearest(training.x, training.y, training, count + 1)[:, 1:], places(training)
 

@@ -27,7 +27,7 @@ class Trades(Trained):
     on that divergence from the clean image plus a little noise. As in the authors' code, the ascent runs in evaluation mode
     and both terms in training mode, the divergence with a gradient in both of its answers.
 
-    norm: the ball, set by the subclass. epsilon: its radius in pixel units of [0, 1]; None is the radius of the run's
+    norm: the ball, set by the subclass. epsilon: its size in pixel units of [0, 1]; None is that of the run's
     threat, which the plan fills in. beta: 1 / lambda of the paper, 6 in its main results; 0 is plain training. steps,
     step_size: of the ascent, the latter as a fraction of epsilon; 10 steps of 2/255 at epsilon 8/255 for CIFAR-10. clip:
     keep perturbed images in [0, 1].
@@ -54,7 +54,7 @@ class Trades(Trained):
     def threat(self) -> ThreatModel:
         """The set of images that the training defends against. ValueError where `epsilon` is None."""
         if self.epsilon is None:
-            raise ValueError(f"Expected `epsilon` > 0, got None: give {type(self).__name__} the {self.norm} radius")
+            raise ValueError(f"Expected `epsilon` > 0, got None: give {type(self).__name__} one in {self.norm}")
         return ThreatModel(self.norm, self.epsilon, (0.0, 1.0) if self.clip else None)
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Mapping[str, Tensor]:

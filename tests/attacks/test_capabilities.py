@@ -18,6 +18,8 @@ from advbench.attacks.capabilities import (
     ASCENT,
     DECISIONS,
     MINIMAL_NORM,
+    NOISE,
+    ONE_STEP,
     SCORES,
     Calibrated,
     Grouped,
@@ -38,6 +40,7 @@ from advbench.attacks.threat import ThreatModel, Untargeted
 from advbench.attacks.transfer import for_transfer
 from advbench.conformance import EPSILON, SHAPE, shortened
 from advbench.registry.specs import Spec
+from advbench.results import flags
 
 TOLERANCE = 0.01
 """How far the counted passes may be from the declared ones, as a share of these."""
@@ -115,6 +118,14 @@ def test_an_ensemble_that_never_stops_costs_all_that_it_declares_at_most():
     declared = attack.passes(threat, CLASSES)
     assert access.ledger.forwards.tolist() == [declared.forwards] * len(x)
     assert access.ledger.backwards.tolist() == [declared.backwards] * len(x)
+
+
+def test_older_records_have_the_families_that_attacks_declare():
+    assert (flags.NOISE, flags.ONE_STEP, flags.SCORES, flags.DECISIONS) == (NOISE, ONE_STEP, SCORES, DECISIONS)
+    told = {name: family_of(named(name)) for name in ATTACKS}
+    assert {
+        name: family for name, family in told.items() if family in (NOISE, ONE_STEP, SCORES, DECISIONS)
+    } == flags.FAMILIES
 
 
 def test_passes_add_and_multiply():

@@ -106,6 +106,14 @@ def test_a_gradient_free_attack_in_the_white_box_matrix_is_no_white_box_attack(c
     assert names(cell("pgd", range(20)), plugged) == ["black-box beats white-box"]
 
 
+def test_a_plug_in_counts_by_the_family_that_its_record_names(cell):
+    noise, step = cell("mine", range(100, 115)), cell("mine", range(60))
+    noise[0].attack["family"], step[0].attack["family"] = "noise", "one gradient step"
+    noise[0].attack["gradients"] = False
+    assert names(cell("pgd", range(60)), noise) == ["noise finds what gradients miss"]
+    assert names(cell("pgd", range(20), arguments={"steps": 40}), step) == ["one step beats many"]
+
+
 def test_a_small_or_uncertain_advantage_is_no_flag(cell):
     assert names(cell("pgd", range(20)), cell("pgd", range(22), matrix="transfer")) == [], "one point"
     uncertain = cell("pgd", [*range(10), *range(100, 120)], matrix="transfer")

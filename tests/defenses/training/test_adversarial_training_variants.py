@@ -153,7 +153,7 @@ def test_rejects_what_makes_no_sense(arguments, message):
 
 
 def test_the_plan_must_fill_in_the_radius():
-    with pytest.raises(ValueError, match="Expected `epsilon` > 0, got None: give TradesL2 the l2 radius"):
+    with pytest.raises(ValueError, match="Expected `epsilon` > 0, got None: give TradesL2 one in l2"):
         TradesL2().objective(logistic(), *batch(), step(9))
 
 

@@ -195,5 +195,5 @@ def test_a_step_is_one_forward_and_its_result_has_no_graph():
 
 def test_needs_a_radius():
     x, y, rng = batch()
-    with pytest.raises(ValueError, match="Expected a threat with a radius, got epsilon None"):
+    with pytest.raises(ValueError, match="Expected a threat with an epsilon, got None"):
         ascend(linear(), x, y, ThreatModel("l2", None), steps=1, step_size=1.0, random_start=False, rng=rng)

@@ -95,7 +95,7 @@ def test_a_random_start_is_fresh_in_every_step_and_fixed_in_validation():
 @pytest.mark.parametrize("make", [*ROBUST.values(), *PGD.values()])
 def test_the_plan_must_fill_in_the_radius(make):
     x, y = torch.zeros(1, 1, 3, 4, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
-    with pytest.raises(ValueError, match=f"Expected `epsilon` > 0, got None: give {make.__name__} the {make.norm} radius"):
+    with pytest.raises(ValueError, match=f"Expected `epsilon` > 0, got None: give {make.__name__} one in {make.norm}"):
         make().objective(logistic()[1], x, y, step(1))
 
 

@@ -225,7 +225,7 @@ def test_training_with_a_penalty_makes_gradients_small(lab):
 
 @pytest.mark.parametrize("make", [SGRFGSM, SGRPGD])
 def test_the_plan_must_fill_in_the_radius(make):
-    with pytest.raises(ValueError, match=f"Expected `epsilon` > 0, got None: give {make.__name__} the linf radius"):
+    with pytest.raises(ValueError, match=f"Expected `epsilon` > 0, got None: give {make.__name__} one in linf"):
         make().start(split())(softmax_layer()[1], *batch(), step(6))
 
 

@@ -137,5 +137,5 @@ def test_rejects_what_makes_no_sense(arguments, message):
 
 
 def test_the_plan_must_fill_in_the_radius():
-    with pytest.raises(ValueError, match="Expected `epsilon` > 0, got None: give RobustTangent the l2 radius"):
+    with pytest.raises(ValueError, match="Expected `epsilon` > 0, got None: give RobustTangent one in l2"):
         RobustTangent().start(planar()[0])
