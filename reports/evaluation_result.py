@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from advbench.results.record import Examples, Record
 from advbench.results.statistics import Estimate, Outcome, cell_statistics, distance, rate, robust, worst_case
+from advbench.results.unit_tests import PASSED, unit_test_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -120,8 +121,11 @@ class EvaluationResult:
         lines = [self._title(), ""]
         if self.clean is not None:
             lines[1:1] = [f"clean accuracy {_share(self.clean)}"]
-        columns = ("attack", "robust accuracy", "median distance", "forwards", "backwards", "time per image")
-        lines += [tabulate([_texts(row) for row in self.rows()], columns, tablefmt="simple", disable_numparse=True)]
+        tested = {record.attack["label"]: test for record, _ in self.cells if (test := unit_test_of(record)) is not None}
+        names = ["attack", "robust accuracy", *(["unit test"] if tested else []), *_COSTS]
+        rows = [_texts(row, unit_test=bool(tested)) for row in self.rows()]
+        lines += [tabulate(rows, names, tablefmt="simple", disable_numparse=True)]
+        lines += [f"unit test of {label}, left out: {test.why_not}" for label, test in tested.items() if test.why_not]
         lines += [f"failed: {record.attack['label']}: {record.reason}" for record, found in self.cells if found is None]
         for flag in self.flags:
             lines.append(f"flag: {flag['finding']} ({flag['measured']}); next: {flag['remedy']}")
@@ -145,6 +149,8 @@ class EvaluationResult:
 
     def _row(self, record: Record, examples: Examples | None) -> dict[str, Any]:
         row = {**dict.fromkeys(_ROW), "attack": record.attack["label"], "status": record.status}
+        tested = unit_test_of(record)
+        row["unit_test"] = tested.share if tested is not None else None
         if examples is None:
             return row
         found = cell_statistics(record, examples)
@@ -161,6 +167,8 @@ class EvaluationResult:
             name: _plain(value) for name, value in self._row(record, examples).items() if name not in ("attack", "status")
         }
         success = cell_statistics(record, examples).success_clean_correct if examples is not None else None
+        tested = unit_test_of(record)
+        row["unit_test"] = None if tested is None else tested.described()
         return found | row | {"success_clean_correct": _as_json(success)}
 
     def _examples(self) -> dict[str, Any]:
@@ -210,7 +218,9 @@ class EvaluationResult:
 _ROW = (
     *("attack", "status", "robust", "robust_low", "robust_high"),
     *("median_distance", "median_distance_low", "median_distance_high", "seconds", "forwards", "backwards", "queries"),
+    "unit_test",
 )
+_COSTS = ("median distance", "forwards", "backwards", "time per image")
 
 
 def _estimate(name: str, found: Estimate) -> dict[str, float]:
@@ -232,16 +242,24 @@ def _share(found: Estimate) -> str:
     return f"{100 * found.value:.1f}% [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
-def _texts(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """A row as a terminal shows it."""
+def _texts(row: Mapping[str, Any], *, unit_test: bool) -> tuple[str, ...]:
+    """A row as a terminal shows it. unit_test: whether with the share of planted images that were found."""
     if row["status"] != "ok":
-        return (row["attack"], row["status"], "", "", "", "")
+        return (row["attack"], row["status"], *[""] * (len(_COSTS) + unit_test))
     robust_accuracy = Estimate(row["robust"], row["robust_low"], row["robust_high"]) if row["robust"] is not None else None
     distances = [row[f"median_distance{end}"] for end in ("", "_low", "_high")]
     return (
         row["attack"],
         _share(robust_accuracy) if robust_accuracy else "",
+        *([_tested(row["unit_test"])] if unit_test else []),
         "" if distances[0] is None else f"{distances[0]:.4g} [{distances[1]:.4g}, {distances[2]:.4g}]",
         *("" if row[name] is None else f"{row[name]:.4g}" for name in ("forwards", "backwards")),
         "" if row["seconds"] is None else f"{row['seconds']:.3g} s",
     )
+
+
+def _tested(share: float | None) -> str:
+    """The share of planted images that an attack found, and whether that is too little."""
+    if share is None:
+        return ""
+    return f"{100 * share:.1f}%" + ("" if share >= PASSED else ", failed")

@@ -18,6 +18,7 @@ from advbench.reports.matrices import matrix_sections
 from advbench.reports.section import Section
 from advbench.reports.standings import ranked_boards
 from advbench.reports.tradeoff import tradeoff_section
+from advbench.reports.unit_tests import unit_test_section
 
 
 def sections(cells: Cells) -> list[Section]:
@@ -28,6 +29,7 @@ def sections(cells: Cells) -> list[Section]:
         *(leaderboard_section(board, missing=len(cells.missing)) for board in found),
         *(section for section in map(attackers_section, found) if section is not None),
         *(section for section in map(masking_section, found) if section is not None),
+        *(section for section in map(unit_test_section, found) if section is not None),
         *([failures] if failures else []),
         *(section for board in found for section in matrix_sections(board)),
         *(section for section in map(detectors_section, found) if section is not None),

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from advbench.results.record import Examples, Record
 from advbench.results.significance import binomial_tail, exact_mcnemar
 from advbench.results.statistics import Outcome, clean_correct, within, worst_case
+from advbench.results.unit_tests import PASSED, together
 
 P_VALUE = 0.01
 """Below which a difference is no accident."""
@@ -35,6 +36,7 @@ GREY = 0.5
 CARLINI = "Carlini et al. 2019, arXiv:1902.06705"
 BYPASSED = "Carlini & Wagner 2017, arXiv:1705.07263"
 ADAPTIVE = "Tramer et al. 2020, arXiv:2002.08347"
+ZIMMERMANN = "Zimmermann et al. 2022, arXiv:2206.13991"
 ATHALYE = "Athalye et al. 2018, arXiv:1802.00420"
 
 NOISE, ONE_STEP, SCORES, DECISIONS = "noise", "one gradient step", "score-based", "decision-based"
@@ -388,6 +390,25 @@ def rests_on_detector(evidence: Evidence) -> Flag | None:
     )
 
 
+def unit_test_failed(evidence: Evidence) -> Flag | None:
+    """The attacks miss adversarial images that are known to exist."""
+    found, built = together(record for record, _ in evidence.outcomes)
+    if not built or found / built >= PASSED:
+        return None
+    return Flag(
+        name="failed unit test",
+        finding="The evaluation failed its unit test: the attacks miss adversarial images that are known to exist",
+        measured=f"all attacks together found {found} of {built} planted ones ({_percent(found, built)}); "
+        f"{100 * PASSED:.0f}% is the least",
+        n=built,
+        why="The planted images fool the same defended pipeline with another last layer. Attacks that miss these may "
+        "miss as many of the model itself.",
+        paper=ZIMMERMANN,
+        remedy="Run stronger attacks until the unit test passes: more steps and restarts, margin losses (auto, apgd-dlr), a "
+        "surrogate that has gradients (BPDA), EOT with more draws, and square.",
+    )
+
+
 CHECKS: tuple[Callable[[Evidence], Flag | None], ...] = (
     black_box_beats_white_box,
     one_step_beats_many,
@@ -401,6 +422,7 @@ CHECKS: tuple[Callable[[Evidence], Flag | None], ...] = (
     loss_does_not_rise,
     undeclared_randomness,
     rests_on_detector,
+    unit_test_failed,
 )
 
 

@@ -239,6 +239,12 @@ def test_the_seeds_of_a_detector_are_pooled(cell):
     assert "30 of 300" in flag.measured
 
 
+def planted(missed, built=60, **changes):
+    """The details of a cell whose attacks found all planted images but those missed."""
+    found = {"images": 64, "built": built, "found": built - len(missed), "missed": list(missed), "control": 2, "points": 40}
+    return {"unit_test": {**found, "probes": {}, "features": "10 logits", "unbuilt": {}, "reason": "", **changes}}
+
+
 def test_every_flag_says_what_why_and_what_next(cell):
     seen = {}
     cases = [
@@ -249,6 +255,7 @@ def test_every_flag_says_what_why_and_what_next(cell):
         [cell("pgd", range(9), arguments={"restarts": 1}), cell("pgd", range(60), arguments={"restarts": 2})],
         [cell("pgd", range(60), arguments={"steps": 5}), cell("pgd", range(9), arguments={"steps": 50})],
         [cell("pgd", range(60), rejected=range(60, 120))],
+        [cell("pgd", range(60), details=planted(range(10)))],
     ]
     details = {"images": 64, "zero_gradient": 30, "zero_margin_gradient": 30, "flat": 30, "unstable": 1}
     details["nonfinite_gradient"] = 1
@@ -262,3 +269,22 @@ def test_every_flag_says_what_why_and_what_next(cell):
         assert all((flag.finding, flag.measured, flag.why, flag.paper, flag.remedy))
         assert flag.n > 0
         assert "arXiv" in flag.paper
+
+
+def test_attacks_that_miss_planted_images_together(cell):
+    alone = cell("pgd", range(60), details=planted(range(4)))
+    (flag,) = flags([alone], 0.3)
+    assert flag.name == "failed unit test"
+    assert "56 of 60" in flag.measured
+    assert flag.n == 60
+    assert names(cell("pgd", range(60), details=planted(range(3)))) == [], "95% is enough"
+    assert names(alone, cell("apgd-ce", range(60), details=planted(range(4, 10)))) == [], "together they find all"
+    assert names(alone, cell("apgd-ce", range(60), details=planted(range(2, 10)))) == [], "together they miss two"
+    assert names(alone, cell("apgd-ce", range(60))) == ["failed unit test"], "one that was not tested says nothing"
+    other = cell("pgd", range(60), seed=1, details=planted([]))
+    assert names(alone, other) == [], "4 of 120 over both seeds"
+
+
+def test_what_cannot_be_tested_is_no_failure(cell):
+    reason = {"unbuilt": {"a detector rejects every point at the edge": 64}}
+    assert names(cell("pgd", range(60), details=planted([], built=0, **reason))) == []
