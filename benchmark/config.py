@@ -62,7 +62,7 @@ class Config(BaseModel):
     """One run of advbench. Every field stands under the same name in a TOML file, with ``-`` or ``_``.
 
     matrix: which matrices, `all` for the three. dataset: a registered name, ``npz:PATH`` or ``folder:PATH``. norm: of
-    the threat; ``none`` for corruptions, whose strength is an argument of the attack. epsilon: one radius or several, in
+    the threat; ``none`` for corruptions, whose strength is an argument of the attack. epsilon: one or several, in
     pixel units of [0, 1]; the data set's usual one where absent. clip: whether adversarial images keep to the range of
     pixels; where not, as in some papers, the cells stand on no leaderboard. n_examples: scored test images, all where
     absent. train_examples, epochs, batch_size, learning_rate, optimizer, schedule, augmentation: of every training, as
@@ -129,7 +129,7 @@ class Config(BaseModel):
         return tuple(sorted(set(value))) if value else None
 
     @model_validator(mode="after")
-    def _no_radius_without_a_norm(self) -> Self:
+    def _no_epsilon_without_a_norm(self) -> Self:
         if self.norm == "none" and self.epsilon is not None:
             raise ValueError("Expected no `epsilon` with the norm none: give the attack its strength, such as sigma=0.3")
         return self

@@ -1,7 +1,7 @@
 """Attacks of foolbox, torchattacks and adv-lib by name: ``foolbox/LinfPGD``, ``torchattacks/PGD``, ``adv-lib/ddn``.
 
 An adapter is an attack like any other: a frozen dataclass whose fields are the arguments of the library's own attack, with
-the library's defaults. The harness gives it the norm, the radius, the box and the number of classes, counts every pass
+the library's defaults. The harness gives it the norm, epsilon, the box and the number of classes, counts every pass
 through the model, and verifies what comes back. The libraries draw from global generators, which are seeded for each batch,
 so that runs repeat, but an image's draws depend on the batch that it stands in.
 """
@@ -42,14 +42,14 @@ _HOW = {
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What an attack of a library is: the norms it knows, the argument that takes the norm or the radius, where it has one.
+    """What an attack of a library is: the norms it knows, the argument that takes the norm or epsilon, where it has one.
 
-    make: the library's class or function. radius: None for attacks of minimal norm.
+    make: the library's class or function. epsilon: None for attacks of minimal norm.
     """
 
     make: Callable[..., Any]
     norms: frozenset[str]
-    radius: str | None = None
+    epsilon: str | None = None
     norm: str | None = None
     minimal: bool = False
 
@@ -106,12 +106,12 @@ class Foreign(ABC):
         traits, accepted = self.traits, inspect.signature(self.traits.make).parameters
         given: dict[str, object] = {name: model.classes(x) for name in ("n_classes", "num_classes") if name in accepted}
         given |= {"targeted": False} if "targeted" in accepted else {}
-        given |= {traits.radius: threat.epsilon} if traits.radius else {}
+        given |= {traits.epsilon: threat.epsilon} if traits.epsilon else {}
         return given | ({traits.norm: norms[threat.norm]} if traits.norm else {})
 
 
 class FoolboxAttack(Foreign):
-    """An attack of foolbox (Rauber et al. 2017, arXiv:1707.04131); of those with a radius, the images clipped to it."""
+    """An attack of foolbox (Rauber et al. 2017, arXiv:1707.04131); of those with an epsilon, the images clipped to it."""
 
     def _attack(self, model: Counted, x: Tensor, y: Tensor, threat: ThreatModel) -> tuple[Tensor, Tensor | None]:
         foolbox = importlib.import_module("foolbox")
@@ -219,7 +219,7 @@ def resolve(name: str) -> type[Foreign]:
         "__doc__": f"{name}: {(inspect.getdoc(traits.make) or base.__doc__ or '').partition(chr(10))[0]}",
         "__module__": __name__,
     }
-    reserved = _GIVEN | {traits.radius, traits.norm}
+    reserved = _GIVEN | {traits.epsilon, traits.norm}
     return make_dataclass(
         attack,
         [(parameter, object, default) for parameter, default in filter(None, found) if parameter not in reserved],
@@ -288,12 +288,12 @@ def _torchattacks(module: ModuleType, name: str) -> Traits:
     if not (inspect.isclass(make) and issubclass(make, module.attack.Attack)) or make is module.attack.Attack:
         raise ValueError(f"Expected an attack of torchattacks, got {name!r}: see torchattacks.__all__")
     accepted = inspect.signature(make).parameters
-    radius = next((each for each in ("eps", "max_epsilon") if each in accepted), None)
+    epsilon = next((each for each in ("eps", "max_epsilon") if each in accepted), None)
     if "norm" in accepted:
-        return Traits(make, frozenset({"linf", "l2"}), radius, "norm")
+        return Traits(make, frozenset({"linf", "l2"}), epsilon, "norm")
     by_norm = {"l2": _L2, "l1": _L1, "l0": _L0, "none": ("GN", "VANILA")}
     norm = next((norm for norm, those in by_norm.items() if name in those), "linf")
-    return Traits(make, frozenset({norm}), radius, minimal=radius is None and norm != "none")
+    return Traits(make, frozenset({norm}), epsilon, minimal=epsilon is None and norm != "none")
 
 
 _ADV_LIB: Mapping[str, tuple[frozenset[str], str | None, str | None]] = {
@@ -316,15 +316,15 @@ _ADV_LIB: Mapping[str, tuple[frozenset[str], str | None, str | None]] = {
     "tr": (frozenset({"linf", "l2"}), None, "p"),
     "vfga": (frozenset({"l0"}), None, None),
 }
-"""name -> norms, argument of the radius, argument of the norm."""
+"""name -> norms, argument of epsilon, argument of the norm."""
 
 
 def _adv_lib(module: ModuleType, name: str) -> Traits:
     make = getattr(module, name, None)
     if name not in _ADV_LIB or make is None:
         raise ValueError(f"Expected an attack of adv-lib among {', '.join(_ADV_LIB)}, got {name!r}")
-    norms, radius, norm = _ADV_LIB[name]
-    return Traits(make, norms, radius, norm, minimal=radius is None)
+    norms, epsilon, norm = _ADV_LIB[name]
+    return Traits(make, norms, epsilon, norm, minimal=epsilon is None)
 
 
 _BASES: Mapping[str, tuple[type[Foreign], Callable[[ModuleType, str], Traits]]] = {

@@ -79,7 +79,7 @@ def evaluate(
 
     model: images (n, c, h, w) in [0, 1] -> logits (n, classes); it is evaluated on the device where it is, in evaluation
     mode, and left as it came. x, y: images (n, c, h, w) in [0, 1] and their labels (n,), tensors on any device or arrays.
-    norm: ``linf``, ``l2`` or ``l1``, or ``none`` for corruptions. epsilon: the radius in pixel units of [0, 1], such as
+    norm: ``linf``, ``l2`` or ``l1``, or ``none`` for corruptions. epsilon: in pixel units of [0, 1], such as
     ``8 / 255`` or ``"8/255"``. attack: specs such as ``"auto"`` (the default) or ``["pgd(steps=100)", "square"]``; a
     minimal-norm attack, `fmn`, runs beside them where none is named. mean, std: of a normalisation that the model expects
     and does not do itself, by channel. stochastic: whether it draws random numbers (by torch's global generators); a model
