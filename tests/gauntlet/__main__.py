@@ -44,15 +44,14 @@ def references(chosen: argparse.Namespace) -> int:
         for norm, attack in cells(chosen, recipe):
             if not applies(attack, faced, norm):
                 continue
-            books = load()
-            book = book_of(books, faced)
+            book = book_of(load(), faced)
             for key in fill(faced, book, norm, attack, chosen.seed):
                 outcome = book.outcomes[key]
                 broken = int(outcome.distances.isfinite().sum())
                 told = f"{broken} of {len(faced.x)} broken, median {outcome.distances.median():.4g}, {outcome.seconds:.0f} s"
                 print(f"{recipe.name} {norm} {attack} {key.library}: {told}", flush=True)
             if book.outcomes:
-                save({**books, recipe.name: book})
+                save({**load(), recipe.name: book})
     return 0
 
 

@@ -95,7 +95,7 @@ MODELS: dict[str, Recipe] = {
             batch=32,
             rate=2e-3,
             seed=101,
-            radii={"linf": 0.3, "l2": None},
+            radii={"linf": None, "l2": None},
         ),
         Recipe(
             name="one-step",
@@ -171,7 +171,7 @@ MODELS: dict[str, Recipe] = {
             rate=1e-3,
             seed=201,
             radii={"linf": 0.3, "l2": 1.5},
-            images=200,
+            images=100,
         ),
         Recipe(
             name="l2-trained",

@@ -220,7 +220,10 @@ PAIRS: dict[str, Pair] = {
     ),
     "fmn": Pair(
         lambda norm, queries: FMN(),
-        {"adv-lib": lambda s: adv_lib().fmn(s.model, s.x, s.y, ORDER[s.norm], steps=100)},
+        {
+            "adv-lib": lambda s: adv_lib().fmn(s.model, s.x, s.y, ORDER[s.norm], steps=100),
+            "foolbox": lambda s: _foolbox(s, f"{PREFIX[s.norm]}FMNAttack", steps=100),
+        },
         _ALL,
         minimal=True,
     ),

@@ -71,6 +71,7 @@ class Counted(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model, self.forwards, self.backwards = model, 0, 0
+        self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
         self.forwards += len(x)

@@ -1,0 +1,150 @@
+"""The core of the gauntlet: ours beside the references on three models of the choosing half, 40 images each.
+
+The references are the stored ones where the weights are those of the file; a machine whose training gives other weights runs
+the peers itself, and skips where they are not installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from advbench.attacks.apgd import APGD, APGDT
+from advbench.attacks.auto import Auto
+from advbench.attacks.autoattack import AutoAttack
+from advbench.attacks.ddn import DDN
+from advbench.attacks.deepfool import DeepFool
+from advbench.attacks.fab import FAB
+from advbench.attacks.fmn import FMN
+from advbench.attacks.threat import Norm
+from tests.gauntlet.models import MODELS, THIRD_LOT_SEED, Recipe, third_lot
+from tests.gauntlet.pairs import PAIRS
+from tests.gauntlet.references import Book, Outcome, fill, load
+from tests.gauntlet.table import Row, markdown, pooled, rows_of
+from tests.gauntlet.training import Problem, problem
+
+IMAGES = 40
+CORE: dict[str, Norm] = {"large-logits": "l2", "saturating": "l2", "quantised": "linf"}
+"""Logits that saturate, units that saturate, and a straight-through gradient, each in one norm."""
+MINIMAL = ("ddn", "fmn", "deepfool", "fab")
+FIXED = ("pgd", "apgd-ce", "apgd-t")
+
+Faced = tuple[Problem, Book, Norm]
+
+
+@pytest.fixture(scope="module", params=CORE)
+def faced(request: pytest.FixtureRequest, data_dir: Path) -> Faced:
+    """A model of the core, its first images, and references of them."""
+    recipe = MODELS[request.param]
+    norm = CORE[recipe.name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ADVBENCH_DATA", str(data_dir))
+        whole = problem(recipe)
+    few = Problem(recipe, whole.model, whole.weights, whole.x[:IMAGES], whole.y[:IMAGES], whole.index[:IMAGES])
+    known = load().get(recipe.name)
+    if known and known.weights == whole.weights and known.index == whole.index.tolist():
+        outcomes = {
+            key: Outcome(found.distances[:IMAGES], found.forwards, found.backwards, found.seconds, found.refused)
+            for key, found in known.outcomes.items()
+        }
+        return few, Book(known.weights, known.index[:IMAGES], known.radii, outcomes), norm
+    for peer in ("foolbox", "adv_lib", "pyautoattack"):
+        pytest.importorskip(peer, reason="other weights than those of references.npz, and a peer is not installed")
+    book = Book(whole.weights, few.index.tolist())
+    for attack in (*MINIMAL, *FIXED):
+        if norm in PAIRS[attack].norms:
+            fill(few, book, norm, attack)
+    return few, book, norm
+
+
+@pytest.mark.parametrize("attack", MINIMAL)
+def test_no_weaker_at_the_smallest_distance(faced: Faced, attack: str) -> None:
+    few, book, norm = faced
+    if norm not in PAIRS[attack].norms:
+        pytest.skip(f"{attack} has no {norm}")
+    rows = rows_of(few, book, attack, norm)
+    assert rows
+    assert not any(row.loses for row in rows), markdown(rows)
+
+
+@pytest.mark.parametrize("attack", FIXED)
+def test_no_weaker_at_a_radius(faced: Faced, attack: str) -> None:
+    few, book, norm = faced
+    rows = rows_of(few, book, attack, norm)
+    assert rows
+    assert not any(row.loses for row in rows), markdown(rows)
+
+
+WEAKENED: dict[str, Callable[[Norm, int], object]] = {
+    "ddn": lambda norm, queries: DDN(steps=3),
+    "fmn": lambda norm, queries: FMN(steps=3),
+    "deepfool": lambda norm, queries: DeepFool(steps=1),
+    "fab": lambda norm, queries: FAB(steps=1),
+    "apgd-ce": lambda norm, queries: APGD(steps=1),
+    "apgd-t": lambda norm, queries: APGDT(steps=1),
+}
+
+
+@pytest.mark.parametrize("attack", WEAKENED)
+def test_a_weakened_attack_loses(monkeypatch: pytest.MonkeyPatch, faced: Faced, attack: str) -> None:
+    few, book, norm = faced
+    if norm not in PAIRS[attack].norms:
+        pytest.skip(f"{attack} has no {norm}")
+    monkeypatch.setitem(PAIRS, attack, replace(PAIRS[attack], ours=WEAKENED[attack]))
+    assert any(row.loses for row in rows_of(few, book, attack, norm))
+
+
+def outcome(*distances: float) -> Outcome:
+    return Outcome(torch.tensor(distances), 1.0, 1.0, 0.0, 0)
+
+
+def row(epsilon: float | None, ours: Outcome, theirs: Outcome) -> Row:
+    return Row("model", "l2", epsilon, "attack", "library", ours, theirs)
+
+
+INF = float("inf")
+
+
+def test_the_bar_of_distances() -> None:
+    theirs = outcome(1.0, 1.0, 1.0, INF)
+    assert not row(None, outcome(1.02, 1.02, 1.02, INF), theirs).loses
+    assert row(None, outcome(1.03, 1.03, 1.03, 1.03), theirs).loses
+    assert row(None, outcome(0.1, 0.1, INF, INF), theirs).loses, "fewer images broken"
+    assert not row(None, outcome(INF, INF), outcome(INF, INF)).loses
+
+
+def test_the_bar_of_a_radius_is_mcnemars() -> None:
+    theirs = outcome(*[1.0] * 7, INF)
+    assert row(1.0, outcome(*[INF] * 8), theirs).loses, "7 of 7 lost: 1 in 128"
+    assert not row(1.0, outcome(1.0, *[INF] * 7), theirs).loses, "6 of 6 lost: 1 in 64"
+    assert (row(1.0, outcome(1.0, *[INF] * 7), theirs).p_value, row(1.0, theirs, theirs).p_value) == (1 / 64, 1.0)
+    assert pooled([row(1.0, outcome(*[INF] * 8), theirs)])[0][-1] == "LOSES"
+
+
+def test_the_split_is_eight_and_twelve_and_no_network_is_on_both_sides() -> None:
+    halves = {half: [recipe for recipe in MODELS.values() if recipe.half == half] for half in ("choosing", "judging")}
+    assert {half: len(recipes) for half, recipes in halves.items()} == {"choosing": 8, "judging": 12}
+    assert len({recipe.seed for recipe in MODELS.values()}) == 20
+
+    def mechanisms(recipes: list[Recipe]) -> set[str]:
+        special = {recipe.network for recipe in recipes} | {recipe.training for recipe in recipes}
+        return special - {"strided", "pooled", "lenet", "plain"}
+
+    assert not mechanisms(halves["choosing"]) & mechanisms(halves["judging"])
+
+
+def test_the_third_lot_is_drawn_from_its_seed() -> None:
+    assert third_lot() == third_lot(THIRD_LOT_SEED)
+    assert third_lot() != third_lot(THIRD_LOT_SEED + 1)
+    assert len({recipe.seed for recipe in third_lot()}) == 4
+    assert third_lot()[0].name not in MODELS
+    assert all(len(recipe.radii) == 2 and set(recipe.radii.values()) == {None} for recipe in third_lot())
+
+
+def test_every_registered_attack_with_a_namesake_runs() -> None:
+    made = {type(pair.ours("l2", 100)) for pair in PAIRS.values()}
+    assert {AutoAttack, Auto, APGD, APGDT, DDN, FMN, DeepFool, FAB} <= made
