@@ -58,7 +58,8 @@ class Recipe:
     task: data and labels. halved: whether images are averaged to half their width and height. network: a name in
     `networks.NETWORKS`. units: the activation. scale: what its logits are multiplied with. training, norm, radius: how it is
     trained, and against which ball. updates: Adam's, of `batch` images, at most at `rate`. seed: of weights, batches and
-    draws. radii: of the norms in which it is attacked, None by the rule. images: how many.
+    draws. radii: of the norms in which it is attacked, None by the rule. images: how many. queries: of Square, alone and in
+    AutoAttack.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Recipe:
     seed: int = 0
     radii: Mapping[Norm, float | None] = field(default_factory=dict)
     images: int = 100
+    queries: int = 1000
 
 
 MODELS: dict[str, Recipe] = {
@@ -171,7 +173,7 @@ MODELS: dict[str, Recipe] = {
             rate=1e-3,
             seed=201,
             radii={"linf": 0.3, "l2": 1.5},
-            images=100,
+            queries=5000,
         ),
         Recipe(
             name="l2-trained",

@@ -41,8 +41,6 @@ LABEL: dict[Norm, str] = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 PREFIX: dict[Norm, str] = {"linf": "LInf", "l2": "L2", "l1": "L1"}
 PACKAGES = {"foolbox": "foolbox", "adv-lib": "adv-lib", "pyautoattack": "pyautoattack"}
 
-QUERIES = 1000
-"""Of `square` on its own; AutoAttack's Square takes 5,000."""
 SEARCHES, SEARCH_STEPS = 5, 200
 """Of Carlini & Wagner's attack."""
 JUMPS = 8
@@ -51,7 +49,10 @@ JUMPS = 8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Setting:
-    """What a reference is run on: model, images x (n, c, h, w) with labels y (n,), number of classes, norm, radius, seed."""
+    """What a reference is run on: model, images x (n, c, h, w) with labels y (n,), number of classes, norm, radius, seed.
+
+    queries: of Square.
+    """
 
     model: nn.Module
     x: Tensor
@@ -59,6 +60,7 @@ class Setting:
     classes: int
     norm: Norm
     epsilon: float | None
+    queries: int
     seed: int
 
 
@@ -70,8 +72,9 @@ Reference = Callable[[Setting], Tensor]
 class Pair:
     """An attack of ours and its references by library.
 
-    ours: (norm, queries of the reference per image) -> attack. norms: in which they are compared. minimal: whether distances
-    count. fewest: the classes that the references need. only: the models on which the pair runs, all where empty.
+    ours: (norm, queries) -> attack; the queries are the recipe's, for HopSkipJump those that the reference took per image.
+    norms: in which they are compared. minimal: whether distances count. fewest: the classes that the references need. only:
+    the models on which the pair runs, all where empty.
     """
 
     ours: Callable[[Norm, int], Any]
@@ -145,10 +148,10 @@ def _targeted(setting: Setting) -> Tensor:
     return standard(setting).apgd_targeted.perturb(setting.x, setting.y)
 
 
-def squares(setting: Setting, queries: int) -> Tensor:
-    """Square with so many queries, its schedule as in AutoAttack."""
+def squares(setting: Setting) -> Tensor:
+    """Square, its schedule as in AutoAttack."""
     attack = standard(setting).square
-    attack.n_queries = queries
+    attack.n_queries = setting.queries
     return attack.perturb(setting.x, setting.y)
 
 
@@ -262,12 +265,12 @@ PAIRS: dict[str, Pair] = {
         lambda norm, queries: APGDT(targets=_sparse(norm, 5, 9)), {"pyautoattack": _targeted}, _ALL, minimal=False, fewest=4
     ),
     "square": Pair(
-        lambda norm, queries: Square(queries=QUERIES, rescale=False),
-        {"pyautoattack": lambda s: squares(s, QUERIES)},
+        lambda norm, queries: Square(queries=queries, rescale=False),
+        {"pyautoattack": squares},
         _ALL,
         minimal=False,
     ),
-    "autoattack": Pair(lambda norm, queries: AutoAttack(), {}, _ALL, minimal=False),
+    "autoattack": Pair(lambda norm, queries: AutoAttack(queries=queries), {}, _ALL, minimal=False),
     "auto": Pair(lambda norm, queries: Auto(), {}, _ALL, minimal=False),
     "hop-skip-jump": Pair(
         lambda norm, queries: HopSkipJump(queries=queries),

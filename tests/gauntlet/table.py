@@ -70,8 +70,9 @@ def broken(outcome: Outcome) -> int:
     return int(outcome.distances.isfinite().sum())
 
 
-def attack(problem: Problem, name: str, norm: Norm, epsilon: float | None, queries: int, seed: int = 0) -> Outcome:
-    """Run ours, and verify its images. queries: of the reference, for attacks that are given as many."""
+def attack(problem: Problem, name: str, norm: Norm, epsilon: float | None, theirs: Outcome, seed: int = 0) -> Outcome:
+    """Run ours, and verify its images. theirs: of the reference, whose queries HopSkipJump is given."""
+    queries = round(theirs.forwards) if name == "hop-skip-jump" else problem.recipe.queries
     ours = PAIRS[name].ours(norm, queries)
     threat = ThreatModel(norm, epsilon)
     rng = ExampleRNG.make(seed, "attack", problem.index)
@@ -93,7 +94,7 @@ def rows_of(problem: Problem, book: Book, name: str, norm: Norm) -> list[Row]:
     if not keys:
         return []
     epsilon = None if pair.minimal else book.radii[norm]
-    ours = attack(problem, name, norm, epsilon, round(book.outcomes[keys[0]].forwards))
+    ours = attack(problem, name, norm, epsilon, book.outcomes[keys[0]])
     return [Row(problem.recipe.name, norm, epsilon, name, key.library, ours, book.outcomes[key]) for key in keys]
 
 
@@ -104,7 +105,7 @@ def again(problem: Problem, row: Row, seeds: int) -> str:
         return ""
     rows = differ.nonzero().squeeze(1)
     part = Problem(problem.recipe, problem.model, problem.weights, problem.x[rows], problem.y[rows], problem.index[rows])
-    ours = [attack(part, row.attack, row.norm, row.epsilon, round(row.theirs.forwards), seed) for seed in range(seeds)]
+    ours = [attack(part, row.attack, row.norm, row.epsilon, row.theirs, seed) for seed in range(seeds)]
     theirs = [run(part, Key(row.norm, row.attack, row.library, seed), row.epsilon) for seed in range(seeds)]
     return f"of {len(rows)}: {'/'.join(str(broken(o)) for o in ours)} and {'/'.join(str(broken(o)) for o in theirs)}"
 
