@@ -39,7 +39,9 @@ from advbench.attacks.threat import Norm
 ORDER: dict[Norm, float] = {"l2": 2, "linf": float("inf"), "l1": 1}
 LABEL: dict[Norm, str] = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 PREFIX: dict[Norm, str] = {"linf": "LInf", "l2": "L2", "l1": "L1"}
-PACKAGES = {"foolbox": "foolbox", "adv-lib": "adv-lib", "pyautoattack": "pyautoattack"}
+MENDED = "adv-lib, mended"
+"""adv-lib's FMN with the paper's projection on the l2 ball; its own moves points inside the ball to the sphere."""
+PACKAGES = {"foolbox": "foolbox", "adv-lib": "adv-lib", MENDED: "adv-lib", "pyautoattack": "pyautoattack"}
 
 SEARCHES, SEARCH_STEPS = 5, 200
 """Of Carlini & Wagner's attack."""
@@ -83,6 +85,10 @@ class Pair:
     minimal: bool
     fewest: int = 2
     only: frozenset[str] = frozenset()
+
+    def libraries(self, norm: Norm) -> list[str]:
+        """Those with a reference in a norm."""
+        return [library for library in self.references if norm == "l2" or library != MENDED]
 
 
 @contextmanager
@@ -190,6 +196,23 @@ def _pgd(setting: Setting) -> Tensor:
     return _foolbox(setting, name, steps=40, rel_stepsize=0.1, random_start=True)
 
 
+def _mended_fmn(setting: Setting) -> Tensor:
+    """adv-lib's, whose l2 projection leaves points inside the ball where they are."""
+    attacks = adv_lib()
+    module = importlib.import_module("adv_lib.attacks.fast_minimum_norm")
+    own = module.l2_projection_
+
+    def projection(delta: Tensor, radius: Tensor) -> Tensor:
+        length = delta.flatten(1).norm(dim=1).clamp(min=1e-12)
+        return delta.flatten(1).mul_((radius / length).clamp_(max=1).unsqueeze(1))
+
+    module.l2_projection_ = lambda δ, ε: projection(δ, ε)
+    try:
+        return attacks.fmn(setting.model, setting.x, setting.y, ORDER[setting.norm], steps=100)
+    finally:
+        module.l2_projection_ = own
+
+
 def _carlini_wagner(setting: Setting) -> Tensor:
     attack = adv_lib().carlini_wagner_l2
     return attack(
@@ -226,6 +249,7 @@ PAIRS: dict[str, Pair] = {
         {
             "adv-lib": lambda s: adv_lib().fmn(s.model, s.x, s.y, ORDER[s.norm], steps=100),
             "foolbox": lambda s: _foolbox(s, f"{PREFIX[s.norm]}FMNAttack", steps=100),
+            MENDED: _mended_fmn,
         },
         _ALL,
         minimal=True,

@@ -194,7 +194,7 @@ def fill(problem: Problem, book: Book, norm: Norm, attack: str, seed: int = 0) -
         book.radii[norm] = radius(book, problem, norm)
     epsilon = None if pair.minimal else book.radii[norm]
     done = []
-    for key in [Key(norm, attack, library, seed) for library in pair.references]:
+    for key in [Key(norm, attack, library, seed) for library in pair.libraries(norm)]:
         if key not in book.outcomes:
             book.outcomes[key], book.versions[key] = run(problem, key, epsilon), version_of(key.library)
             done.append(key)

@@ -6,6 +6,7 @@ the peers itself, and skips where they are not installed.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,19 +34,26 @@ CORE: dict[str, Norm] = {"large-logits": "l2", "saturating": "l2", "quantised": 
 MINIMAL = ("ddn", "fmn", "deepfool", "fab")
 FIXED = ("pgd", "apgd-ce", "apgd-t")
 
+LUCK = 2
+"""So many of the 120 images may be lost, net of those gained, as starts are random."""
+
 Faced = tuple[Problem, Book, Norm]
 
 
-@pytest.fixture(scope="module", params=CORE)
-def faced(request: pytest.FixtureRequest, data_dir: Path) -> Faced:
-    """A model of the core, its first images, and references of them."""
-    recipe = MODELS[request.param]
-    norm = CORE[recipe.name]
+@pytest.fixture(scope="module")
+def core(data_dir: Path) -> list[Faced]:
+    """The models of the core, their first images, and references of them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADVBENCH_DATA", str(data_dir))
-        whole = problem(recipe)
-    few = Problem(recipe, whole.model, whole.weights, whole.x[:IMAGES], whole.y[:IMAGES], whole.index[:IMAGES])
-    known = load().get(recipe.name)
+        wholes = [problem(MODELS[name]) for name in CORE]
+    return [referenced(whole) for whole in wholes]
+
+
+def referenced(whole: Problem) -> Faced:
+    """The first images, with the stored references of them, or fresh ones where the weights differ."""
+    norm = CORE[whole.recipe.name]
+    few = Problem(whole.recipe, whole.model, whole.weights, whole.x[:IMAGES], whole.y[:IMAGES], whole.index[:IMAGES])
+    known = load().get(whole.recipe.name)
     if known and known.weights == whole.weights and known.index == whole.index.tolist():
         outcomes = {
             key: Outcome(found.distances[:IMAGES], found.forwards, found.backwards, found.seconds, found.refused)
@@ -53,7 +61,9 @@ def faced(request: pytest.FixtureRequest, data_dir: Path) -> Faced:
         }
         return few, Book(known.weights, known.index[:IMAGES], known.radii, outcomes), norm
     for peer in ("foolbox", "adv_lib", "pyautoattack"):
-        pytest.importorskip(peer, reason="other weights than those of references.npz, and a peer is not installed")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pytest.importorskip(peer, reason="other weights than those of references.npz, and a peer is not installed")
     book = Book(whole.weights, few.index.tolist())
     for attack in (*MINIMAL, *FIXED):
         if norm in PAIRS[attack].norms:
@@ -61,22 +71,22 @@ def faced(request: pytest.FixtureRequest, data_dir: Path) -> Faced:
     return few, book, norm
 
 
-@pytest.mark.parametrize("attack", MINIMAL)
-def test_no_weaker_at_the_smallest_distance(faced: Faced, attack: str) -> None:
-    few, book, norm = faced
-    if norm not in PAIRS[attack].norms:
-        pytest.skip(f"{attack} has no {norm}")
-    rows = rows_of(few, book, attack, norm)
-    assert rows
-    assert not any(row.loses for row in rows), markdown(rows)
+def beside(core: list[Faced], attack: str) -> list[Row]:
+    """Ours beside the references on all models of the core."""
+    return [row for few, book, norm in core if norm in PAIRS[attack].norms for row in rows_of(few, book, attack, norm)]
 
 
-@pytest.mark.parametrize("attack", FIXED)
-def test_no_weaker_at_a_radius(faced: Faced, attack: str) -> None:
-    few, book, norm = faced
-    rows = rows_of(few, book, attack, norm)
-    assert rows
-    assert not any(row.loses for row in rows), markdown(rows)
+def weaker(rows: list[Row]) -> bool:
+    """Whether a bar is missed on a model, or over all of them."""
+    lost = sum(row.lost - row.gained for row in rows if row.epsilon is not None)
+    return any(row.loses for row in rows) or lost > LUCK
+
+
+@pytest.mark.parametrize("attack", [*MINIMAL, *FIXED])
+def test_no_weaker_than_its_namesake(core: list[Faced], attack: str) -> None:
+    rows = beside(core, attack)
+    assert len(rows) >= 2
+    assert not weaker(rows), markdown(rows)
 
 
 WEAKENED: dict[str, Callable[[Norm, int], object]] = {
@@ -90,12 +100,9 @@ WEAKENED: dict[str, Callable[[Norm, int], object]] = {
 
 
 @pytest.mark.parametrize("attack", WEAKENED)
-def test_a_weakened_attack_loses(monkeypatch: pytest.MonkeyPatch, faced: Faced, attack: str) -> None:
-    few, book, norm = faced
-    if norm not in PAIRS[attack].norms:
-        pytest.skip(f"{attack} has no {norm}")
+def test_a_weakened_attack_is_noticed(monkeypatch: pytest.MonkeyPatch, core: list[Faced], attack: str) -> None:
     monkeypatch.setitem(PAIRS, attack, replace(PAIRS[attack], ours=WEAKENED[attack]))
-    assert any(row.loses for row in rows_of(few, book, attack, norm))
+    assert weaker(beside(core, attack))
 
 
 def outcome(*distances: float) -> Outcome:
