@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from advbench.attacks.access import Access, Guard, WhiteBox
 from advbench.attacks.attack import Attack
-from advbench.attacks.capabilities import Calibrated, Need, need_of
+from advbench.attacks.capabilities import Calibrated, Need, calibrated, need_of
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import ThreatModel, Untargeted
 
-__all__ = ["Calibrated", "HeldOut", "Need", "Trial", "calibrate", "need_of"]
+__all__ = ["Calibrated", "HeldOut", "Need", "Trial", "calibrate", "need_of", "open_values"]
 
 AccessT = TypeVar("AccessT", bound=Access)
 
@@ -82,8 +82,11 @@ class HeldOut:
         return x_adv, broken, access.ledger.forwards + access.ledger.backwards
 
 
+def open_values(attack: Attack, held_out: HeldOut) -> dict[str, Tensor]:
+    """The open values of an attack, found on `held_out`, by name; none for an attack without any."""
+    return attack.calibrate(held_out) if isinstance(attack, Calibrated) and attack.need is not None else {}
+
+
 def calibrate(attack: Attack, held_out: HeldOut) -> Attack:
     """The attack with its open values found on `held_out`; as it is where it has none."""
-    if isinstance(attack, Calibrated) and attack.need is not None:
-        return attack.calibrated(attack.calibrate(held_out))
-    return attack
+    return calibrated(attack, open_values(attack, held_out))

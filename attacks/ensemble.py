@@ -15,8 +15,8 @@ from torch import Tensor
 from advbench.attacks import ATTACKS, balls
 from advbench.attacks.access import Access, ScoreBased, WhiteBox
 from advbench.attacks.attack import Attack, check_norm
-from advbench.attacks.calibration import HeldOut
-from advbench.attacks.capabilities import ENSEMBLE, LOOK, Calibrated, Need, Passes, calibrated, need_of, passes_of, with_stop
+from advbench.attacks.calibration import HeldOut, open_values
+from advbench.attacks.capabilities import ENSEMBLE, LOOK, Need, Passes, calibrated, need_of, passes_of, with_stop
 from advbench.attacks.iterates import Search, Stop, look, settle
 from advbench.attacks.losses import margin
 from advbench.attacks.nearest import keep_nearest
@@ -240,7 +240,7 @@ class WorstCase:
         values: dict[str, Tensor] = {}
         members = []
         for position, attack in enumerate(self.components):
-            found = attack.calibrate(held_out) if isinstance(attack, Calibrated) and attack.need else {}
+            found = open_values(attack, held_out)
             values |= {f"{position}_{name}": value for name, value in found.items()}
             members.append(calibrated(attack, found))
         order = list(range(len(members)))

@@ -10,12 +10,11 @@ Each capability is a protocol, recognised by its members. Callers ask the functi
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from advbench.attacks.capabilities import Configured
 
-DefenseT = TypeVar("DefenseT", bound="DataclassInstance")
+DefenseT = TypeVar("DefenseT")
 
 
 @runtime_checkable
@@ -72,7 +71,9 @@ def open_norm(defense: object, norm: str) -> str | None:
 
 
 def with_epsilon(defense: DefenseT, epsilon: float) -> DefenseT:
-    """The defense with this epsilon."""
+    """The defense with this epsilon. Raises TypeError for one that is no dataclass."""
+    if not isinstance(defense, Configured):
+        raise TypeError(f"Expected a dataclass with an epsilon, got {type(defense).__name__}")
     return replace(defense, epsilon=epsilon)
 
 

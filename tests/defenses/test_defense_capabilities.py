@@ -25,6 +25,8 @@ def test_an_open_epsilon_has_the_norm_of_the_defense_or_that_of_the_run():
     assert open_norm(registry.defenses.create(Spec("none")), "linf") is None
     assert open_norm(Plain(), "l1") == "l1"
     assert with_epsilon(Plain(), 0.25) == Plain(0.25)
+    with pytest.raises(TypeError, match="Expected a dataclass"):
+        with_epsilon(object(), 0.25)
 
 
 def test_parts_that_never_see_a_classifier_say_so():
