@@ -12,7 +12,7 @@ from advbench.engine.scheduler import Watcher, run_plan
 from advbench.plan.plan import Plan, make_plan
 from advbench.records.reporting import write_manifest
 from advbench.results.store import Store
-from advbench.tasks.task import artefact
+from advbench.tasks.artefacts import artefact
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -95,10 +94,10 @@ def device_name(device: torch.device) -> str:
 
 
 @cache
-def environment() -> dict[str, Any]:
+def environment() -> dict[str, str | bool | None]:
     """Versions and the commit of advbench's checkout, where it runs from one."""
     commit, dirty = _commit()
-    found: dict[str, Any] = {
+    found: dict[str, str | bool | None] = {
         "advbench": metadata.version("advbench"),
         "torch": torch.__version__,
         "python": platform.python_version(),

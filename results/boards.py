@@ -270,7 +270,7 @@ def _board(threat: BoardThreat, members: Sequence[Cell], boxed: Sequence[Cell]) 
     return Board(
         threat=threat,
         dataset=dict(members[0].record.dataset),
-        box=list(members[0].record.threat["box"]),
+        box=list(members[0].record.threat["box"] or ()),
         examples=next((examples_digest(cell.examples) for cell in members if cell.examples is not None), ""),
         attacks=dict(sorted(attacks.items())),
         targets=tuple(

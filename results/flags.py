@@ -219,7 +219,7 @@ def _survives_grey(evidence: Evidence) -> Flag | None:
     ]
     groups: dict[float, list[Outcome]] = {}
     for outcome in cells:
-        groups.setdefault(outcome[0].threat["epsilon"], []).append(outcome)
+        groups.setdefault(outcome[0].threat["epsilon"] or 0.0, []).append(outcome)
     for epsilon, group in sorted(groups.items()):
         robust = ~np.concatenate([_broken(found, epsilon) for found in _by_seed(group).values()])
         _, counts = np.unique(group[0][1].label, return_counts=True)
@@ -244,7 +244,7 @@ def no_growth_with_epsilon(evidence: Evidence) -> Flag | None:
         pair = _compare(smaller, larger, None)
         if pair is None:
             continue
-        radii = [outcomes[0][0].threat["epsilon"] for outcomes in (smaller, larger)]
+        radii = [outcomes[0][0].threat["epsilon"] or 0.0 for outcomes in (smaller, larger)]
         label = larger[0][0].attack["label"]
         if pair.clear() or _stalled(smaller, larger, pair, radii):
             return Flag(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeAlias
+from typing import Any, NotRequired, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,132 @@ GALLERY_SIZE = 10
 
 Facts: TypeAlias = dict[str, Any]
 """Values that JSON knows: null, booleans, finite numbers, strings, lists, and objects of these."""
+Plain: TypeAlias = "bool | int | float | str | Sequence[Plain] | Mapping[str, Plain] | None"
+"""The same as types that a checker knows."""
+
+
+class DatasetPart(TypedDict):
+    """The scored images. fingerprint: SHA-256 of the data set; n: how many were scored."""
+
+    name: str
+    split: str
+    fingerprint: str
+    n: int
+
+
+class ComponentPart(TypedDict):
+    """A defense or an architecture, by name and with every argument."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+class TargetPart(TypedDict):
+    """The model under attack. label: its name in the run. stochastic: whether its answers are random."""
+
+    label: str
+    defense: ComponentPart
+    architecture: ComponentPart
+    stochastic: bool
+
+
+class SubstituteName(TypedDict):
+    """The architecture of a substitute."""
+
+    name: str
+
+
+class SourcePart(TypedDict):
+    """What the adversarials were crafted on.
+
+    kind: ``surrogate``, ``queries``, ``substitute`` or ``model``. architecture: of the latter two. defense, stochastic: of
+    the last.
+    """
+
+    label: str
+    kind: str
+    defense: NotRequired[ComponentPart]
+    architecture: NotRequired[ComponentPart | SubstituteName]
+    stochastic: NotRequired[bool]
+
+
+class AttackPart(TypedDict):
+    """The attack, by name and with every argument.
+
+    label: its name in the run. minimal_norm: whether its distances count. gradients: whether it differentiates. source_hash:
+    of its module. parts: source hashes of the attacks that it is made of. identity: what else its results depend on.
+    """
+
+    label: str
+    name: str
+    arguments: Mapping[str, Any]
+    minimal_norm: bool
+    source_hash: str
+    gradients: NotRequired[bool]
+    parts: NotRequired[Mapping[str, str]]
+    identity: NotRequired[str]
+
+
+class ThreatPart(TypedDict):
+    """The threat model. epsilon: None for no limit. box: the range of pixels, None if nothing clips."""
+
+    norm: str
+    epsilon: float | None
+    box: list[float] | None
+
+
+class CountsPart(TypedDict, total=False):
+    """Totals over the attacked examples; empty for a cell without numbers."""
+
+    examples: int
+    forwards: int
+    backwards: int
+    queries: int
+
+
+class SubstitutePart(TypedDict):
+    """A substitute. fidelity: the share of held-out images on which it agrees with its target, None if there were none."""
+
+    queries: int
+    fidelity: float | None
+    sizes: list[int]
+    seconds: float
+
+
+class DetailsPart(TypedDict, total=False):
+    """What else is known about a cell.
+
+    compute_batch: images per pass. model_key, crafts: keys of the training and of the crafts. train: the training's budget.
+    train_seconds, train_facts: what it took and found. calibration: values found for the attack, those short enough to
+    read. preparation: values found for each surrogate. draws: passes averaged per question, by candidate. candidates: the
+    robust accuracy that each candidate alone would leave, None for one that gave no gradient. diagnosis: symptoms of the
+    gradients and the number of images that were looked at.
+    """
+
+    compute_batch: int
+    model_key: str
+    crafts: list[str]
+    train: dict[str, Any]
+    train_seconds: float
+    train_facts: dict[str, float | None]
+    calibration: list[dict[str, Plain]]
+    preparation: dict[str, dict[str, Any]]
+    draws: dict[str, int]
+    candidates: dict[str, float | None]
+    diagnosis: dict[str, int]
+    substitute: SubstitutePart
+
+
+class MeasuredPart(TypedDict, total=False):
+    """What no comparison of two records looks at: seconds of the attack, bytes, and where it ran."""
+
+    seconds: float
+    peak_memory_bytes: int
+    device: str
+    threads: int
+    tasks_beside: int
+    environment: Mapping[str, str | bool | None]
+
 
 _NUMBER = (int, float)
 _COMPONENT = {"name": (str,), "arguments": (dict,)}
@@ -71,16 +197,16 @@ class Record:
     status: str
     reason: str = ""
     matrix: str
-    dataset: Facts
-    target: Facts
-    source: Facts | None
-    attack: Facts
+    dataset: DatasetPart
+    target: TargetPart
+    source: SourcePart | None
+    attack: AttackPart
     weights_sha256: str
-    threat: Facts
+    threat: ThreatPart
     seed: int
-    counts: Facts
-    details: Facts
-    measured: Facts
+    counts: CountsPart
+    details: DetailsPart
+    measured: MeasuredPart
 
     def __post_init__(self) -> None:
         check_key(self.key)
@@ -91,8 +217,9 @@ class Record:
         _check_choice("matrix", self.matrix, MATRICES)
         for name, required in _PARTS.items():
             object.__setattr__(self, name, _checked_part(name, getattr(self, name), required))
+        target: Mapping[str, object] = {**self.target}
         for name in ("defense", "architecture"):
-            _checked_part(f"target.{name}", self.target[name], _COMPONENT)
+            _checked_part(f"target.{name}", target[name], _COMPONENT)
         if self.matrix == "white-box":
             _check_type("source", self.source, (type(None),))
         else:

@@ -236,7 +236,7 @@ def cell_statistics(record: Record, examples: Examples) -> CellStatistics:
     success = np.where(right, 1.0 - missed, 1.0)
     bounded = not record.attack["minimal_norm"] or record.threat["epsilon"] is not None
     attacked = record.counts["examples"]
-    costs = {name: record.counts[name] for name in ("forwards", "backwards", "queries")}
+    costs: dict[str, float | None] = {name: record.counts[name] for name in ("forwards", "backwards", "queries")}
     costs["seconds"] = record.measured.get("seconds")
     return CellStatistics(
         n=len(examples),

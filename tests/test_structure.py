@@ -30,3 +30,13 @@ def test_no_rooms_import_each_other_in_a_circle(structure: ModuleType) -> None:
 
 def test_every_module_has_a_layer(structure: ModuleType) -> None:
     assert structure.without_layer(ROOT) == []
+
+
+def test_contents_of_tasks_are_never_read_by_name(structure: ModuleType) -> None:
+    parsed = structure.trees(ROOT)
+    rooms = {"tasks", "plan", "engine", "records", "reproduction", "cli", "benches", "user_models"}
+    found = {
+        name: structure.by_name(tree) for name, tree in parsed.items() if structure.room(name).rpartition("/")[2] in rooms
+    }
+    assert len(found) > 80
+    assert not {name: count for name, count in found.items() if count}

@@ -84,7 +84,8 @@ def run_plan(plan: Plan, watch: Watcher | None = None) -> Result:
                 get_reusable_executor().shutdown(wait=False, kill_workers=True)
     cells = {key: run.reasons[key] for key in plan.cells if key in run.reasons}
     for key, reason in cells.items():
-        plan.store.write(failed_record(plan.tasks[key], reason))
+        cell = plan.cell(key)
+        plan.store.write(failed_record(key, cell.content, cell.facts, reason))
     return Result(status.done, cells, interrupted)
 
 
@@ -128,9 +129,17 @@ def slots(plan: Plan) -> int:
 
 
 def _context(plan: Plan, folder: Path | None) -> Context:
-    models = {key: task.content for key, task in plan.tasks.items() if task.kind in ("train", "substitute")}
     config = plan.config
-    return Context(config.out, config.dataset, config.data_dir, models, slots(plan) - 1, folder, progress.EVERY)
+    return Context(
+        out=config.out,
+        dataset=config.dataset,
+        data_dir=config.data_dir,
+        trainings=plan.trainings,
+        substitutes=plan.substitutes,
+        tasks_beside=slots(plan) - 1,
+        progress=folder,
+        every=progress.EVERY,
+    )
 
 
 def _waves(tasks: Sequence[Task]) -> list[list[Task]]:

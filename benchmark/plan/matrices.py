@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 from advbench.attacks.access import DecisionBased
 from advbench.plan.planner import PlannedAttack, Planner
+from advbench.plan.targets import Target, View
 from advbench.registry import registry
 from advbench.registry.specs import Spec
-from advbench.tasks.task import Target, View
+from advbench.tasks.score import SourceFacts
 
 _EVASION = Spec("selective-pgd")
 """The attack that stands beside every other one where there is a detector."""
@@ -24,15 +25,15 @@ def white_box(planner: Planner, target: Target) -> None:
             planner.score("white-box", target, attack, epsilon, found, None, diagnosis=planner.diagnose(target, epsilon))
             if _IGNORING in found:
                 alone = {_IGNORING: found[_IGNORING]}
-                planner.score("oblivious", target, attack, epsilon, alone, {"label": _IGNORING, "kind": "surrogate"})
+                planner.score("oblivious", target, attack, epsilon, alone, SourceFacts(_IGNORING, "surrogate"))
 
 
 def queries(planner: Planner, target: Target) -> None:
     """Attacks that ask for scores or labels alone need no surrogate: they ask the model itself, its detector with it."""
     for attack in planner.attacks:
         if not attack.by_gradients:
-            labels = issubclass(attack.component.knowledge, DecisionBased)
-            source = {"label": "label queries" if labels else "score queries", "kind": "queries"}
+            labels = issubclass(attack.attack.knowledge, DecisionBased)
+            source = SourceFacts("label queries" if labels else "score queries", "queries")
             for epsilon in planner.radii:
                 found = _crafts(planner, target, attack, epsilon, (target.itself,))
                 planner.score("black-box", target, attack, epsilon, found, source)
@@ -76,24 +77,10 @@ def _evasions(planner: Planner, target: Target, epsilon: float | None) -> dict[s
 
 def black_box(planner: Planner, target: Target, architecture: Spec) -> None:
     """A substitute trained on the target's labels, attacked for the target."""
-    content = registry.content("architectures", architecture, None)
-    substitute = planner.add(
-        "substitute",
-        {
-            "target": target.key,
-            "architecture": content,
-            "rounds": planner.config.substitute_rounds,
-            "step": planner.config.substitute_step,
-            "seeds": planner.config.substitute_seeds,
-            "fingerprint": planner.data.fingerprint,
-            "seed": target.seed,
-        },
-        [target.key],
-        f"substitute {architecture} for {target.label}",
-        20.0 * 2**planner.config.substitute_rounds,
-    )
+    substitute = planner.substitute(target, architecture)
     label = f"substitute {architecture}"
-    batch = planner.substitute_batch(architecture)
+    source = SourceFacts(label, "substitute", architecture=architecture.name)
+    batch = planner.substitute_batch(substitute)
     for attack in planner.gradient_attacks:
         for epsilon in planner.radii:
             craft = planner.craft(
@@ -106,7 +93,6 @@ def black_box(planner: Planner, target: Target, architecture: Spec) -> None:
                 view=View(),
                 transfer=True,
             )
-            source = {"label": label, "kind": "substitute", "architecture": {"name": content["name"]}}
             found = {"substitute": craft}
             planner.score("black-box", target, attack, epsilon, found, source, handed=True, substitute=substitute)
 
@@ -134,7 +120,7 @@ def transfer(planner: Planner, targets: list[Target]) -> None:
         for epsilon in planner.radii:
             for source in targets:
                 craft = _craft_for_transfer(planner, source, attack, epsilon)
-                facts = source.facts()
+                facts = SourceFacts(source.label, "model", model=source.facts)
                 for target in targets:
                     found = {source.label: craft}
-                    planner.score("transfer", target, attack, epsilon, found, {**facts, "kind": "model"}, handed=True)
+                    planner.score("transfer", target, attack, epsilon, found, facts, handed=True)

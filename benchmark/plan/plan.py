@@ -1,8 +1,4 @@
-"""The plan: the registry crossed into tasks, each named by what it computes.
-
-A task's key is the SHA-256 of its canonical content, so that a changed hyper-parameter, seed, data set or source file is
-another task, and a finished one is never done twice (DESIGN, sections 2 and 3).
-"""
+"""The plan: the registry crossed into tasks, each named by what it computes, so that a finished one is never done twice."""
 
 from __future__ import annotations
 
@@ -18,25 +14,41 @@ from advbench.plan.planner import Planner
 from advbench.plan.suite import suite_of
 from advbench.registry import registry
 from advbench.results.store import Store
+from advbench.tasks.artefacts import artefact
 from advbench.tasks.compiling import check_compiler
-from advbench.tasks.task import Task, artefact
+from advbench.tasks.substitute import SubstituteContent
+from advbench.tasks.task import ScoreTask, Task
+from advbench.tasks.train import TrainContent
 from advbench.zoo.data import DataSet
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """Everything that a run computes. tasks: by key, needs before those who need them. cells: the keys of the scores."""
+    """Everything that a run computes.
+
+    tasks: by key, needs before those who need them. trainings, substitutes: the contents of such tasks, by key. cells: the
+    keys of the scores.
+    """
 
     config: Config
     data: DataSet
     devices: list[torch.device]
     tasks: Mapping[str, Task]
+    trainings: Mapping[str, TrainContent]
+    substitutes: Mapping[str, SubstituteContent]
     cells: tuple[str, ...]
 
     @property
     def store(self) -> Store:
         """Where the records go."""
         return Store(self.config.out)
+
+    def cell(self, key: str) -> ScoreTask:
+        """The task of a cell. Raises KeyError for a key that is none."""
+        task = self.tasks[key]
+        if not isinstance(task, ScoreTask):
+            raise KeyError(f"Expected the key of a cell, got that of {task.label!r}")
+        return task
 
     def done(self, task: Task) -> bool:
         """Whether the task's result lies finished in its place."""
@@ -84,4 +96,12 @@ def make_plan(config: Config, *, measure: bool = True, data: DataSet | None = No
                     matrices.black_box(planner, target, substitute)
         if "transfer" in config.matrix:
             matrices.transfer(planner, targets)
-    return Plan(config, planner.data, planner.devices, planner.tasks, tuple(planner.cells))
+    return Plan(
+        config,
+        planner.data,
+        planner.devices,
+        planner.tasks,
+        planner.trainings,
+        planner.substitutes,
+        tuple(planner.cells),
+    )

@@ -1,14 +1,11 @@
-"""The tasks of a plan, one by one: their contents, keys and needs, from the registry's components."""
+"""The tasks of a plan, one by one: their contents, from the registry's components."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib import metadata
-from typing import Any, Literal
+from typing import Any
 
 from advbench.attacks.access import AT_ONCE, WhiteBox
 from advbench.attacks.attack import Attack
@@ -16,17 +13,28 @@ from advbench.attacks.calibration import need_of
 from advbench.attacks.ensemble import with_stop
 from advbench.attacks.preparation import CAP, LEVEL
 from advbench.attacks.progress import expected_forwards
+from advbench.attacks.threat import ThreatModel
 from advbench.clocks import device_name, resolve_devices
 from advbench.config import Config
-from advbench.defenses.defended import Defended, Input, Surrogate
+from advbench.defenses.defended import Defended, Defense, Input, Surrogate
 from advbench.plan.compute_batch import compute_batch
+from advbench.plan.keys import key_of
 from advbench.plan.suite import suite_of
+from advbench.plan.targets import Target, View
 from advbench.registry import registry
-from advbench.registry.sources import source_hash
-from advbench.registry.specs import Spec, canonical
-from advbench.tasks.calibration import threat_of
-from advbench.tasks.models import architecture_of, build_defended
-from advbench.tasks.task import Kind, Target, Task, View, scored_split
+from advbench.registry.specs import Spec
+from advbench.tasks.calibrate import Converged, DataCalibration, ModelCalibration, SurrogateCalibration, Want
+from advbench.tasks.clean import CleanContent
+from advbench.tasks.components import Component, architecture_of
+from advbench.tasks.craft import CraftContent
+from advbench.tasks.diagnose import DiagnoseContent
+from advbench.tasks.images import Images, scored_split, split_of
+from advbench.tasks.models import build_defended
+from advbench.tasks.score import AttackFacts, Candidate, ScoreContent, ScoreFacts, SourceFacts, TargetFacts
+from advbench.tasks.substitute import SubstituteContent
+from advbench.tasks.surrogates import Attacked
+from advbench.tasks.task import ScoreTask, Task, TaskContent
+from advbench.tasks.train import TrainContent
 from advbench.zoo import checkpoints, datasets, training
 from advbench.zoo.data import DataSet
 from advbench.zoo.training import Budget
@@ -36,45 +44,31 @@ USUAL_DRAWS = 4
 _PREPARED_ON = 32
 """Held-out images on which the draws of EOT are found."""
 
-MODULES: Mapping[Kind, str] = {
-    "train": "advbench.tasks.train",
-    "substitute": "advbench.tasks.substitute",
-    "clean": "advbench.tasks.clean",
-    "diagnose": "advbench.tasks.diagnose",
-    "calibrate": "advbench.tasks.calibrate",
-    "craft": "advbench.tasks.craft",
-    "score": "advbench.tasks.score",
-}
-"""The module that runs each kind of task; its code and what it imports of advbench is part of the task's content."""
-
-VERSIONED: frozenset[Kind] = frozenset({"clean", "diagnose", "calibrate", "craft", "score"})
-"""Kinds whose content names the versions of torch and torchvision. Trained weights stay what they are without them."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlannedAttack:
-    """An attack of a plan. component: the attack itself. content: what names it in a key."""
+    """An attack of a plan. attack: the attack itself. component: what names it in a key."""
 
     spec: Spec
-    component: Attack
-    content: Mapping[str, Any]
+    attack: Attack
+    component: Component
 
     @property
     def minimal_norm(self) -> bool:
         """Whether it seeks the smallest perturbation, whatever epsilon is."""
-        return bool(self.component.minimal_norm)
+        return self.attack.minimal_norm
 
     @property
     def by_gradients(self) -> bool:
         """Whether it differentiates the model that it attacks."""
-        return issubclass(self.component.knowledge, WhiteBox)
+        return issubclass(self.attack.knowledge, WhiteBox)
 
 
 class Planner:
     """Adds tasks to a plan, each once.
 
-    data: the data set where it is loaded already. tasks: by key, needs before those who need them. contents: theirs, by key.
-    cells: keys of scores.
+    data: the data set where it is loaded already. tasks: by key, needs before those who need them. trainings, substitutes,
+    crafts: the contents of such tasks, by key. cells: keys of scores.
     """
 
     def __init__(self, config: Config, measure: bool, data: DataSet | None = None) -> None:
@@ -87,10 +81,12 @@ class Planner:
         self.radii: tuple[float | None, ...] = config.epsilon or self._usual_radius()
         self.split = scored_split(self.data, config.n_examples)
         self.attacks = [self.attack(spec) for spec in suite_of(config).attacks]
-        self.budget = dataclasses.asdict(self._budget())
+        self.budget = self._budget()
         self.tasks: dict[str, Task] = {}
-        self.contents: dict[str, Mapping[str, Any]] = {}
-        self._looks: dict[tuple[Any, ...], str] = {}
+        self.trainings: dict[str, TrainContent] = {}
+        self.substitutes: dict[str, SubstituteContent] = {}
+        self.crafts: dict[str, CraftContent] = {}
+        self._looks: dict[tuple[str, str, int, float | None], str] = {}
         self.cells: list[str] = []
 
     # --- components
@@ -117,7 +113,7 @@ class Planner:
             raise ValueError(
                 f"The attack {spec.name!r} is for {', '.join(sorted(attack.norms))}, got norm {self.config.norm!r}"
             )
-        return PlannedAttack(spec, attack, registry.content("attacks", spec, attack))
+        return PlannedAttack(spec, attack, Component.of("attacks", spec, attack))
 
     def _budget(self) -> Budget:
         names = ("epochs", "train_examples", "batch_size", "learning_rate", "optimizer", "schedule", "augmentation")
@@ -125,127 +121,123 @@ class Planner:
         usual = datasets.default_budget(self.config.dataset)
         return dataclasses.replace(usual, **{name: value for name, value in given.items() if value is not None})
 
-    def _defense(self, spec: Spec) -> tuple[Any, dict[str, Any]]:
-        """The component, its unset radius filled in, and its content."""
+    def _defense(self, spec: Spec) -> tuple[Defense, Component]:
+        """The defense, its unset radius filled in, and what names it in a key."""
         kind = registry.of_defense(spec.name)
-        defense: Any = kind.create(spec)
-        if getattr(defense, "epsilon", 0.0) is None:
-            norm = getattr(defense, "norm", self.config.norm)
+        made: Any = kind.create(spec)
+        if getattr(made, "epsilon", 0.0) is None:
+            norm = getattr(made, "norm", self.config.norm)
             given = [radius for radius in self.radii if radius is not None] if norm == self.config.norm else []
             radius = max(given, default=self.data.radii.get(norm))
             if radius is None:
                 raise ValueError(f"{spec}: the data set {self.data.name} has no usual {norm} radius: give epsilon")
-            defense = dataclasses.replace(defense, epsilon=radius)
-        return defense, registry.content(kind.kind, spec, defense)
-
-    # --- tasks
-
-    def add(self, kind: Kind, content: dict[str, Any], needs: Iterable[str], label: str, cost: float, **facts: Any) -> str:
-        """Add a task where it is not there yet; returns its key."""
-        content = {"task": kind, **content, "code": source_hash(MODULES[kind])}
-        if kind in VERSIONED:
-            content["versions"] = versions()
-        key = hashlib.sha256(canonical(content).encode()).hexdigest()
-        if key not in self.tasks:
-            self.tasks[key] = Task(kind, key, content, tuple(needs), label, cost, facts)
-            self.contents[key] = content
-        return key
-
-    def _train(self, spec: Spec, architecture: Spec, seed: int) -> str:
-        """The training task of a defense, after those of its inputs."""
-        defense, content = self._defense(spec)
-        given = {name: self._input(wanted, architecture) for name, wanted in sorted(defense.inputs.items())}
-        inputs = {name: self._train(*pair, seed) for name, pair in given.items()}
-        cost = self.budget["epochs"] * (1 + getattr(defense, "steps", 0)) * 10.0
-        anywhere = bool(getattr(defense, "any_architecture", False))
-        return self.add(
-            "train",
-            {
-                "defense": content,
-                "architecture": None if anywhere else registry.content("architectures", architecture, None),
-                "fingerprint": self.data.fingerprint,
-                "budget": self.budget,
-                "seed": seed,
-                "inputs": inputs,
-            },
-            inputs.values(),
-            f"train {spec}" + ("" if anywhere else f" on {architecture}"),
-            cost,
-        )
+            made = dataclasses.replace(made, epsilon=radius)
+        defense: Defense = made
+        return defense, Component.of(kind.kind, spec, defense)
 
     def _input(self, given: str | Input, architecture: Spec) -> tuple[Spec, Spec]:
         """The spec of a model that a defense is built on, and its architecture: the defense's where it names none."""
         wanted = Input(given) if isinstance(given, str) else given
         return Spec.parse(wanted.spec), Spec.parse(wanted.architecture) if wanted.architecture else architecture
 
+    # --- tasks
+
+    def add(self, content: TaskContent, label: str, cost: float) -> str:
+        """Add a task unless it is there; returns its key."""
+        key = key_of(content)
+        self.tasks.setdefault(key, Task(key, content, label, cost))
+        return key
+
+    def _train(self, spec: Spec, architecture: Spec, seed: int) -> str:
+        """The training task of a defense, after those of its inputs."""
+        defense, component = self._defense(spec)
+        given = {name: self._input(wanted, architecture) for name, wanted in sorted(defense.inputs.items())}
+        anywhere = bool(getattr(defense, "any_architecture", False))
+        content = TrainContent(
+            defense=component,
+            architecture=None if anywhere else Component.of("architectures", architecture),
+            fingerprint=self.data.fingerprint,
+            budget=self.budget,
+            seed=seed,
+            inputs=tuple((name, self._train(*pair, seed)) for name, pair in given.items()),
+        )
+        cost = self.budget.epochs * (1 + getattr(defense, "steps", 0)) * 10.0
+        key = self.add(content, content.label(str(spec), str(architecture)), cost)
+        self.trainings[key] = content
+        return key
+
     def target(self, defense: Spec, architecture: Spec, seed: int, *, alone: bool) -> Target:
-        """A defended model of the plan, its training added. alone: whether it needs no architecture in its name."""
+        """A defended model of the plan, its training added. alone: whether it needs no architecture in its name.
+
+        Raises ValueError for a part that has no architecture to be attacked.
+        """
         key = self._train(defense, architecture, seed)
-        content = self.contents[key]
-        structure = build_defended(content, self.contents, self.data)
-        batch = self.config.batch or compute_batch(
+        content = self.trainings[key]
+        if content.architecture is None:
+            raise ValueError(f"Expected a defense of a classifier, got the part {defense}, which is made for none")
+        structure = build_defended(content, self.trainings, self.data)
+        label = str(defense) if alone else f"{defense} / {architecture}"
+        return Target(
+            key,
+            seed,
+            TargetFacts(label, content.defense, content.architecture, structure.stochastic),
+            View.of(None, Surrogate(structure.model, structure.stochastic, structure.detector)),
+            tuple(View.of(*named) for named in structure.surrogates.items()),
+            self._batch(structure, min(self.config.draws or AT_ONCE, AT_ONCE)),
+            (self.config.draws or USUAL_DRAWS) if structure.stochastic else 1,
+        )
+
+    def substitute(self, target: Target, architecture: Spec) -> str:
+        """The task that trains a substitute on a target's labels."""
+        content = SubstituteContent(
+            target=target.key,
+            architecture=Component.of("architectures", architecture),
+            rounds=self.config.substitute_rounds,
+            step=self.config.substitute_step,
+            seeds=self.config.substitute_seeds,
+            fingerprint=self.data.fingerprint,
+            seed=target.seed,
+        )
+        key = self.add(content, content.label(str(architecture), target.label), 20.0 * 2**content.rounds)
+        self.substitutes[key] = content
+        return key
+
+    def substitute_batch(self, substitute: str) -> int:
+        """The compute batch of a substitute, by its key."""
+        with training.seeded(0):
+            network = architecture_of(self.substitutes[substitute].architecture, self.data)
+        return self._batch(Defended(network), 1)
+
+    def _batch(self, structure: Defended, draws: int) -> int:
+        """The compute batch of an untrained model."""
+        return self.config.batch or compute_batch(
             structure,
             self.data.shape,
-            draws=min(self.config.draws or AT_ONCE, AT_ONCE),
+            draws=draws,
             device=self.device,
             memory=checkpoints.cache_dir() / "compute-batch.json",
             measure=self.measure,
         )
-        return Target(
-            key,
-            str(defense) if alone else f"{defense} / {architecture}",
-            seed,
-            content["defense"],
-            content["architecture"],
-            structure.stochastic,
-            View.of(None, Surrogate(structure.model, structure.stochastic, structure.detector)),
-            tuple(View.of(*named) for named in structure.surrogates.items()),
-            batch,
-            (self.config.draws or USUAL_DRAWS) if structure.stochastic else 1,
-        )
 
     def _clean(self, target: Target) -> str:
         """The task that counts what a target gets right without an attack; the same one for all its cells."""
-        asked = ("clean", target.key, target.batch)
+        asked = ("clean", target.key, target.batch, None)
         if asked not in self._looks:
-            self._looks[asked] = self._add_clean(target)
+            draws = self.config.score_draws if target.stochastic else 1
+            content = CleanContent(target.key, draws, self._images(target.batch, target.seed))
+            self._looks[asked] = self.add(content, content.label(target.label), float(target.draws))
         return self._looks[asked]
-
-    def _add_clean(self, target: Target) -> str:
-        return self.add(
-            "clean",
-            {
-                "target": target.key,
-                "draws": self.config.score_draws if target.stochastic else 1,
-                **self._where(target.batch, target.seed),
-            },
-            [target.key],
-            f"clean accuracy of {target.label}",
-            float(target.draws),
-        )
 
     def diagnose(self, target: Target, epsilon: float | None) -> str | None:
         """The task that looks at a target's gradients within a radius; None where the threat has no norm."""
         if self.config.norm == "none":
             return None
-        asked = ("diagnose", target.key, target.batch, target.draws, epsilon)
+        asked = ("diagnose", target.key, target.batch, epsilon)
         if asked not in self._looks:
-            self._looks[asked] = self._add_diagnosis(target, epsilon)
+            images = self._images(target.batch, target.seed)
+            content = DiagnoseContent(target.key, self._threat(epsilon), target.draws, images)
+            self._looks[asked] = self.add(content, content.label(target.label), float(target.draws))
         return self._looks[asked]
-
-    def _add_diagnosis(self, target: Target, epsilon: float | None) -> str:
-        return self.add(
-            "diagnose",
-            {
-                "target": target.key,
-                "threat": self._threat(epsilon),
-                "draws": target.draws,
-                **self._where(target.batch, target.seed),
-            },
-            [target.key],
-            f"gradients of {target.label}",
-            float(target.draws),
-        )
 
     def craft(
         self,
@@ -260,80 +252,64 @@ class Planner:
         transfer: bool,
     ) -> str:
         """The task that crafts images. source, label: the model's task and name. transfer: without a stop."""
+        images, threat = self._images(batch, seed), self._threat(epsilon)
         usual = None if attack.by_gradients else USUAL_DRAWS
         draws = (self.config.draws or usual) if view.stochastic else 1
-        place = {"source": source, "surrogate": view.name, "draws": draws, **self._where(batch, seed)}
-        place["compile"] = self.config.compile
-        wants = [*(["draws"] if draws is None else []), *(["scale"] if view.guarded else [])]
-        place["preparation"] = self._prepare(wants, label, place, epsilon) if wants else None
+        attacked = self._prepared(Attacked(source, view.name, draws, self.config.compile), view, label, epsilon, images)
+        runs = with_stop(attack.attack, "never") if transfer else attack.attack
         radius = None if attack.minimal_norm else epsilon
-        runs = with_stop(attack.component, "never") if transfer else attack.component
-        calibration = self._calibrate("attacks", attack.spec, runs, radius, label, place)
-        return self.add(
-            "craft",
-            {
-                **place,
-                "attack": attack.content,
-                "threat": self._threat(epsilon),
-                "transfer": transfer,
-                "calibration": calibration,
-            },
-            [source, *filter(None, (place["preparation"], calibration))],
-            f"{attack.spec} on {label}",
-            (draws or AT_ONCE) * expected_forwards(attack.component, threat_of(self._threat(epsilon))),
+        content = CraftContent(
+            attacked=attacked,
+            attack=attack.component,
+            threat=threat,
+            transfer=transfer,
+            calibration=self._calibrate(attack.spec, runs, self._threat(radius), label, attacked, images),
+            images=images,
         )
+        cost = (draws or AT_ONCE) * expected_forwards(attack.attack, threat)
+        key = self.add(content, content.label(str(attack.spec), label), cost)
+        self.crafts[key] = content
+        return key
 
-    def _prepare(self, wants: list[str], label: str, place: Mapping[str, Any], epsilon: float | None) -> str:
-        """The task that finds on held-out images what every attack on a surrogate must know.
+    def _prepared(self, attacked: Attacked, view: View, label: str, epsilon: float | None, images: Images) -> Attacked:
+        """The attacked model with the task that finds on held-out images what every attack on it must know, if anything.
 
-        wants: ``draws``, how many a gradient averages, ``scale``, what a detector's score is worth. epsilon: the attack's;
-        where that is None, the usual radius of the data set.
+        epsilon: the attack's; where that is None, the usual radius of the data set.
         """
-        n = min(_PREPARED_ON if wants == ["draws"] else self.config.calibration_examples, len(self.data.validation))
-        content = {
-            **place,
-            "kind": "surrogate",
-            "wants": wants,
-            "converged": {"level": LEVEL, "cap": CAP, "n": min(_PREPARED_ON, n)},
-            "threat": self._threat(epsilon or self.data.radii.get(self.config.norm)),
-            "split": "validation",
-            "n": n,
-        }
-        return self.add("calibrate", content, [place["source"]], f"calibrate {' and '.join(wants)} on {label}", CAP / 2)
+        draws: tuple[Want, ...] = ("draws",) if attacked.draws is None else ()
+        scale: tuple[Want, ...] = ("scale",) if view.guarded else ()
+        wants = draws + scale
+        if not wants:
+            return attacked
+        n = min(self.config.calibration_examples if scale else _PREPARED_ON, len(self.data.validation))
+        content = SurrogateCalibration(
+            wants=wants,
+            attacked=attacked,
+            converged=Converged(LEVEL, CAP, min(_PREPARED_ON, n)),
+            threat=self._threat(epsilon or self.data.radii.get(self.config.norm)),
+            images=dataclasses.replace(images, split="validation", n=n),
+        )
+        return dataclasses.replace(attacked, preparation=self.add(content, content.label(label), CAP / 2))
 
     def _calibrate(
-        self,
-        kind: Literal["attacks", "defenses"],
-        spec: Spec,
-        component: Any,
-        epsilon: float | None,
-        label: str,
-        place: Mapping[str, Any],
+        self, spec: Spec, attack: Attack, threat: ThreatModel, label: str, attacked: Attacked, images: Images
     ) -> str | None:
-        """The task that finds a component's open values on held-out images; None where it has none.
+        """The task that finds an attack's open values on held-out images; None where it has none.
 
-        place: what the bits of a craft depend on. Values that no model is asked for depend on the images alone.
+        Values that no model is asked for depend on the images alone.
         """
-        need = need_of(component)
+        need = need_of(attack)
         if need is None:
             return None
-        held_out = getattr(self.data, need.split)
-        n = min(self.config.calibration_examples, len(held_out)) if need.model else len(held_out)
-        content: dict[str, Any] = {
-            "kind": kind,
-            "component": registry.content(kind, spec, component),
-            "split": need.split,
-            "n": n,
-            "fingerprint": self.data.fingerprint,
-        }
-        content = {**place, "threat": self._threat(epsilon), **content} if need.model else {"source": None, **content}
-        return self.add(
-            "calibrate",
-            content,
-            [place["source"], *filter(None, [place["preparation"]])] if need.model else [],
-            f"calibrate {spec}" + (f" on {label}" if need.model else ""),
-            (place["draws"] or AT_ONCE) * expected_forwards(component, threat_of(self._threat(epsilon))),
-        )
+        component, held_out = Component.of("attacks", spec, attack), len(split_of(self.data, need.split))
+        if not need.model:
+            of_data = DataCalibration(component, self.data.fingerprint, need.split, held_out)
+            return self.add(of_data, of_data.label(str(spec)), expected_forwards(attack, threat))
+        n = min(self.config.calibration_examples, held_out)
+        images = dataclasses.replace(images, split=need.split, n=n)
+        content = ModelCalibration(component, attacked, threat, images)
+        cost = (attacked.draws or AT_ONCE) * expected_forwards(attack, threat)
+        return self.add(content, content.label(str(spec), label), cost)
 
     def score(
         self,
@@ -342,83 +318,43 @@ class Planner:
         attack: PlannedAttack,
         epsilon: float | None,
         crafts: Mapping[str, str],
-        source: dict[str, Any] | None,
+        source: SourceFacts | None,
         *,
         handed: bool = False,
         substitute: str | None = None,
         diagnosis: str | None = None,
     ) -> None:
         """A cell. crafts: candidates by name. handed: whether they were crafted on another model than that of the target."""
-        clean = self._clean(target)
         minimal = attack.minimal_norm and not handed
-        key = self.add(
-            "score",
-            {
-                "matrix": matrix,
-                "target": target.key,
-                "clean": clean,
-                "crafts": list(crafts.values()),
-                "substitute": substitute,
-                "diagnosis": diagnosis,
-                "threat": self._threat(epsilon),
-                "minimal_norm": minimal,
-                "dataset": self.data.name,
-                **self._where(target.batch, target.seed),
-            },
-            [target.key, clean, *crafts.values(), *filter(None, (substitute, diagnosis))],
-            f"score {attack.spec} from {source['label'] if source else 'itself'} on {target.label}",
-            float(target.draws),
-            target=target.facts(),
-            source=source,
-            attack={
-                "label": str(attack.spec),
-                "minimal_norm": minimal,
-                "gradients": attack.by_gradients,
-                **attack.content,
-            },
+        content = ScoreContent(
+            matrix=matrix,
+            target=target.key,
+            clean=self._clean(target),
+            crafts=tuple(crafts.values()),
+            substitute=substitute,
             diagnosis=diagnosis,
-            candidates=list(crafts),
-            draws={name: self.tasks[craft].content["draws"] for name, craft in crafts.items()},
-            calibrations=list(dict.fromkeys(self._found_for(crafts, "calibration").values())),
-            preparations=self._found_for(crafts, "preparation"),
+            threat=self._threat(epsilon),
+            minimal_norm=minimal,
+            dataset=self.data.name,
+            images=self._images(target.batch, target.seed),
         )
+        facts = ScoreFacts(
+            target=target.facts,
+            source=source,
+            attack=AttackFacts(str(attack.spec), minimal, attack.by_gradients, attack.component),
+            candidates=tuple(self._candidate(name, craft) for name, craft in crafts.items()),
+        )
+        key, label = key_of(content), content.label(str(attack.spec), source.label if source else "itself", target.label)
+        self.tasks.setdefault(key, ScoreTask(key, content, label, float(target.draws), facts))
         self.cells.append(key)
 
-    def _found_for(self, crafts: Mapping[str, str], what: str) -> dict[str, str]:
-        """The tasks that found something for crafts, by the crafts' names."""
-        found = {name: self.tasks[craft].content[what] for name, craft in crafts.items()}
-        return {name: key for name, key in found.items() if key}
+    def _candidate(self, name: str, craft: str) -> Candidate:
+        content = self.crafts[craft]
+        return Candidate(name, content.attacked.draws, content.calibration, content.attacked.preparation)
 
-    def _threat(self, epsilon: float | None) -> dict[str, Any]:
-        box = self.data.box if self.config.clip else None
-        return {"norm": self.config.norm, "epsilon": epsilon, "box": list(box) if box else None}
+    def _threat(self, epsilon: float | None) -> ThreatModel:
+        return ThreatModel(self.config.norm, epsilon, self.data.box if self.config.clip else None)
 
-    def _where(self, batch: int, seed: int) -> dict[str, Any]:
-        """What the bits of an outcome depend on beside the components: images, seed, device and batch."""
-        return {
-            "seed": seed,
-            "fingerprint": self.data.fingerprint,
-            "split": "test",
-            "n": len(self.split),
-            "batch": batch,
-            "device": self.device_name,
-        }
-
-    def substitute_batch(self, architecture: Spec) -> int:
-        """The compute batch of a substitute."""
-        with training.seeded(0):
-            network = architecture_of(architecture.name, architecture.keywords, self.data)
-        return self.config.batch or compute_batch(
-            Defended(network),
-            self.data.shape,
-            draws=1,
-            device=self.device,
-            memory=checkpoints.cache_dir() / "compute-batch.json",
-            measure=self.measure,
-        )
-
-
-@cache
-def versions() -> dict[str, str]:
-    """The installed versions of what computes the numbers."""
-    return {name: metadata.version(name) for name in ("torch", "torchvision")}
+    def _images(self, batch: int, seed: int) -> Images:
+        """The scored images."""
+        return Images(seed, self.data.fingerprint, "test", len(self.split), batch, self.device_name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +14,9 @@ from advbench.plan.plan import Plan
 from advbench.results.record import Examples, Record
 from advbench.results.statistics import Values, clean_correct, distance, robust
 from advbench.tasks.craft import read_images
+from advbench.tasks.images import scored_split
 from advbench.tasks.models import load_defended
-from advbench.tasks.task import Task, artefact, scored_split
-from advbench.zoo import checkpoints
+from advbench.tasks.train import read_training
 from advbench.zoo.data import Split
 from advbench.zoo.training import History, seeded
 
@@ -73,6 +72,12 @@ class ScoredCell:
         """Forwards and backwards per attacked example; infinite where nothing was attacked."""
         counts = self.record.counts
         return float((counts["forwards"] + counts["backwards"]) / counts["examples"]) if counts["examples"] else np.inf
+
+    @property
+    def radius(self) -> float:
+        """The threat's epsilon; infinity if it has none."""
+        epsilon = self.record.threat["epsilon"]
+        return np.inf if epsilon is None else epsilon
 
     @property
     def _survived(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -131,41 +136,30 @@ class RunFindings:
 
     def history(self, cell: ScoredCell) -> History:
         """What happened in each epoch of a target's training. ValueError where it was not one training of the whole."""
-        path = artefact("train", cell.record.details["model_key"], self.plan.config.out)
-        kept = checkpoints.metadata(path).get("history")
-        if kept is None:
+        found = read_training(cell.record.details["model_key"]).history
+        if found is None:
             raise ValueError(f"Expected a training with epochs, got {cell.record.target['label']}, which was made otherwise")
-        fields: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(kept).items()
-        }
-        return History(**fields)
+        return found
 
     def train_error(self, *, seed: int, defense: str, architecture: str) -> float:
         """The error, in percent, on the first 10,000 training images."""
-        task = self.training(seed=seed, defense=defense, architecture=architecture)
-        return 100.0 - 100.0 * _accuracy(self._load(task.key).model, self.plan.data.train)
+        key = self.training(seed=seed, defense=defense, architecture=architecture)
+        return 100.0 - 100.0 * _accuracy(self._load(key).model, self.plan.data.train)
 
     def defended(self, cell: ScoredCell) -> Defended:
         """The trained target of a cell, on the CPU."""
-        return self._load(str(cell.record.details["model_key"]))
+        return self._load(cell.record.details["model_key"])
 
     def _load(self, key: str) -> Defended:
-        contents = {each: task.content for each, task in self.plan.tasks.items()}
         with seeded(0):
-            return load_defended(
-                key, contents, self.plan.data, lambda one: artefact("train", one, self.plan.config.out), torch.device("cpu")
-            )
+            return load_defended(key, self.plan.trainings, self.plan.data, torch.device("cpu"))
 
-    def training(self, *, seed: int, defense: str, architecture: str) -> Task:
-        """The task that trained a target."""
-        for task in self.plan.tasks.values():
-            content = task.content
-            if task.kind != "train":
-                continue
-            trained_on = (content["architecture"] or {}).get("name")
-            found = content["seed"], content["defense"]["name"], trained_on
-            if found == (seed, defense, architecture):
-                return task
+    def training(self, *, seed: int, defense: str, architecture: str) -> str:
+        """The key of the task that trained a target."""
+        for key, content in self.plan.trainings.items():
+            trained_on = content.architecture.name if content.architecture else None
+            if (content.seed, content.defense.name, trained_on) == (seed, defense, architecture):
+                return key
         raise ValueError(f"Expected a training of {defense} on {architecture} with seed {seed}, found none")
 
 
@@ -186,8 +180,10 @@ def _said(facts: Mapping[str, Any]) -> str:
 
 
 def _fact(record: Record, name: str) -> Any:
-    if name in ("defense", "architecture"):
-        return record.target[name]["name"]
+    if name == "defense":
+        return record.target["defense"]["name"]
+    if name == "architecture":
+        return record.target["architecture"]["name"]
     if name == "target":
         return record.target["label"]
     if name == "defense_spec":

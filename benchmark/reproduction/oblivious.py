@@ -11,7 +11,7 @@ from advbench.defenses.defended import Defended
 from advbench.reproduction.findings import RunFindings, ScoredCell
 from advbench.tasks.craft import read_images
 from advbench.tasks.evaluation import Counts, count
-from advbench.tasks.task import scored_split
+from advbench.tasks.images import scored_split
 from advbench.zoo.data import Split
 
 _BATCH = 100

@@ -7,15 +7,15 @@ which gives the same bits, and looked at from epoch to epoch; what was seen is k
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import joblib
 import torch
 from torch import Tensor, nn
 
+from advbench.attacks.attack import Attack
 from advbench.attacks.threat import ThreatModel
 from advbench.clocks import single_thread
 from advbench.defenses.defended import Defended, Surrogate
@@ -24,13 +24,14 @@ from advbench.engine.scheduler import slots
 from advbench.files import write_atomically
 from advbench.registry import registry
 from advbench.reproduction.findings import RunFindings, ScoredCell
-from advbench.tasks.calibration import threat_of
+from advbench.tasks.components import Component, attack_of, defense_of
 from advbench.tasks.evaluation import count, craft
-from advbench.tasks.models import architecture_of, defense_of
-from advbench.tasks.task import scored_split
+from advbench.tasks.images import scored_split
+from advbench.tasks.models import network_of
+from advbench.tasks.train import TrainContent
 from advbench.zoo import checkpoints
 from advbench.zoo.data import DataSet, Split
-from advbench.zoo.training import Budget, evaluating, seeded
+from advbench.zoo.training import evaluating, seeded
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +60,11 @@ class _Work:
     """A training to watch, as a worker takes it: names and numbers."""
 
     path: Path
-    content: Mapping[str, Any]
+    content: TrainContent
     dataset: str
     data_dir: Path | None
-    attack: Mapping[str, Any]
-    threat: Mapping[str, Any]
+    attack: Component
+    threat: ThreatModel
     n: int | None
     batch: int
     weights: str
@@ -72,16 +73,16 @@ class _Work:
     @staticmethod
     def of(run: RunFindings, cell: ScoredCell) -> _Work:
         record, config = cell.record, run.plan.config
-        content = run.plan.tasks[record.details["model_key"]].content
-        if content["inputs"] or record.target["stochastic"] or "calibration" in record.details:
+        content = run.plan.trainings[record.details["model_key"]]
+        if content.inputs or record.target["stochastic"] or "calibration" in record.details:
             raise ValueError(f"Expected one training from scratch and a plain attack to watch, got {record.target['label']}")
         return _Work(
             path=config.out / "store" / "watched" / f"{record.key}.json",
             content=content,
             dataset=config.dataset,
             data_dir=config.data_dir,
-            attack=record.attack,
-            threat=record.threat,
+            attack=Component.read(record.attack),
+            threat=run.plan.cell(record.key).content.threat,
             n=config.n_examples,
             batch=record.details["compute_batch"],
             weights=record.weights_sha256,
@@ -104,36 +105,43 @@ def _course(work: _Work, data: DataSet) -> dict[str, list[float]]:
     """The accuracies by epoch, in percent."""
     made: list[nn.Module] = []
     found: dict[str, list[float]] = {"clean": [], "attacked": []}
-    split, budget = scored_split(data, work.n), Budget(**work.content["budget"])
-    attack, threat = registry.restore("attacks", work.attack), threat_of(work.threat)
+    content, split, attack = work.content, scored_split(data, work.n), attack_of(work.attack)
+    make = network_of(content, data)
 
     def architecture() -> nn.Module:
-        described = work.content["architecture"]
-        made.append(architecture_of(described["name"], described["arguments"], data))
+        made.append(make())
         return made[-1]
 
     def note(done: int, steps: int) -> None:
-        if done % (steps // budget.epochs) == 0:
+        if done % (steps // content.budget.epochs) == 0:
             if len(made) != 1:
                 raise ValueError(f"Expected a defense that trains one network, got one that made {len(made)}")
-            for name, accuracy in _accuracies(made[0], split, attack, threat, work).items():
+            for name, accuracy in _accuracies(made[0], split, attack, work).items():
                 found[name].append(accuracy)
 
-    seed = int(work.content["seed"])
-    with seeded(seed):
-        fitted = defense_of(work.content).fit(
-            architecture, data, inputs={}, seed=seed, device=torch.device(work.device), budget=budget, progress=note
+    with seeded(content.seed):
+        fitted = defense_of(content.defense).fit(
+            architecture,
+            data,
+            inputs={},
+            seed=content.seed,
+            device=torch.device(work.device),
+            budget=content.budget,
+            progress=note,
         )
     _check_same(fitted, work.weights)
     return found
 
 
-def _accuracies(model: nn.Module, split: Split, attack: Any, threat: ThreatModel, work: _Work) -> dict[str, float]:
-    where: dict[str, Any] = {"seed": int(work.content["seed"]), "batch": work.batch, "device": torch.device(work.device)}
+def _accuracies(model: nn.Module, split: Split, attack: Attack, work: _Work) -> dict[str, float]:
+    seed, batch, device = work.content.seed, work.batch, torch.device(work.device)
     with evaluating(model):
-        crafted = craft(attack, Surrogate(model), split, threat, draws=1, **where)
+        crafted = craft(attack, Surrogate(model), split, work.threat, seed=seed, draws=1, batch=batch, device=device)
         pictures = {"clean": split, "attacked": Split(crafted.x_adv, split.y, split.index)}
-        counts = {name: count(Defended(model), each, draws=1, **where) for name, each in pictures.items()}
+        counts = {
+            name: count(Defended(model), each, seed=seed, draws=1, batch=batch, device=device)
+            for name, each in pictures.items()
+        }
     right = counts["clean"].report, counts["clean"].report * counts["attacked"].report
     shares = (float(each.double().mean()) for each in right)
     return dict(zip(pictures, (100.0 * share for share in shares), strict=True))
@@ -150,19 +158,19 @@ def input_updates(run: RunFindings, cell: ScoredCell, rows: Tensor) -> Followed:
     The `defended` of what comes back is the network of `cell`, a cell of that method, at its last epoch.
     """
     record, plan = cell.record, run.plan
-    content = plan.tasks[record.details["model_key"]].content
-    defense, described = defense_of(content), content["architecture"]
+    content = plan.trainings[record.details["model_key"]]
+    defense = defense_of(content.defense)
     if not isinstance(defense, SmoothGradient):
         raise ValueError(f"Expected a cell of smooth-gradient, got {record.target['label']}")
-    with single_thread(), seeded(int(content["seed"])):
+    with single_thread(), seeded(content.seed):
         found = follow(
             defense,
-            lambda: architecture_of(described["name"], described["arguments"], plan.data),
+            network_of(content, plan.data),
             plan.data,
             rows,
-            seed=int(content["seed"]),
+            seed=content.seed,
             device=plan.devices[0],
-            budget=Budget(**content["budget"]),
+            budget=content.budget,
         )
     _check_same(found.defended, record.weights_sha256)
     return found

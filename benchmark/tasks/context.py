@@ -1,39 +1,39 @@
-"""What the tasks of a run share: folders, data, trained models, and how a result is written."""
+"""What the tasks of a run share: folders, data, and trained models."""
 
 from __future__ import annotations
 
-import io
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from advbench.defenses.defended import Defended
-from advbench.files import write_atomically
 from advbench.registry import registry
-from advbench.tasks.models import load_defended
-from advbench.tasks.task import artefact
+from advbench.tasks.models import Trainings, load_defended
 from advbench.zoo.data import DataSet
+
+if TYPE_CHECKING:  # a training is keyed by no code of substitutes
+    from advbench.tasks.substitute import SubstituteContent
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
     """What all tasks of a run share.
 
-    out: the output folder. dataset, data_dir: what to load. contents: of all model tasks, by key. tasks_beside: how many
-    other tasks may run on the machine at the same time. progress: where crafts say how they stand, nowhere where None;
-    every: at most once in so many seconds.
+    out: the output folder. dataset, data_dir: what to load. trainings, substitutes: the contents of all tasks that train
+    models, by key. tasks_beside: how many other tasks may run on the machine at the same time. progress: where crafts say
+    how they stand, nowhere if None; every: at most once in so many seconds.
     """
 
     out: Path
     dataset: str
     data_dir: Path | None
-    contents: Mapping[str, Mapping[str, Any]]
+    trainings: Trainings
+    substitutes: Mapping[str, SubstituteContent]
     tasks_beside: int
     progress: Path | None = None
     every: float = 1.0
@@ -56,16 +56,4 @@ def _load(name: str, data_dir: Path | None) -> DataSet:
 def defended_of(key: str, context: Context, device: torch.device) -> Defended:
     """The trained model of a training task, on `device`."""
     with GENERATORS:
-        return load_defended(key, context.contents, data_of(context), checkpoint, device)
-
-
-def checkpoint(key: str) -> Path:
-    """The file of the weights of a training task."""
-    return artefact("train", key, Path())
-
-
-def save(path: Path, **arrays: Any) -> None:
-    """Write an npz file as a whole or not at all."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write_atomically(path, buffer.getvalue())
+        return load_defended(key, context.trainings, data_of(context), device)

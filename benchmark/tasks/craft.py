@@ -4,60 +4,120 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from advbench.attacks.access import Access, Ledger, NoGradientError
+from advbench.attacks.attack import Attack
 from advbench.attacks.ensemble import with_stop
 from advbench.attacks.progress import expected_forwards
+from advbench.attacks.threat import ThreatModel
 from advbench.attacks.transfer import for_transfer
 from advbench.clocks import Measured
-from advbench.registry import registry
 from advbench.tasks import progress
-from advbench.tasks.calibrate import NO_GRADIENT, prepared_for, read_values
-from advbench.tasks.calibration import threat_of
-from advbench.tasks.context import Context, data_of, save
+from advbench.tasks.artefacts import Kind, artefact, save
+from advbench.tasks.calibrate import NO_GRADIENT, calibrated_attack, prepared_for, read_values
+from advbench.tasks.components import Component, attack_of
+from advbench.tasks.context import Context, data_of
 from advbench.tasks.evaluation import Craft, craft
+from advbench.tasks.images import Images, scored_split
 from advbench.tasks.progress import Reporter
-from advbench.tasks.surrogates import attacked_model
-from advbench.tasks.task import Task, artefact, scored_split
+from advbench.tasks.surrogates import Attacked, attacked_model
 
 
-def run(task: Task, context: Context, device: torch.device) -> None:
-    """Attack the scored images; where the model gives no gradient, the artefact says so."""
-    content = task.content
-    attack = registry.restore("attacks", content["attack"])
-    threat = threat_of(content["threat"])
-    if content["transfer"]:
-        attack = with_stop(attack, "never")
-    values = read_values(content["calibration"], context) if content["calibration"] else {}
-    place = artefact("craft", task.key, context.out)
-    if NO_GRADIENT in values:
-        return save(place, blind=np.array(True))
-    attack = attack.calibrated(values) if values else attack
-    attack = for_transfer(attack) if content["transfer"] else attack
-    source = attacked_model(content, context, device)
-    prepared = prepared_for(content, context)
-    with _followed(task, context, prepared["draws"] * expected_forwards(attack, threat)) as around:
+@dataclass(frozen=True, slots=True)
+class CraftContent:
+    """What adversarial images depend on.
+
+    attacked: the model, and how it is asked. transfer: whether the images are meant for another model, so that no example
+    is left as soon as it fools this one. calibration: key of the calibration of the attack's open values; None if it has
+    none. images: the scored ones.
+    """
+
+    kind: ClassVar[Kind] = "craft"
+
+    attacked: Attacked
+    attack: Component
+    threat: ThreatModel
+    transfer: bool
+    calibration: str | None
+    images: Images
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The model, and the calibrations of its surrogate and of the attack."""
+        return self.attacked.needs + (() if self.calibration is None else (self.calibration,))
+
+    def label(self, attack: str, model: str) -> str:
+        """For people: the attack and the model as the user names them."""
+        return f"{attack} on {model}"
+
+
+def run(key: str, content: CraftContent, label: str, context: Context, device: torch.device) -> None:
+    """Attack the scored images; if the model gives no gradient, the artefact says so."""
+    place = artefact("craft", key, context.out)
+    attack = _ready(content, context)
+    if attack is None:
+        return _save_blind(place)
+    source, images = attacked_model(content.attacked, context, device), content.images
+    prepared = prepared_for(content.attacked, context)
+    forwards = prepared.draws * expected_forwards(attack, content.threat)
+    with _followed(key, label, images.n, forwards, context) as around:
         try:
             found = craft(
                 attack,
                 source,
-                scored_split(data_of(context), content["n"]),
-                threat,
-                seed=content["seed"],
-                batch=content["batch"],
+                scored_split(data_of(context), images.n),
+                content.threat,
+                seed=images.seed,
+                draws=prepared.draws,
+                batch=images.batch,
                 device=device,
+                scale=prepared.scale,
                 around=around,
-                **prepared,
             )
         except NoGradientError:
-            return save(place, blind=np.array(True))
-    return save(
-        place,
+            return _save_blind(place)
+    return _save(place, found)
+
+
+def _ready(content: CraftContent, context: Context) -> Attack | None:
+    """The attack with its open values found, as it must run here; None if there was no gradient to find them with."""
+    attack = attack_of(content.attack)
+    if content.transfer:
+        attack = with_stop(attack, "never")
+    values = {} if content.calibration is None else read_values(content.calibration, context)
+    if NO_GRADIENT in values:
+        return None
+    if values:
+        attack = calibrated_attack(attack).calibrated(values)
+    return for_transfer(attack) if content.transfer else attack
+
+
+@contextmanager
+def _followed(
+    key: str, label: str, images: int, forwards: float, context: Context
+) -> Iterator[Callable[[Access], AbstractContextManager[object]]]:
+    """What the batches of a craft are attacked in, so that it says where it stands, if anybody wants to know."""
+    if context.progress is None:
+        yield nullcontext
+        return
+    folder = context.progress
+    reporter = Reporter(lambda standing: progress.write(folder, key, standing), label, images, forwards, context.every)
+    try:
+        yield reporter.block
+    finally:
+        progress.forget(folder, key)
+
+
+def _save(path: Path, found: Craft) -> None:
+    save(
+        path,
         x_adv=found.x_adv.numpy(),
         **{field: getattr(found.ledger, field).numpy() for field in ("forwards", "backwards", "queries")},
         seconds=np.array(found.measured.seconds),
@@ -65,23 +125,13 @@ def run(task: Task, context: Context, device: torch.device) -> None:
     )
 
 
-@contextmanager
-def _followed(task: Task, context: Context, forwards: float) -> Iterator[Callable[[Access], AbstractContextManager[object]]]:
-    """What the batches of a craft are attacked in, so that it says where it stands, if anybody wants to know."""
-    if context.progress is None:
-        yield nullcontext
-        return
-    folder = context.progress
-    images, every = task.content["n"], context.every
-    reporter = Reporter(lambda standing: progress.write(folder, task.key, standing), task.label, images, forwards, every)
-    try:
-        yield reporter.block
-    finally:
-        progress.forget(folder, task.key)
+def _save_blind(path: Path) -> None:
+    """Say that there was no gradient to craft with."""
+    save(path, blind=np.array(True))
 
 
 def read_craft(path: Path) -> Craft | None:
-    """A finished craft; None where there was no gradient to craft with."""
+    """A finished craft; None if there was no gradient to craft with."""
     with np.load(path, allow_pickle=False) as file:
         if "blind" in file.files:
             return None
@@ -91,7 +141,7 @@ def read_craft(path: Path) -> Craft | None:
 
 
 def read_images(key: str, out: Path) -> Tensor:
-    """The adversarial images of a finished craft of an output folder, (n, c, h, w). ValueError where it had no gradient."""
+    """The adversarial images of a finished craft of an output folder, (n, c, h, w). ValueError if it had no gradient."""
     found = read_craft(artefact("craft", key, out))
     if found is None:
         raise ValueError(f"The attack of craft {key[:8]} had no gradient, so it has no images")

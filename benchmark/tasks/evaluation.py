@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from advbench.attacks import balls
 from advbench.attacks.access import Access, Guard, Ledger, WhiteBox, frozen
+from advbench.attacks.attack import Attack
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Norm, ThreatModel, Untargeted, cross_entropy
 from advbench.clocks import Measured, stopwatch
@@ -91,7 +93,7 @@ _FARTHER_THAN_ANY_IMAGE = 1e12
 
 
 def craft(
-    attack: Any,
+    attack: Attack,
     surrogate: Surrogate,
     split: Split,
     threat: ThreatModel,
@@ -240,7 +242,7 @@ def _near(delta: Tensor, norm: Norm, epsilon: float) -> Tensor:
     return balls.distance(delta, norm).to(torch.float64) <= epsilon * (1 + TOLERANCE)
 
 
-def _distances(x_adv: Tensor, x: Tensor, *, failed: Tensor, untouched: Tensor) -> dict[str, Any]:
+def _distances(x_adv: Tensor, x: Tensor, *, failed: Tensor, untouched: Tensor) -> dict[str, NDArray[np.float64]]:
     """The distances of a record: infinity where a minimal-norm attack failed, NaN where nothing was attacked."""
     delta = (x_adv - x).to(torch.float64)
     found = {f"distance_{norm}": balls.distance(delta, norm) for norm in ("l0", "l1", "l2", "linf")}

@@ -2,75 +2,211 @@
 
 from __future__ import annotations
 
-import json
 import math
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from advbench.attacks.access import NoGradientError
+from advbench.attacks.threat import ThreatModel
 from advbench.clocks import environment
-from advbench.results.record import Examples, Gallery, Record
+from advbench.results.record import (
+    AttackPart,
+    CountsPart,
+    DetailsPart,
+    Examples,
+    Gallery,
+    MeasuredPart,
+    Plain,
+    Record,
+    SourcePart,
+    TargetPart,
+)
 from advbench.results.store import Store
+from advbench.tasks.artefacts import Kind, artefact
 from advbench.tasks.calibrate import read_values
 from advbench.tasks.clean import read_clean
-from advbench.tasks.context import Context, checkpoint, data_of, defended_of
+from advbench.tasks.components import Component
+from advbench.tasks.context import Context, data_of, defended_of
 from advbench.tasks.craft import read_craft
-from advbench.tasks.evaluation import score
-from advbench.tasks.task import Task, artefact, scored_split
-from advbench.zoo import checkpoints
+from advbench.tasks.diagnose import read_diagnosis
+from advbench.tasks.evaluation import Craft, score
+from advbench.tasks.images import Images, scored_split
+from advbench.tasks.substitute import read_substitute
+from advbench.tasks.train import read_training
 from advbench.zoo.data import Split
 
 
-def failed_record(task: Task, reason: str) -> Record:
+@dataclass(frozen=True, slots=True)
+class ScoreContent:
+    """What a scored cell depends on.
+
+    matrix: which one it belongs to. target, clean: keys of the model's training and of its answers on clean images.
+    crafts: keys of the candidates' crafts. substitute: key of the substitute that was attacked in the model's place, if one
+    was. diagnosis: key of the look at the model's gradients, if there is one. minimal_norm: whether the nearest candidate
+    that fools the model counts. dataset: its name. images: the scored ones.
+    """
+
+    kind: ClassVar[Kind] = "score"
+
+    matrix: str
+    target: str
+    clean: str
+    crafts: tuple[str, ...]
+    substitute: str | None
+    diagnosis: str | None
+    threat: ThreatModel
+    minimal_norm: bool
+    dataset: str
+    images: Images
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The model, its clean answers, the crafts, and what the record shows beside them."""
+        return (self.target, self.clean, *self.crafts, *filter(None, (self.substitute, self.diagnosis)))
+
+    def label(self, attack: str, source: str, target: str) -> str:
+        """For people: the attack, what it was crafted on, and the model."""
+        return f"score {attack} from {source} on {target}"
+
+
+@dataclass(frozen=True, slots=True)
+class TargetFacts:
+    """A target as its record shows it. label: its name in the run. stochastic: whether its answers are random."""
+
+    label: str
+    defense: Component
+    architecture: Component
+    stochastic: bool
+
+    def described(self) -> TargetPart:
+        """As a record holds it."""
+        return {
+            "label": self.label,
+            "defense": self.defense.named(),
+            "architecture": self.architecture.named(),
+            "stochastic": self.stochastic,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFacts:
+    """What the candidates of a cell were crafted on, as its record shows it.
+
+    kind: a surrogate of the target, answers to queries, a substitute or another model. architecture: a substitute's, by
+    name. model: the other model.
+    """
+
+    label: str
+    kind: Literal["surrogate", "queries", "substitute", "model"]
+    architecture: str | None = None
+    model: TargetFacts | None = None
+
+    def described(self) -> SourcePart:
+        """As a record holds it."""
+        found: SourcePart = {"label": self.label, "kind": self.kind}
+        if self.model is not None:
+            found |= {**self.model.described(), "kind": self.kind}
+        if self.architecture is not None:
+            found["architecture"] = {"name": self.architecture}
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class AttackFacts:
+    """An attack as a record shows it.
+
+    label: as the user names it. minimal_norm: whether the cell counts distances. gradients: whether it differentiates.
+    """
+
+    label: str
+    minimal_norm: bool
+    gradients: bool
+    component: Component
+
+    def described(self) -> AttackPart:
+        """As a record holds it."""
+        found: AttackPart = {
+            "label": self.label,
+            "minimal_norm": self.minimal_norm,
+            "gradients": self.gradients,
+            "name": self.component.name,
+            "arguments": self.component.keywords,
+            "source_hash": self.component.source_hash,
+        }
+        if self.component.parts:
+            found["parts"] = dict(self.component.parts)
+        if self.component.identity:
+            found["identity"] = self.component.identity
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One of the crafts that a cell takes the worst of.
+
+    name: by what was asked. draws: passes that a question averaged; None if the preparation says. calibration, preparation:
+    keys of the calibrations of the attack and of its surrogate, if there are any.
+    """
+
+    name: str
+    draws: int | None
+    calibration: str | None
+    preparation: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreFacts:
+    """What the record of a cell shows beside its content.
+
+    source: None if the target itself was attacked. candidates: in the order of the content's crafts.
+    """
+
+    target: TargetFacts
+    source: SourceFacts | None
+    attack: AttackFacts
+    candidates: tuple[Candidate, ...]
+
+
+def failed_record(key: str, content: ScoreContent, facts: ScoreFacts, reason: str) -> Record:
     """The row of a cell that has no numbers, and why."""
-    return _record(task, status="error", reason=reason)
+    measured: MeasuredPart = {"device": content.images.device, "environment": environment()}
+    return _record(key, content, facts, status="error", reason=reason, measured=measured)
 
 
-def run(task: Task, context: Context, device: torch.device) -> None:
+def run(key: str, content: ScoreContent, facts: ScoreFacts, context: Context, device: torch.device) -> None:
     """Score the candidates of a cell and write its record."""
-    content = task.content
-    split = scored_split(data_of(context), content["n"])
-    clean, weights = read_clean(artefact("clean", content["clean"], context.out))
-    read = [read_craft(artefact("craft", key, context.out)) for key in content["crafts"]]
-    named = {name: one for name, one in zip(task.facts["candidates"], read, strict=True) if one is not None}
+    split = scored_split(data_of(context), content.images.n)
+    clean, weights = read_clean(artefact("clean", content.clean, context.out))
+    read = [read_craft(artefact("craft", craft, context.out)) for craft in content.crafts]
+    named = {each.name: craft for each, craft in zip(facts.candidates, read, strict=True) if craft is not None}
     crafts = list(named.values())
     if not crafts:
         raise NoGradientError("Expected a surrogate whose logits depend on the images differentiably, got none")
     found = score(
-        defended_of(content["target"], context, device),
+        defended_of(content.target, context, device),
         split,
         clean,
         [one.x_adv for one in crafts],
-        norm=content["threat"]["norm"],
-        minimal_norm=content["minimal_norm"],
-        epsilon=content["threat"]["epsilon"],
-        seed=content["seed"],
-        batch=content["batch"],
+        norm=content.threat.norm,
+        minimal_norm=content.minimal_norm,
+        epsilon=content.threat.epsilon,
+        seed=content.images.seed,
+        batch=content.images.batch,
         device=device,
     )
-    accuracies = dict.fromkeys(task.facts["candidates"]) | dict(zip(named, found.accuracies, strict=True))
+    accuracies = dict.fromkeys(each.name for each in facts.candidates) | dict(zip(named, found.accuracies, strict=True))
     record = _record(
-        task,
+        key,
+        content,
+        facts,
         weights_sha256=weights,
-        counts={
-            "examples": len(split),
-            **{
-                field: sum(int(getattr(one.ledger, field).sum()) for one in crafts)
-                for field in ("forwards", "backwards", "queries")
-            },
-        },
-        details={**_details(task, context), "candidates": accuracies},
-        measured={
-            "seconds": sum(one.measured.seconds for one in crafts),
-            "peak_memory_bytes": max(one.measured.peak_memory_bytes for one in crafts),
-            "device": content["device"],
-            "threads": 1,
-            "tasks_beside": context.tasks_beside,
-            "environment": environment(),
-        },
+        counts=_counts(crafts, len(split)),
+        details={**_details(content, facts, context), "candidates": accuracies},
+        measured=_measured(crafts, content, context),
     )
     Store(context.out).write(record, found.examples, _gallery(found.examples, split, found.x_adv, found.prediction))
 
@@ -79,73 +215,119 @@ _SHOWN = 32
 """The most numbers of a calibrated value that a record shows."""
 
 
-def _record(task: Task, **fields: Any) -> Record:
-    content = task.content
-    values: dict[str, Any] = {
-        "status": "ok",
-        "weights_sha256": "",
-        "counts": {},
-        "details": {},
-        "measured": {"device": content["device"], "environment": environment()},
-    }
+def _record(
+    key: str,
+    content: ScoreContent,
+    facts: ScoreFacts,
+    *,
+    status: str = "ok",
+    reason: str = "",
+    weights_sha256: str = "",
+    counts: CountsPart | None = None,
+    details: DetailsPart | None = None,
+    measured: MeasuredPart,
+) -> Record:
+    images, threat = content.images, content.threat
     return Record(
-        key=task.key,
-        matrix=content["matrix"],
-        dataset={"name": content["dataset"], "split": "test", "fingerprint": content["fingerprint"], "n": content["n"]},
-        target=dict(task.facts["target"]),
-        source=task.facts["source"],
-        attack=dict(task.facts["attack"]),
-        threat=dict(content["threat"]),
-        seed=content["seed"],
-        **(values | fields),
+        key=key,
+        status=status,
+        reason=reason,
+        matrix=content.matrix,
+        dataset={"name": content.dataset, "split": "test", "fingerprint": images.fingerprint, "n": images.n},
+        target=facts.target.described(),
+        source=None if facts.source is None else facts.source.described(),
+        attack=facts.attack.described(),
+        weights_sha256=weights_sha256,
+        threat={"norm": threat.norm, "epsilon": threat.epsilon, "box": None if threat.box is None else list(threat.box)},
+        seed=images.seed,
+        counts={} if counts is None else counts,
+        details={} if details is None else details,
+        measured=measured,
     )
 
 
-def _details(task: Task, context: Context) -> dict[str, Any]:
-    content = task.content
-    details: dict[str, Any] = {
-        "compute_batch": content["batch"],
-        "model_key": content["target"],
-        "crafts": list(content["crafts"]),
-        "train": dict(context.contents[content["target"]]["budget"]),
+def _counts(crafts: Sequence[Craft], examples: int) -> CountsPart:
+    """The passes and queries of all crafts together."""
+    return {
+        "examples": examples,
+        "forwards": sum(int(one.ledger.forwards.sum()) for one in crafts),
+        "backwards": sum(int(one.ledger.backwards.sum()) for one in crafts),
+        "queries": sum(int(one.ledger.queries.sum()) for one in crafts),
     }
-    calibrations = {key: read_values(key, context) for key in task.facts["calibrations"]}
-    if calibrations:
-        # What a person can read: a constant, an order; not a covariance.
-        details["calibration"] = [
-            {name: value.tolist() for name, value in values.items() if value.numel() <= _SHOWN}
-            for values in calibrations.values()
-        ]
-    if task.facts["preparations"]:
-        details["preparation"] = {
-            name: {what: _finite(value.tolist()) for what, value in read_values(key, context).items()}
-            for name, key in task.facts["preparations"].items()
-        }
-    prepared = details.get("preparation", {})
-    details["draws"] = {name: given or prepared.get(name, {}).get("draws", 1) for name, given in task.facts["draws"].items()}
-    if task.facts["diagnosis"]:
-        with np.load(artefact("diagnose", task.facts["diagnosis"], context.out), allow_pickle=False) as file:
-            details["diagnosis"] = {name: int(file[name]) for name in file.files}
-    trained = checkpoints.metadata(checkpoint(content["target"]))
-    details["train_seconds"] = float(trained["seconds"])
-    facts = json.loads(trained.get("facts", "{}"))
-    if facts:
-        details["train_facts"] = {name: value if math.isfinite(value) else None for name, value in facts.items()}
-    if content["substitute"]:
-        found = checkpoints.metadata(artefact("substitute", content["substitute"], context.out))
+
+
+def _measured(crafts: Sequence[Craft], content: ScoreContent, context: Context) -> MeasuredPart:
+    """What all crafts took together."""
+    return {
+        "seconds": sum(one.measured.seconds for one in crafts),
+        "peak_memory_bytes": max(one.measured.peak_memory_bytes for one in crafts),
+        "device": content.images.device,
+        "threads": 1,
+        "tasks_beside": context.tasks_beside,
+        "environment": environment(),
+    }
+
+
+def _details(content: ScoreContent, facts: ScoreFacts, context: Context) -> DetailsPart:
+    trained = read_training(content.target)
+    details: DetailsPart = {
+        "compute_batch": content.images.batch,
+        "model_key": content.target,
+        "crafts": list(content.crafts),
+        "train": asdict(context.trainings[content.target].budget),
+        "train_seconds": trained.seconds,
+    }
+    if trained.facts:
+        details["train_facts"] = {name: _finite(value) for name, value in trained.facts.items()}
+    details |= _calibrated(facts, context)
+    if content.diagnosis:
+        details["diagnosis"] = read_diagnosis(artefact("diagnose", content.diagnosis, context.out))
+    if content.substitute:
+        found = read_substitute(content.substitute, context)
         details["substitute"] = {
-            "queries": int(found["queries"]),
-            "fidelity": float(found["fidelity"]) if found["fidelity"] != "nan" else None,
-            "sizes": [int(size) for size in found["sizes"].split(",")],
-            "seconds": float(found["seconds"]),
+            "queries": found.queries,
+            "fidelity": _finite(found.fidelity),
+            "sizes": list(found.sizes),
+            "seconds": found.seconds,
         }
     return details
 
 
-def _finite(value: Any) -> Any:
-    """A number or a list of numbers for JSON, None where one is not finite."""
-    if isinstance(value, list):
-        return [_finite(one) for one in value]
+def _calibrated(facts: ScoreFacts, context: Context) -> DetailsPart:
+    """What was found for the crafts on held-out images, and the draws that each took."""
+    details: DetailsPart = {}
+    calibrations = [read_values(key, context) for key in _distinct(each.calibration for each in facts.candidates)]
+    if calibrations:
+        # What a person can read: a constant, an order; not a covariance.
+        details["calibration"] = [
+            {name: value.tolist() for name, value in values.items() if value.numel() <= _SHOWN} for values in calibrations
+        ]
+    prepared = {each.name: read_values(each.preparation, context) for each in facts.candidates if each.preparation}
+    if prepared:
+        details["preparation"] = {
+            name: {what: _shown(value) for what, value in values.items()} for name, values in prepared.items()
+        }
+    one = torch.tensor(1)
+    details["draws"] = {
+        each.name: each.draws or int(prepared.get(each.name, {}).get("draws", one)) for each in facts.candidates
+    }
+    return details
+
+
+def _distinct(keys: Iterable[str | None]) -> list[str]:
+    """The keys that there are, each once, in order."""
+    return list(dict.fromkeys(key for key in keys if key))
+
+
+def _shown(value: Tensor) -> Plain:
+    """A number or a list of numbers for JSON, None for one that is not finite."""
+    listed = value.flatten().tolist()
+    found = [_finite(one) for one in listed]
+    return list(found) if value.ndim else found[0]
+
+
+def _finite(value: float) -> float | None:
+    """A number for JSON, None if it is not finite."""
     return value if math.isfinite(value) else None
 
 

@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 from advbench.defenses.defended import Surrogate
+from advbench.tasks.artefacts import artefact
 from advbench.tasks.compiling import compiled
+from advbench.tasks.components import architecture_of
 from advbench.tasks.context import GENERATORS, Context, data_of, defended_of
-from advbench.tasks.models import architecture_of
-from advbench.tasks.task import artefact
 from advbench.zoo import checkpoints, training
 
 
-def attacked_model(content: Mapping[str, Any], context: Context, device: torch.device) -> Surrogate:
-    """What a craft differentiates: a surrogate of a defended model, or a black-box substitute."""
-    found = _plain_source(content, context, device)
-    return compiled(found) if content["compile"] else found
+@dataclass(frozen=True, slots=True)
+class Attacked:
+    """The model that is attacked, and how it is asked.
+
+    model: key of the task that trained it or, as a substitute, learned its labels. surrogate: which of a defended model's
+    surrogates is differentiated, the model itself if None. draws: passes averaged per question; None if a calibration, the
+    `preparation`, finds how many on held-out images. compile: whether its forward is compiled. preparation: key of the
+    calibration that says what every attack on this surrogate must know; None if nothing is open.
+    """
+
+    model: str
+    surrogate: str | None
+    draws: int | None
+    compile: bool
+    preparation: str | None = None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The tasks whose results an attack on it reads."""
+        return (self.model,) if self.preparation is None else (self.model, self.preparation)
 
 
-def _plain_source(content: Mapping[str, Any], context: Context, device: torch.device) -> Surrogate:
-    source = context.contents[content["source"]]
-    if source["task"] == "train":
-        defended = defended_of(content["source"], context, device)
-        if content["surrogate"] is None:
+def attacked_model(attacked: Attacked, context: Context, device: torch.device) -> Surrogate:
+    """What is differentiated: a surrogate of a defended model, or a black-box substitute."""
+    found = _plain_model(attacked, context, device)
+    return compiled(found) if attacked.compile else found
+
+
+def _plain_model(attacked: Attacked, context: Context, device: torch.device) -> Surrogate:
+    substitute = context.substitutes.get(attacked.model)
+    if substitute is None:
+        defended = defended_of(attacked.model, context, device)
+        if attacked.surrogate is None:
             return Surrogate(defended.model, defended.stochastic, defended.detector)
-        return defended.surrogates[content["surrogate"]]
+        return defended.surrogates[attacked.surrogate]
     with GENERATORS, training.seeded(0):
-        model = architecture_of(source["architecture"]["name"], source["architecture"]["arguments"], data_of(context))
-    checkpoints.load(artefact("substitute", content["source"], context.out), model)
+        model = architecture_of(substitute.architecture, data_of(context))
+    checkpoints.load(artefact("substitute", attacked.model, context.out), model)
     return Surrogate(model.to(device).eval())

@@ -26,7 +26,8 @@ from advbench.registry.schemes import OWN
 from advbench.registry.specs import Spec
 from advbench.reports.evaluation_result import EvaluationResult
 from advbench.results.store import Store
-from advbench.tasks.task import artefact, scored_split
+from advbench.tasks.artefacts import artefact
+from advbench.tasks.images import scored_split
 from advbench.user_models import onnx_files
 from advbench.user_models.arrays import as_it_came, data_set_of, device_of, folder_of, shape_of, split_of
 from advbench.user_models.held import holding

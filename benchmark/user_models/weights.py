@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from advbench.defenses.defended import Architecture, Defended
-from advbench.tasks.task import scored_split
+from advbench.tasks.images import scored_split
 from advbench.user_models.blockwise import Blockwise
 from advbench.user_models.files import few, file_hash
 from advbench.zoo import checkpoints

@@ -238,34 +238,32 @@ def test_the_attacker_who_ignores_a_defense_has_a_cell_of_the_same_craft(small):
     config = make_config(**small | {"matrix": "all", "defense": "none,masked(form='rounding')"})
     plan = make_plan(config)
     scores = [plan.tasks[key] for key in plan.cells]
-    (oblivious,) = [task for task in scores if task.content["matrix"] == "oblivious"]
+    (oblivious,) = [task for task in scores if task.content.matrix == "oblivious"]
     (white_box,) = [
-        task
-        for task in scores
-        if task.content["matrix"] == "white-box" and task.content["target"] == oblivious.content["target"]
+        task for task in scores if task.content.matrix == "white-box" and task.content.target == oblivious.content.target
     ]
-    base = white_box.facts["candidates"].index("base")
-    assert oblivious.content["crafts"] == [white_box.content["crafts"][base]]
-    assert oblivious.facts["source"] == {"label": "base", "kind": "surrogate"}
+    base = [each.name for each in white_box.facts.candidates].index("base")
+    assert oblivious.content.crafts == (white_box.content.crafts[base],)
+    assert oblivious.facts.source.described() == {"label": "base", "kind": "surrogate"}
     crafts = {
-        name: plan.tasks[key] for name, key in zip(white_box.facts["candidates"], white_box.content["crafts"], strict=True)
+        each.name: plan.tasks[key] for each, key in zip(white_box.facts.candidates, white_box.content.crafts, strict=True)
     }
     # A marginal success on the model behind the defense is no reason to stop.
-    assert {name: craft.content["transfer"] for name, craft in crafts.items()} == {
+    assert {name: craft.content.transfer for name, craft in crafts.items()} == {
         "bpda": False,
         "faithful": False,
         "base": True,
     }
-    assert "none" not in oblivious.facts["target"]["label"]
+    assert "none" not in oblivious.facts.target.label
 
 
 def test_query_attacks_ask_the_model_itself_once_and_are_black_box(small):
     given = small | {"attack": "fgsm,hop-skip-jump(queries=60),square(queries=20)", "defense": "masked(form='detached')"}
     plan = make_plan(make_config(**given | {"matrix": "white-box,black-box"}))
     crafts = [task for task in plan.tasks.values() if task.kind == "craft"]
-    asked = [task for task in crafts if task.content["attack"]["name"] != "fgsm"]
+    asked = [task for task in crafts if task.content.attack.name != "fgsm"]
     assert len(asked) == 2
-    assert all(task.content["surrogate"] is None for task in asked)
+    assert all(task.content.attacked.surrogate is None for task in asked)
     result = advbench.run(**given)
     assert result.exit_code == 0
     for name, label in (("hop-skip-jump", "label queries"), ("square", "score queries")):
@@ -297,7 +295,7 @@ def test_calibrated_draws_repeat_resume_and_use_no_scored_image(small, tmp_path)
             np.testing.assert_array_equal(values, getattr(others, name), err_msg=name)
     plan = make_plan(make_config(**given))
     (calibration,) = [task for task in plan.tasks.values() if task.kind == "calibrate"]
-    assert calibration.content["split"] == "validation"
+    assert calibration.content.images.split == "validation"
     assert math.log2(records(first, matrix="white-box")[0][0].details["preparation"]["faithful"]["draws"]).is_integer()
     changed = make_plan(make_config(**given | {"draws": 2}))
     assert not [task for task in changed.tasks.values() if task.kind == "calibrate"]
@@ -306,6 +304,6 @@ def test_calibrated_draws_repeat_resume_and_use_no_scored_image(small, tmp_path)
 def test_the_batch_of_a_model_without_a_gradient_is_measured_by_its_answers(small):
     given = {name: value for name, value in small.items() if name != "batch"}
     plan = make_plan(make_config(**given | {"defense": "masked(form='detached')"}))
-    batches = {task.content["batch"] for task in plan.tasks.values() if task.kind == "craft"}
+    batches = {task.content.images.batch for task in plan.tasks.values() if task.kind == "craft"}
     assert len(batches) == 1
     assert batches.pop() >= 32

@@ -8,7 +8,8 @@ from advbench.attacks.lbfgs import LBFGS
 from advbench.config import make_config
 from advbench.plan.plan import make_plan
 from advbench.results.store import Store
-from advbench.tasks.task import artefact
+from advbench.tasks.artefacts import artefact
+from advbench.tasks.calibrate import DataCalibration
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -28,12 +29,12 @@ def tasks(plan, kind):
 
 def test_every_attacked_model_has_one_constant_and_an_explicit_one_needs_none(small):
     plan = plan_of(small, matrix="all", defense="none,input-noise(passes=2)", epsilon="1.0,2.0")
-    sources = [(task.content["source"], task.content["surrogate"]) for task in tasks(plan, "calibrate")]
-    crafts = {(task.content["source"], task.content["surrogate"]) for task in tasks(plan, "craft")}
+    sources = [(task.content.attacked.model, task.content.attacked.surrogate) for task in tasks(plan, "calibrate")]
+    crafts = {(task.content.attacked.model, task.content.attacked.surrogate) for task in tasks(plan, "craft")}
     assert len(sources) == len(set(sources))
     assert set(sources) == crafts
     for craft in tasks(plan, "craft"):
-        assert craft.content["calibration"] in craft.needs
+        assert craft.content.calibration in craft.needs
     assert not tasks(plan_of(small, attack="lbfgs(c=0.5)"), "calibrate")
 
 
@@ -41,7 +42,7 @@ def test_scored_images_are_no_part_of_a_calibration(small):
     plan, other = plan_of(small), plan_of(small, n_examples=20, epsilon=1.0)
     keys = {task.key for task in tasks(plan, "calibrate")}
     assert keys == {task.key for task in tasks(other, "calibrate")}
-    assert all(task.content["split"] == "validation" for task in tasks(plan, "calibrate"))
+    assert all(task.content.images.split == "validation" for task in tasks(plan, "calibrate"))
     changed = plan_of(small, attack="lbfgs(steps=9)"), plan_of(small, batch=8), plan_of(small, seed=1)
     assert all(keys.isdisjoint(task.key for task in tasks(one, "calibrate")) for one in changed)
 
@@ -85,10 +86,10 @@ def test_the_covariance_of_the_data_is_one_task_for_all_models(settings):
     attacks = "estimated-noise(points=3),estimated-noise(points=3, of='pgd(steps=2)', form='radial')"
     small = settings | {"attack": attacks, "defense": "none,weight-decay", "epsilon": 0.3, "n_examples": 12}
     plan = plan_of(small, matrix="white-box", epsilon="0.2,0.3")
-    of_data = [task for task in tasks(plan, "calibrate") if task.content["source"] is None]
+    of_data = [task for task in tasks(plan, "calibrate") if isinstance(task.content, DataCalibration)]
     assert len(of_data) == 1
     assert of_data[0].needs == ()
-    assert (of_data[0].content["split"], of_data[0].content["n"]) == ("train", len(plan.data.train))
+    assert (of_data[0].content.split, of_data[0].content.n) == ("train", len(plan.data.train))
     assert {task.key for task in of_data} <= set(plan_of(small, seed=3, batch=8, norm="l2").tasks)
     result = advbench.run(**small | {"matrix": "white-box"})
     assert result.exit_code == 0
@@ -103,9 +104,9 @@ def test_the_order_of_a_worst_case_is_measured_once_for_each_model_and_never_whe
     small = settings | {"attack": attacks, "defense": "none", "epsilon": 0.1}
     plan = plan_of(small, matrix="all")
     (calibration,) = tasks(plan, "calibrate")
-    crafts = [task for task in tasks(plan, "craft") if task.content["calibration"]]
-    assert [craft.content["transfer"] for craft in crafts] == [False]
-    assert set(calibration.content["component"]["parts"]) == {"square", "pgd"}
+    crafts = [task for task in tasks(plan, "craft") if task.content.calibration]
+    assert [craft.content.transfer for craft in crafts] == [False]
+    assert set(dict(calibration.content.attack.parts)) == {"square", "pgd"}
     result = advbench.run(**small | {"matrix": "white-box"})
     assert result.exit_code == 0
     ((shown,),) = (Store(result.out).read(key).details["calibration"] for key in result.cells)

@@ -411,9 +411,9 @@ def plan(target="net.py:make", **settings):
 def test_the_plan_of_a_target_has_it_alone_in_the_white_box_matrix(folder):
     found = plan()
     assert {task.kind for task in found.tasks.values()} == {"train", "clean", "diagnose", "craft", "score"}
-    (target,) = {task.facts["target"]["label"] for task in found.tasks.values() if task.kind == "score"}
+    (target,) = {task.facts.target.label for task in found.tasks.values() if task.kind == "score"}
     assert target == "net.py:make"
-    assert sorted(str(found.tasks[key].facts["attack"]["label"]) for key in found.cells) == ["fgsm", "fmn"]
+    assert sorted(str(found.tasks[key].facts.attack.label) for key in found.cells) == ["fgsm", "fmn"]
 
 
 def test_the_same_target_has_the_same_keys_and_other_weights_or_code_others(folder):

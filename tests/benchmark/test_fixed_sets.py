@@ -9,7 +9,6 @@ from advbench.config import make_config
 from advbench.plan.plan import make_plan
 from advbench.results.store import Store
 from advbench.tasks.models import load_defended
-from advbench.tasks.task import artefact
 
 ATTACK = "pgd(steps=4)"
 RADII = {"linf": "0.05,0.1", "l2": "2.0", "l1": "20.0"}
@@ -62,12 +61,11 @@ def test_records_say_what_a_fresh_forward_pass_says(runs):
     out, plan = runs
     found = advbench.fixed_set(out, "none", attack=ATTACK, size=25)
     assert sorted(np.unique(found.norm, return_counts=True)[1]) == [8, 8, 9]
-    contents = {key: task.content for key, task in plan.tasks.items()}
     for key, task in plan.tasks.items():
         if task.kind != "train":
             continue
-        name = task.content["defense"]["name"]
-        defended = load_defended(key, contents, plan.data, lambda each: artefact("train", each, out), torch.device("cpu"))
+        name = task.content.defense.name
+        defended = load_defended(key, plan.trainings, plan.data, torch.device("cpu"))
         if defended.stochastic:
             continue
         fresh, kept = found.score(defended), found.accuracy(name)

@@ -67,11 +67,9 @@ def trainings(study: str, name: str, architecture: bool = True) -> dict[str, lis
     for run, settings in chosen.runs("smoke").items():
         plan = make_plan(make_config(**settings, seed=0), measure=False)
         contents = [(key, task.content) for key, task in plan.tasks.items() if task.kind == "train"]
-        found[run] = [key for key, content in contents if content["defense"]["name"] == name]
+        found[run] = [key for key, content in contents if content.defense.name == name]
         assert all(
-            (content["architecture"] is not None) == architecture
-            for _, content in contents
-            if content["defense"]["name"] == name
+            (content.architecture is not None) == architecture for _, content in contents if content.defense.name == name
         )
     return found
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from advbench.config import make_config
 from advbench.engine.scheduler import _waves
 from advbench.plan.plan import make_plan
-from advbench.tasks.task import scored_split
+from advbench.tasks.images import scored_split
 from advbench.zoo.data import DataSet, Split
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -48,7 +48,7 @@ def test_a_model_that_others_stand_on_is_trained_once(settings):
         settings, matrix="white-box", defense="none,input-noise(passes=2),gaussian-blur(base='input-noise(passes=2)')"
     )
     assert kinds(plan)["train"] == 3
-    inputs = [task.content["inputs"] for task in plan.tasks.values() if task.kind == "train"]
+    inputs = [task.content.inputs for task in plan.tasks.values() if task.kind == "train"]
     assert sum(bool(each) for each in inputs) == 2
 
 
@@ -88,7 +88,7 @@ def test_an_unset_training_radius_is_the_runs(settings):
     def radius(**changes):
         plan = plan_of(settings, matrix="white-box", defense="pgd-linf,robust-l2", attack="pgd", **changes)
         return {
-            task.content["defense"]["name"]: task.content["defense"]["arguments"]["epsilon"]
+            task.content.defense.name: task.content.defense.keywords["epsilon"]
             for task in plan.tasks.values()
             if task.kind == "train"
         }

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from advbench.config import make_config
-from advbench.plan import planner
+from advbench.plan import keys
+from advbench.plan.keys import MODULES, VERSIONED
 from advbench.plan.plan import make_plan
-from advbench.plan.planner import MODULES, VERSIONED
 from advbench.registry import sources
 from advbench.registry.sources import Sources, closure, source_hash
 
@@ -293,11 +293,12 @@ def test_every_kind_has_its_code_and_the_version_of_torch_in_its_key_where_numbe
     before = by_kind(plan)
     assert all(before.values())
     for task in plan.tasks.values():
-        assert task.content["code"] == source_hash(MODULES[task.kind])
-        assert ("versions" in task.content) == (task.kind in VERSIONED)
-    assert set(planner.versions()) == {"torch", "torchvision"}
+        assert type(task.content).__module__ == MODULES[task.kind]
+        assert keys.keyed(task.content)["code"] == source_hash(MODULES[task.kind])
+        assert ("versions" in keys.keyed(task.content)) == (task.kind in VERSIONED)
+    assert set(keys.versions()) == {"torch", "torchvision"}
     assert frozenset({"clean", "diagnose", "calibrate", "craft", "score"}) == VERSIONED
-    monkeypatch.setattr(planner, "versions", lambda: {"torch": "0.0", "torchvision": "0.0"})
+    monkeypatch.setattr(keys, "versions", lambda: {"torch": "0.0", "torchvision": "0.0"})
     after = by_kind(plan_of(draws=None))
     for kind in MODULES:
         assert (after[kind] == before[kind]) if kind not in VERSIONED else not after[kind] & before[kind], kind
@@ -306,7 +307,7 @@ def test_every_kind_has_its_code_and_the_version_of_torch_in_its_key_where_numbe
 @pytest.mark.parametrize("kind", MODULES)
 def test_the_changed_code_of_a_kind_is_another_task(plan_of, monkeypatch, kind):
     before = by_kind(plan_of(draws=None))
-    monkeypatch.setattr(planner, "MODULES", MODULES | {kind: "advbench"})
+    monkeypatch.setattr(keys, "MODULES", MODULES | {kind: "advbench"})
     after = by_kind(plan_of(draws=None))
     assert not after[kind] & before[kind]
     if kind != "score":
@@ -316,11 +317,11 @@ def test_the_changed_code_of_a_kind_is_another_task(plan_of, monkeypatch, kind):
 def test_planning_hashes_a_model_once_and_its_looks_once(plan_of, monkeypatch):
     asked = []
 
-    def counted(content, spell=planner.canonical):
+    def counted(content, spell=keys.canonical):
         asked.append(content["task"])
         return spell(content)
 
-    monkeypatch.setattr(planner, "canonical", counted)
+    monkeypatch.setattr(keys, "canonical", counted)
     plan = plan_of(epsilon="0.1,0.2", attack="fgsm,pgd(steps=3)")
     models = sum(task.kind == "train" for task in plan.tasks.values())
     assert asked.count("clean") == models

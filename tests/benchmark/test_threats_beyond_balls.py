@@ -10,7 +10,7 @@ from advbench.plan.plan import make_plan
 from advbench.reports.cells import load
 from advbench.reports.standings import ranked_boards
 from advbench.results.store import Store
-from advbench.tasks.task import artefact
+from advbench.tasks.artefacts import artefact
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -63,7 +63,7 @@ def test_the_suite_of_corruptions_has_no_training_for_a_ball(settings):
     plain = {name: settings[name] for name in ("out", "device", "batch")}
     plan = plan_of(plain, norm="none", matrix="white-box")
     names = {
-        kind: {task.content[field]["name"] for task in plan.tasks.values() if task.kind == kind}
+        kind: {getattr(task.content, field).name for task in plan.tasks.values() if task.kind == kind}
         for kind, field in (("train", "defense"), ("craft", "attack"))
     }
     assert names == {"train": {"none", "input-noise"}, "craft": {"correlated-noise"}}
@@ -87,4 +87,4 @@ def test_what_does_not_fit_is_one_clear_line(settings, changes, message):
 def test_a_defense_with_a_norm_of_its_own_trains_at_its_usual_radius(settings):
     plan = plan_of(settings, norm="none", attack="correlated-noise", defense="pgd-linf", matrix="white-box")
     (train,) = [task for task in plan.tasks.values() if task.kind == "train"]
-    assert train.content["defense"]["arguments"]["epsilon"] == plan.data.radii["linf"]
+    assert train.content.defense.keywords["epsilon"] == plan.data.radii["linf"]

@@ -16,7 +16,7 @@ from advbench.reports.section import ImageGrid
 from advbench.reproduction.findings import Findings, RunFindings
 from advbench.reproduction.papers.malade2018.nets import DEFENSES, NAMES, defense, differs, one_pair, substitutes
 from advbench.reproduction.study import Comparison, Ours, Pair, Plot, Scale, Series, Settings, Study
-from advbench.tasks.task import scored_split
+from advbench.tasks.images import scored_split
 
 _SHOWN = 6
 """Images in a grid."""

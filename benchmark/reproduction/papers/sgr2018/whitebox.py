@@ -53,7 +53,7 @@ def _runs(scale: Scale) -> Mapping[str, Settings]:
 
 def _compare(findings: Findings) -> Sequence[Comparison]:
     table, label = load("sgr2018").tables["sgr2018.iclr_table1_mnist"], labels(findings, "linf", chosen(_METHODS))
-    radii = sorted({cell.record.threat["epsilon"] for cell in findings["linf"].cells})
+    radii = sorted({cell.radius for cell in findings["linf"].cells})
 
     def curve(row: str, attack: str) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
         """Accuracy in percent at radius zero and at every other, (radii + 1, seeds)."""

@@ -159,7 +159,7 @@ def _from_baseline(findings: Findings, norm: str, defense: str, seed: int) -> li
     """The cells of one target under the baseline's adversarials, by radius."""
     label = findings[norm].first(seed=seed, defense=BASELINE).record.target["label"]
     found = findings[norm].all(seed=seed, defense=defense, source=label)
-    return sorted(found, key=lambda cell: float(cell.record.threat["epsilon"]))
+    return sorted(found, key=lambda cell: cell.radius)
 
 
 def _differs_fixed(scale: Scale) -> Sequence[str]:
