@@ -1,4 +1,4 @@
-"""The scheduler: pending tasks in waves by depth on joblib, longest first, devices as slots.
+"""The scheduler: pending tasks in waves by depth, the longest first, on the slots of an engine.
 
 A task that fails takes only those with it that need its result; a worker that dies takes only its own task; an interrupt
 keeps what is finished.
@@ -6,25 +6,20 @@ keeps what is finished.
 
 from __future__ import annotations
 
-import signal
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import joblib
-import torch
-from joblib.externals.loky import get_reusable_executor
-from joblib.externals.loky.process_executor import BrokenProcessPool
-
-from advbench.clocks import usable_cores
+from advbench.engine.engine import Engine
+from advbench.engine.local import engine_of, slots
 from advbench.plan.plan import Plan
 from advbench.tasks import progress
 from advbench.tasks.context import Context
-from advbench.tasks.execution import TaskOutcome, execute
 from advbench.tasks.progress import CraftProgress
 from advbench.tasks.score import failed_record
 from advbench.tasks.task import Task
@@ -67,21 +62,20 @@ class Result:
     interrupted: bool
 
 
-def run_plan(plan: Plan, watch: Watcher | None = None) -> Result:
-    """Run what is pending, and write an error record for every cell that failed."""
+MakeEngine = Callable[[Plan, Context], Engine]
+"""Makes the engine that runs a plan's tasks."""
+
+
+def run_plan(plan: Plan, watch: Watcher | None = None, engine_for: MakeEngine = engine_of) -> Result:
+    """Run what is pending, and write an error record for every cell that failed.
+
+    engine_for: what makes the engine, by default one of this machine, as the configuration says.
+    """
     pending = plan.pending()
     status = Status(len(pending), remaining=sum(task.cost for task in pending))
-    interrupted = False
     with _following(status, watch) as (folder, watched):
-        context = _context(plan, folder)
-        run = _Run(plan, context, status, watched)
-        try:
-            for wave in _waves(pending):
-                run.wave(wave)
-        except KeyboardInterrupt:
-            interrupted = True
-            if context.tasks_beside and plan.config.backend == "loky":
-                get_reusable_executor().shutdown(wait=False, kill_workers=True)
+        run = _Run(plan, engine_for(plan, _context(plan, folder)), status, watched)
+        interrupted = run.waves(_waves(pending))
     cells = {key: run.reasons[key] for key in plan.cells if key in run.reasons}
     for key, reason in cells.items():
         cell = plan.cell(key)
@@ -121,13 +115,6 @@ def _following(status: Status, watch: Watcher | None) -> Iterator[tuple[Path | N
             thread.join()
 
 
-def slots(plan: Plan) -> int:
-    """How many tasks run side by side: one per core on the CPU, one per GPU, unless the configuration says."""
-    if plan.config.jobs:
-        return plan.config.jobs
-    return usable_cores() if plan.devices[0].type == "cpu" else len(plan.devices)
-
-
 def _context(plan: Plan, folder: Path | None) -> Context:
     config = plan.config
     return Context(
@@ -156,22 +143,37 @@ def _waves(tasks: Sequence[Task]) -> list[list[Task]]:
 class _Run:
     """The state of one run: what failed, and what is drawn."""
 
-    def __init__(self, plan: Plan, context: Context, status: Status, watch: Watcher) -> None:
+    def __init__(self, plan: Plan, engine: Engine, status: Status, watch: Watcher) -> None:
         self.plan = plan
-        self.context = context
+        self.engine = engine
         self.status = status
         self.watch = watch
-        self.jobs = context.tasks_beside + 1
         self.reasons: dict[str, str] = {}
 
-    def wave(self, tasks: list[Task]) -> None:
-        """Run the tasks whose needs are there; those left over by a dead worker run again, one at a time."""
-        waiting = {task.key: task for task in tasks if self._ready(task)}
+    def waves(self, waves: Sequence[Sequence[Task]]) -> bool:
+        """Run wave after wave, and close the engine; whether Ctrl-C ended it. Other errors come through."""
+        finished = interrupted = False
         try:
-            self._parallel(waiting, self.jobs)
-        except BrokenProcessPool:
-            for key in list(waiting):
-                self._alone(waiting, key)
+            for wave in waves:
+                self._wave(wave)
+            finished = True
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            self.engine.close(kill=not finished)
+        return interrupted
+
+    def _wave(self, tasks: Sequence[Task]) -> None:
+        """Run the tasks whose needs are there, as many at a time as the engine has slots."""
+        waiting = deque(task for task in tasks if self._ready(task))
+        running = 0
+        while waiting or running:
+            while waiting and running < self.engine.slots:
+                self._start(waiting.popleft())
+                running += 1
+            outcome = self.engine.wait()
+            running -= 1
+            self._finish(self.plan.tasks[outcome.key], outcome.reason)
 
     def _ready(self, task: Task) -> bool:
         lost = next((need for need in task.needs if need in self.reasons), None)
@@ -181,45 +183,10 @@ class _Run:
             self._finish(task, reason if reason.startswith("needs ") else f"needs {label}, which failed: {reason}")
         return lost is None
 
-    def _alone(self, waiting: dict[str, Task], key: str) -> None:
-        try:
-            self._parallel({key: waiting[key]}, 2)
-        except BrokenProcessPool as error:
-            # loky's text goes on with guesses and tracebacks; its first sentence says what happened.
-            self._finish(waiting[key], f"the worker died: {' '.join(str(error).split()).partition('. ')[0]}")
-
-    def _parallel(self, waiting: dict[str, Task], jobs: int) -> None:
-        """Run tasks side by side; each leaves `waiting` as it ends."""
-        if not waiting:
-            return
-        if self.jobs == 1 or self.plan.config.backend == "threading":
-            backend, parallel = (
-                "threading",
-                joblib.Parallel(
-                    n_jobs=self.jobs,
-                    backend="threading",
-                    return_as="generator_unordered",
-                    pre_dispatch="n_jobs",
-                    batch_size=1,
-                ),
-            )
-        else:
-            backend, parallel = (
-                "loky",
-                joblib.Parallel(
-                    n_jobs=jobs, backend="loky", return_as="generator_unordered", pre_dispatch="n_jobs", batch_size=1
-                ),
-            )
-        for outcome in parallel(self._calls(list(waiting.values()), backend)):
-            self._finish(waiting.pop(outcome.key), outcome.reason)
-
-    def _calls(self, tasks: list[Task], backend: str) -> Iterator[Callable[[], TaskOutcome]]:
-        """The calls of a wave; joblib takes the next one when a slot is free, so that what it took is running."""
-        for position, task in enumerate(tasks):
-            device = self.plan.devices[position % len(self.plan.devices)]
-            self.status.running.append(task.label)
-            self.watch(self.status)
-            yield joblib.delayed(_work)(task, self.context, str(device), backend == "loky")
+    def _start(self, task: Task) -> None:
+        self.status.running.append(task.label)
+        self.watch(self.status)
+        self.engine.submit(task)
 
     def _finish(self, task: Task, reason: str) -> None:
         self.status.done += 1
@@ -231,12 +198,3 @@ class _Run:
             self.reasons[task.key] = reason
             self.status.failed.append(task.label)
         self.watch(self.status)
-
-
-def _work(task: Task, context: Context, device: str, own_process: bool) -> TaskOutcome:
-    """Run a task in a worker. In a process of its own, Ctrl-C is left to the parent, which ends the workers."""
-    if own_process:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-        torch.set_num_threads(1)
-    return execute(task, context, device)

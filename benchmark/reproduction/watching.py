@@ -20,7 +20,7 @@ from advbench.attacks.threat import ThreatModel
 from advbench.clocks import single_thread
 from advbench.defenses.defended import Defended, Surrogate
 from advbench.defenses.training.smooth_gradient import Followed, SmoothGradient, follow
-from advbench.engine.scheduler import slots
+from advbench.engine.local import slots
 from advbench.files import write_atomically
 from advbench.registry import registry
 from advbench.reproduction.findings import RunFindings, ScoredCell
