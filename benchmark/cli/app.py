@@ -10,6 +10,7 @@ import typer
 
 from advbench import __version__
 from advbench.cli.choices import BenchName, ListKind, Scale, TableFormat
+from advbench.cli.completion import names_of
 from advbench.cli.record_commands import baseline, check, publish, report
 from advbench.cli.terminal import print_plan, print_result, print_verdicts, refuse, watcher
 from advbench.registry.schemes import targets
@@ -21,7 +22,6 @@ app = typer.Typer(
     name="advbench",
     help="Benchmark and leaderboard harness for adversarial robustness.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -61,18 +61,31 @@ def run(
     config: Annotated[Path | None, typer.Argument(help="A TOML file with the same settings; flags override it.")] = None,
     matrix: Annotated[str | None, typer.Option(help="white-box, black-box, transfer or all. [default: all]")] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="A data set's name, npz:PATH or folder:PATH. [default: digits]")
+        str | None,
+        typer.Option(
+            help="A data set's name, npz:PATH or folder:PATH. [default: digits]", autocompletion=names_of("datasets")
+        ),
     ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Directory containing the data sets. [default: $ADVBENCH_DATA]")
     ] = None,
     architecture: Annotated[
-        str | None, typer.Option(help="Architectures, such as gu2014/convnet,sgr2018/mnist-cnn.")
+        str | None,
+        typer.Option(
+            help="Architectures, such as gu2014/convnet,sgr2018/mnist-cnn.", autocompletion=names_of("architectures")
+        ),
     ] = None,
-    defense: Annotated[str | None, typer.Option(help="Defenses, such as none,pgd-linf(steps=10).")] = None,
-    attack: Annotated[str | None, typer.Option(help="Attacks, such as fgsm,pgd(steps=100).")] = None,
+    defense: Annotated[
+        str | None, typer.Option(help="Defenses, such as none,pgd-linf(steps=10).", autocompletion=names_of("defenses"))
+    ] = None,
+    attack: Annotated[
+        str | None, typer.Option(help="Attacks, such as fgsm,pgd(steps=100).", autocompletion=names_of("attacks"))
+    ] = None,
     substitute: Annotated[
-        str | None, typer.Option(help="Architectures of the black-box attacker's substitute model.")
+        str | None,
+        typer.Option(
+            help="Architectures of the black-box attacker's substitute model.", autocompletion=names_of("architectures")
+        ),
     ] = None,
     norm: Annotated[str | None, typer.Option(help="linf, l2 or l1, or none for corruptions. [default: linf]")] = None,
     epsilon: Annotated[
@@ -119,7 +132,9 @@ def run(
 @app.command()
 def evaluate(
     target: Annotated[str, typer.Argument(help=f"{targets()}.", metavar="TARGET")],
-    dataset: Annotated[str, typer.Option(help="A data set's name, npz:PATH or folder:PATH.")],
+    dataset: Annotated[
+        str, typer.Option(help="A data set's name, npz:PATH or folder:PATH.", autocompletion=names_of("datasets"))
+    ],
     data_dir: Annotated[
         Path | None, typer.Option(help="Directory containing the data sets. [default: $ADVBENCH_DATA]")
     ] = None,
@@ -128,7 +143,10 @@ def evaluate(
         str | None, typer.Option(help="The radius, such as 8/255. [default: the data set's usual one]")
     ] = None,
     attack: Annotated[
-        str | None, typer.Option(help="Attacks, such as auto,pgd(steps=100),foolbox/LinfPGD. [default: auto]")
+        str | None,
+        typer.Option(
+            help="Attacks, such as auto,pgd(steps=100),foolbox/LinfPGD. [default: auto]", autocompletion=names_of("attacks")
+        ),
     ] = None,
     n_examples: Annotated[int | None, typer.Option(help="Number of test images to score. [default: all]")] = None,
     weights: Annotated[
@@ -190,6 +208,7 @@ def conformance(
         typer.Argument(
             metavar="[ATTACK]...",
             help="Attacks, such as pgd or torchattacks/CW(steps=50). [default: all registered attacks]",
+            autocompletion=names_of("attacks"),
         ),
     ] = None,
     format: Annotated[TableFormat, typer.Option(help="Output format.")] = TableFormat.text,
