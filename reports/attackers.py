@@ -53,7 +53,7 @@ _HEADLINE = Column(
 
 
 def attackers_section(board: RankedBoard) -> Section | None:
-    """A row for each defense with test-time parts: three attackers side by side; None where the board has none."""
+    """A row for each defense with test-time parts: three attackers side by side; None if the board has none."""
     labels = {cell.record.target["label"] for cell in board.cells if _IGNORES.takes(cell.record)}
     standings = [standing for standing in board.standings if standing.label in labels]
     if not standings:
@@ -88,8 +88,8 @@ def _by_surrogate(board: RankedBoard, standings: Sequence[Standing]) -> Table:
         for cell in board.cells
         if cell.record.target["label"] == standing.label and _WHITE_BOX.takes(cell.record) and cell.examples is not None
     ]
-    found = {name for cell in cells for name in cell.record.details.get("candidates", {})}
-    names = sorted(found, key=lambda name: (not name.startswith("faithful"), name == "base", name))
+    surrogates = {name for cell in cells for name in cell.record.details.get("candidates", {})}
+    names = sorted(surrogates, key=lambda name: (not name.startswith("faithful"), name == "base", name))
     several = len({cell.record.seed for cell in cells}) > 1
     columns = (
         Column("Defense", heading=True),
@@ -125,66 +125,66 @@ def _draws(record: Record) -> Entry:
 
 
 def _row(board: RankedBoard, standing: Standing, shown: Sequence[_Attacker]) -> tuple[Entry, ...]:
-    found = {attacker.name: _accuracy(board, standing.label, attacker) for attacker in shown}
-    both = [found[attacker.name] for attacker in (_WHITE_BOX, _SUBSTITUTE)]
+    rates = {attacker.name: _accuracy(board, standing.label, attacker) for attacker in shown}
+    both = [rates[attacker.name] for attacker in (_WHITE_BOX, _SUBSTITUTE)]
     lowest = min((rate.estimate.value for rate in both if rate is not None), default=None)
     bounded = formatting.percent(lowest) if None not in both else f"≤ {formatting.percent(lowest)}"
     return (
         formatting.text_entry(standing.defense),
         formatting.share_entry(standing.clean.estimate if standing.clean else None),
-        *(formatting.share_entry(rate.estimate if rate else None) for rate in found.values()),
+        *(formatting.share_entry(rate.estimate if rate else None) for rate in rates.values()),
         formatting.number_entry(lowest, bounded),
         formatting.text_entry(standing.architecture),
     )
 
 
 def _accuracy(board: RankedBoard, label: str, attacker: _Attacker) -> OverSeeds | None:
-    """What an attacker leaves of a target, over its seeds; None where he was not run with every one of them."""
+    """What an attacker leaves of a target, over its seeds; None if he was not run with every one of them."""
     cells = [cell for cell in board.cells if cell.record.target["label"] == label]
     seeds = sorted({cell.record.seed for cell in cells})
-    found: list[Values] = []
+    by_seed: list[Values] = []
     for seed in seeds:
         own = [cell.outcome for cell in cells if cell.record.seed == seed and attacker.takes(cell.record)]
         outcomes = [outcome for outcome in own if outcome is not None]
         if not outcomes:
             return None
-        found.append(worst_case(outcomes, board.threat.epsilon).values)
-    return over_seeds(found) if len({len(values) for values in found}) == 1 else None
+        by_seed.append(worst_case(outcomes, board.threat.epsilon).values)
+    return over_seeds(by_seed) if len({len(values) for values in by_seed}) == 1 else None
 
 
 def _caveats(board: RankedBoard, labels: set[str], shown: Sequence[_Attacker]) -> list[str]:
     """Numbers that rest on fewer attacks than they should, and draws that were not enough."""
-    found = []
+    caveats = []
     for label in sorted(labels):
         cells = [cell for cell in board.cells if cell.record.target["label"] == label]
         for attacker in shown:
             lost = sum(cell.examples is None for cell in cells if attacker.takes(cell.record))
             if lost:
-                found.append(
+                caveats.append(
                     f"{label}: {formatting.plural(lost, 'cell')} of the attacker {attacker.name!r} have no numbers."
                 )
         for name, draws, cosine in sorted({each for cell in cells for each in _capped(cell.record)}):
-            found.append(
+            caveats.append(
                 f"{label}: {draws} draws were not enough for the mean gradient of {name} to settle (cosine {cosine:.2f}); "
                 "its white-box number is an upper bound."
             )
-    return found
+    return caveats
 
 
 def _capped(record: Record) -> list[tuple[str, int, float]]:
     """The surrogates whose EOT was cut short: name, draws and the lower of the cosines."""
     if record.matrix != "white-box":
         return []
-    prepared = record.details.get("preparation", {})
+    calibrated = record.details.get("preparation", {})
     return [
         (name, int(values["draws"]), min(cosine for cosine in values["cosines"] if cosine is not None))
-        for name, values in prepared.items()
+        for name, values in calibrated.items()
         if values.get("capped")
     ]
 
 
 def detectors_section(board: RankedBoard) -> Section | None:
-    """What the detectors of a board reject as their thresholds move; None where it has none.
+    """What the detectors of a board reject as their thresholds move; None if it has none.
 
     Rates are those of the white-box attack that leaves the least robust accuracy, for each target.
     """
@@ -227,8 +227,8 @@ def _strongest(board: RankedBoard, standing: Standing) -> Cell | None:
         for cell in board.cells
         if cell.record.target["label"] == standing.label and _WHITE_BOX.takes(cell.record) and cell.examples is not None
     ]
-    watched = [cell for cell in cells if cell.examples is not None and cell.examples.detected]
-    return min(watched, key=lambda cell: worst_case([_outcome(cell)], board.threat.epsilon).values.mean(), default=None)
+    detected = [cell for cell in cells if cell.examples is not None and cell.examples.detected]
+    return min(detected, key=lambda cell: worst_case([_outcome(cell)], board.threat.epsilon).values.mean(), default=None)
 
 
 def _outcome(cell: Cell) -> tuple[Record, Examples]:
@@ -274,7 +274,7 @@ def _curves(cell: Cell) -> tuple[figures.Curve, ...]:
 
 
 def detector_rates(examples: Examples, thresholds: Values) -> tuple[Values, Values, Values]:
-    """Three shares at every threshold of the score, (m,) each: what a detector rejects where its score is above it.
+    """Three shares at every threshold of the score, (m,) each: what a detector rejects if its score is above it.
 
     Clean images rejected, of all. Adversarials caught, of those that the model gets wrong (NaN without any), and undetected
     successes, of all; both for images whose clean one the model gets right, whether or not the detector accepts it. Scores

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from advbench.reports import formatting
 from advbench.reports.cells import Cells
@@ -23,11 +22,11 @@ _PLACE = (
 _DROPPED = ("Data and threat", "Seed")
 _RATES = (
     Column("Clean", "Accuracy on the clean images", numeric=True),
-    Column("Robust", "Robust accuracy at the record's radius", numeric=True),
+    Column("Robust", "Robust accuracy at the record's epsilon", numeric=True),
     Column("Success, all", "Share of all images that are wrong after the attack, clean errors among them", numeric=True),
     Column("Success, clean-correct", "Share of the clean-correct images that the attack made wrong", numeric=True),
     Column("Median distance", "Over clean-correct images, failures at infinity; minimal-norm attacks only", numeric=True),
-    Column("Mean RMS", "Over successes; a survivors' figure where fewer than 99% succeed", numeric=True),
+    Column("Mean RMS", "Over successes; a survivors' figure if fewer than 99% succeed", numeric=True),
     Column("Mean |r|/|x|", "Over successes; l2 of the perturbation over l2 of the image", numeric=True),
 )
 _COSTS = (
@@ -40,7 +39,7 @@ _COSTS = (
 
 
 def failure_section(cells: Cells) -> Section | None:
-    """The cells that have no numbers, and why; None where all have."""
+    """The cells that have no numbers, and why; None if all have."""
     rows = [_failure(cell.record) for cell in cells.unscored]
     rows += [
         (
@@ -146,27 +145,27 @@ def _place(record: Record) -> tuple[Entry, ...]:
     )
 
 
-def _rates(found: CellStatistics) -> tuple[Entry, ...]:
+def _rates(statistics: CellStatistics) -> tuple[Entry, ...]:
     return (
-        formatting.share_entry(found.clean_accuracy),
-        formatting.share_entry(found.robust_accuracy),
-        formatting.share_entry(found.success_all),
-        formatting.share_entry(found.success_clean_correct),
-        *_distortion(found.distortion),
+        formatting.share_entry(statistics.clean_accuracy),
+        formatting.share_entry(statistics.robust_accuracy),
+        formatting.share_entry(statistics.success_all),
+        formatting.share_entry(statistics.success_clean_correct),
+        *_distortion(statistics.distortion),
     )
 
 
-def _distortion(found: Distortion | None) -> tuple[Entry, Entry, Entry]:
-    if found is None:
+def _distortion(distortion: Distortion | None) -> tuple[Entry, Entry, Entry]:
+    if distortion is None:
         nothing = Entry(formatting.NONE, tone="muted")
         return nothing, nothing, nothing
-    note = f"{formatting.number(found.median.low)}–{formatting.number(found.median.high)}"
-    survivors = "survivors" if found.survivors else ""
+    note = f"{formatting.number(distortion.median.low)}–{formatting.number(distortion.median.high)}"
+    survivors = "survivors" if distortion.survivors else ""
     rms, ratio = (
         Entry(formatting.number(value), survivors if value == value else "", None if value != value else value)
-        for value in (found.mean_rms, found.mean_ratio)
+        for value in (distortion.mean_rms, distortion.mean_ratio)
     )
-    return Entry(formatting.number(found.median.value), note, found.median.value), rms, ratio
+    return Entry(formatting.number(distortion.median.value), note, distortion.median.value), rms, ratio
 
 
 def _cost_table(device: str, cells: Sequence[Cell]) -> Table:
@@ -184,8 +183,10 @@ def _cost_table(device: str, cells: Sequence[Cell]) -> Table:
 
 
 def _costs(cell: Cell) -> tuple[Entry, ...]:
-    found, memory = cell.statistics, cell.record.measured.get("peak_memory_bytes")
-    values = [found.seconds, found.forwards, found.backwards, found.queries] if found else [None] * 4
+    statistics, memory = cell.statistics, cell.record.measured.get("peak_memory_bytes")
+    values = (
+        [statistics.seconds, statistics.forwards, statistics.backwards, statistics.queries] if statistics else [None] * 4
+    )
     words = [formatting.seconds(values[0]), *(formatting.number(value) for value in values[1:])]
     entries = (formatting.number_entry(value, word) for value, word in zip(values, words, strict=True))
     return (*entries, formatting.number_entry(memory, formatting.megabytes(memory)))
@@ -217,7 +218,7 @@ def _is_mapping(value: object) -> bool:
     return isinstance(value, Mapping)
 
 
-def _values(values: Iterable[Any]) -> str:
+def _values(values: Iterable[object]) -> str:
     return "; ".join(dict.fromkeys(str(value) for value in values if value is not None))
 
 
@@ -226,7 +227,10 @@ def _targets(records: Sequence[Record]) -> Iterable[tuple[Entry, ...]]:
     for record in records:
         target = record.target
         kind = "stochastic" if target["stochastic"] else "deterministic"
-        row = (target["label"], _component(target["defense"]), _component(target["architecture"]), kind)
+        defense, architecture = (
+            formatting.component(part["name"], part["arguments"]) for part in (target["defense"], target["architecture"])
+        )
+        row = (target["label"], defense, architecture, kind)
         weights = seen.setdefault(row, {})
         if record.weights_sha256:
             weights[record.seed] = record.weights_sha256[:16]
@@ -238,13 +242,10 @@ def _targets(records: Sequence[Record]) -> Iterable[tuple[Entry, ...]]:
 def _attacks(records: Sequence[Record]) -> Iterable[tuple[Entry, ...]]:
     kinds: dict[tuple[str, str, str], set[str]] = {}
     for record in records:
-        row = (record.attack["label"], _component(record.attack), record.attack["source_hash"][:16])
-        budget = "minimal norm" if record.attack["minimal_norm"] else "fixed epsilon"
-        kind = ", ".join(dict.fromkeys((record.attack.get("family", budget), budget)))
+        attack = record.attack
+        row = (attack["label"], formatting.component(attack["name"], attack["arguments"]), attack["source_hash"][:16])
+        budget = "minimal norm" if attack["minimal_norm"] else "fixed epsilon"
+        kind = ", ".join(dict.fromkeys((attack.get("family", budget), budget)))
         kinds.setdefault(row, set()).add(f"{kind} ({record.matrix})")
-    for row, found in sorted(kinds.items()):
-        yield tuple(map(formatting.text_entry, (*row, ", ".join(sorted(found)))))
-
-
-def _component(spec: Mapping[str, Any]) -> str:
-    return f"{spec['name']}({formatting.arguments(spec['arguments'])})"
+    for row, variants in sorted(kinds.items()):
+        yield tuple(map(formatting.text_entry, (*row, ", ".join(sorted(variants)))))

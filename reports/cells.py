@@ -30,15 +30,15 @@ class Cells:
 
 
 def load(store: Store, keys: Sequence[str] | None = None) -> Cells:
-    """Read the cells `keys` of a store, all where None. A damaged record is logged and counts as missing."""
+    """Read the cells `keys` of a store, all if None. A damaged record is logged and counts as missing."""
     wanted = store.keys() if keys is None else list(dict.fromkeys(keys))
-    found = {key: store.load(key) for key in wanted}
-    cells = [Cell(*parts) for parts in found.values() if parts is not None]
-    return Cells(in_order(cells), tuple(key for key, parts in found.items() if parts is None))
+    parts_by_key = {key: store.load(key) for key in wanted}
+    cells = [Cell(*parts) for parts in parts_by_key.values() if parts is not None]
+    return Cells(in_order(cells), tuple(key for key, parts in parts_by_key.items() if parts is None))
 
 
 def from_records(records: Iterable[Record], store: Store) -> tuple[Cell, ...]:
-    """The cells of records that were read already, as they come. Raises ValueError where the examples are damaged."""
+    """The cells of records that were read already, as they come. Raises ValueError if the examples are damaged."""
     return tuple(Cell(record, store.examples(record.key) if record.status == "ok" else None) for record in records)
 
 

@@ -64,7 +64,7 @@ def _row(first: Standing, second: Standing, duel: Duel) -> tuple[Entry, ...]:
 def _over_cells(first: Standing, second: Standing) -> float | None:
     """The p-value over the attackers that both targets met, not those from one of the two; None for too few."""
     own = {first.label, second.label, "itself"}
-    common = [one for one in first.by_attacker.keys() & second.by_attacker.keys() if one.source not in own]
+    common = [attacker for attacker in first.by_attacker.keys() & second.by_attacker.keys() if attacker.source not in own]
     if len(common) < _FEWEST_CELLS:
         return None
     values = [[standing.by_attacker[attacker] for attacker in sorted(common)] for standing in (second, first)]

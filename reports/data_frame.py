@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from advbench.reports import formatting
 from advbench.reports.cells import Cells, from_records
@@ -45,10 +45,10 @@ def cell_frame(cells: Sequence[Cell], missing: Sequence[str] = ()) -> pd.DataFra
     return pd.DataFrame(rows, columns=list(_COLUMNS))
 
 
-def _row(cell: Cell) -> dict[str, Any]:
-    record, found = cell.record, cell.statistics
+def _row(cell: Cell) -> dict[str, object]:
+    record, statistics = cell.record, cell.statistics
     defense, architecture = formatting.names(record)
-    row: dict[str, Any] = {
+    row: dict[str, object] = {
         "key": record.key,
         "status": record.status,
         "reason": record.reason,
@@ -70,24 +70,24 @@ def _row(cell: Cell) -> dict[str, Any]:
         "device": record.measured.get("device"),
         "peak_memory_bytes": record.measured.get("peak_memory_bytes"),
     }
-    if found is None:
+    if statistics is None:
         return row
     for name in _RATES:
-        row |= _estimate(name, getattr(found, name))
-    if found.distortion is not None:
-        row |= _estimate("median_distance", found.distortion.median)
+        row |= _estimate(name, getattr(statistics, name))
+    if statistics.distortion is not None:
+        row |= _estimate("median_distance", statistics.distortion.median)
         row |= {
-            "mean_rms": found.distortion.mean_rms,
-            "mean_ratio": found.distortion.mean_ratio,
-            "survivors": found.distortion.survivors,
+            "mean_rms": statistics.distortion.mean_rms,
+            "mean_ratio": statistics.distortion.mean_ratio,
+            "survivors": statistics.distortion.survivors,
         }
-    return row | {f"{name}_per_image": getattr(found, name) for name in _COSTS}
+    return row | {f"{name}_per_image": getattr(statistics, name) for name in _COSTS}
 
 
 def _ranks(cell: Cell, ranks: Mapping[tuple[BoardThreat, str], tuple[int, int]]) -> dict[str, int]:
     """The rank interval of a cell's target on the board of the cell's own threat."""
-    found = ranks.get((threat_of(cell), cell.record.target["label"]))
-    return {} if found is None else {"target_rank_low": found[0], "target_rank_high": found[1]}
+    interval = ranks.get((threat_of(cell), cell.record.target["label"]))
+    return {} if interval is None else {"target_rank_low": interval[0], "target_rank_high": interval[1]}
 
 
 def _estimate(name: str, estimate: Estimate | None) -> dict[str, float]:

@@ -37,10 +37,10 @@ def distortion_sections(cells: Sequence[Cell]) -> list[Section]:
                 anchor=formatting.anchor(f"distances {context}"),
                 context=context,
                 text="How far minimal-norm attacks moved the clean-correct images, over all training seeds.",
-                tables=tuple(_table(name, found, family.norm) for name, found in groups.items()),
+                tables=tuple(_table(name, by_target, family.norm) for name, by_target in groups.items()),
                 figures=(
                     figures.line_plots(
-                        [panel(name, found) for name, found in groups.items()],
+                        [panel(name, by_target) for name, by_target in groups.items()],
                         x_label=f"{family.norm} distance",
                         y_label="share of images",
                         caption=f"Histograms of the {family.norm} distances; images that were not reached are not in them",
@@ -54,23 +54,23 @@ def distortion_sections(cells: Sequence[Cell]) -> list[Section]:
 
 
 def by_attack(cells: Sequence[Cell]) -> dict[str, dict[str, Values]]:
-    """Distances of the clean-correct images, infinity where the attack failed, by attack and target, seeds together.
+    """Distances of the clean-correct images, infinity if the attack failed, by attack and target, seeds together.
 
-    A cell that is run at several radii counts once: its distances do not depend on them.
+    A cell that is run at several epsilons counts once: its distances do not depend on them.
     """
     once = {
         (str(seen_attacker(cell.record)), cell.record.target["label"], cell.record.seed): cell for cell in reversed(cells)
     }
-    found: dict[str, dict[str, Values]] = {}
+    distances: dict[str, dict[str, Values]] = {}
     for attack, group in groupby(sorted(once), key=lambda place: place[0]):
         for place in group:
             cell = once[place]
             assert cell.examples is not None
             attacked = clean_correct(cell.examples) & ~np.isnan(distance(cell.record, cell.examples))
-            by_target = found.setdefault(attack, {})
+            by_target = distances.setdefault(attack, {})
             before = by_target.get(place[1], np.empty(0))
             by_target[place[1]] = np.concatenate((before, distance(cell.record, cell.examples)[attacked]))
-    return found
+    return distances
 
 
 def panel(name: str, by_target: dict[str, Values]) -> figures.Panel:

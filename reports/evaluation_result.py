@@ -8,11 +8,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from advbench.results.flags import Flag, flags
 from advbench.results.record import Examples, Record
 from advbench.results.statistics import Estimate, Outcome, cell_statistics, distance, rate, robust, worst_case
 from advbench.results.unit_tests import PASSED, unit_test_of
@@ -21,13 +22,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA_VERSION = 1
+_Plain = TypeVar("_Plain")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EvaluationResult:
     """One model, attacked.
 
-    label: of the model. cells: the record of every attack, with its examples where it was scored. missing: labels of cells
+    label: of the model. cells: the record of every attack, with its examples if it was scored. missing: labels of cells
     that have no record, after an interruption. seconds: of the whole evaluation. reports: files that were written.
     """
 
@@ -45,7 +47,7 @@ class EvaluationResult:
 
     @property
     def complete(self) -> bool:
-        """Whether every attack was scored; where not, `robust` is an upper bound."""
+        """Whether every attack was scored; if not, `robust` is an upper bound."""
         return not self.missing and len(self.outcomes) == len(self.cells)
 
     @property
@@ -55,22 +57,18 @@ class EvaluationResult:
 
     @property
     def clean(self) -> Estimate | None:
-        """Accuracy on the clean images, with its 95% interval; None where no attack was scored."""
+        """Accuracy on the clean images, with its 95% interval; None if no attack was scored."""
         return rate(self._clean()) if self.outcomes else None
 
     @property
     def robust(self) -> Estimate | None:
-        """Accuracy under the worst of all attacks, per example, with its 95% interval; None where none was scored."""
+        """Accuracy under the worst of all attacks, per example, with its 95% interval; None if none was scored."""
         return rate(self._robust()) if self.outcomes else None
 
     @property
-    def flags(self) -> list[dict[str, Any]]:
+    def flags(self) -> list[dict[str, str | int]]:
         """Signs that the evaluation is incomplete, as `advbench.results.flags` finds them."""
-        try:
-            from advbench.results import flags
-        except ImportError:
-            return []
-        return [asdict(flag) for flag in flags.flags(self.outcomes, self._epsilon())] if self.outcomes else []
+        return [asdict(flag) for flag in self._flags()]
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -80,14 +78,14 @@ class EvaluationResult:
         return pd.DataFrame(self.rows())
 
     def rows(self) -> list[dict[str, Any]]:
-        """What `frame` holds: shares in [0, 1] with the ends of their intervals; None where there is no number."""
-        found = [self._row(record, examples) for record, examples in self.cells]
-        found += [{**dict.fromkeys(_ROW), "attack": label, "status": "missing"} for label in self.missing]
+        """What `frame` holds: shares in [0, 1] with the ends of their intervals; None if there is no number."""
+        rows = [self._row(record, examples) for record, examples in self.cells]
+        rows += [{**dict.fromkeys(_ROW), "attack": label, "status": "missing"} for label in self.missing]
         worst = self.robust
         if worst is not None:
             label = "worst case" + ("" if self.complete else ", incomplete") + (", an upper bound" if self.flags else "")
-            found.append({**dict.fromkeys(_ROW), "attack": label, "status": "ok", **_estimate("robust", worst)})
-        return found
+            rows.append({**dict.fromkeys(_ROW), "attack": label, "status": "ok", **_estimate("robust", worst)})
+        return rows
 
     def summary(self) -> dict[str, Any]:
         """All of it as plain JSON values; per-example outcomes in data-set order."""
@@ -126,16 +124,17 @@ class EvaluationResult:
         rows = [_texts(row, unit_test=bool(tested)) for row in self.rows()]
         lines += [tabulate(rows, names, tablefmt="simple", disable_numparse=True)]
         lines += [f"unit test of {label}, left out: {test.why_not}" for label, test in tested.items() if test.why_not]
-        lines += [f"failed: {record.attack['label']}: {record.reason}" for record, found in self.cells if found is None]
-        for flag in self.flags:
-            lines.append(f"flag: {flag['finding']} ({flag['measured']}); next: {flag['remedy']}")
+        lines += [
+            f"failed: {record.attack['label']}: {record.reason}" for record, examples in self.cells if examples is None
+        ]
+        lines += [f"flag: {flag.finding} ({flag.measured}); next: {flag.remedy}" for flag in self._flags()]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         head = f"<p><b>{html.escape(self._title())}</b>"
         if self.clean is not None:
             head += f"<br>clean accuracy {_share(self.clean)}"
-        flagged = "".join(f"<li>{html.escape(flag['finding'])}: {html.escape(flag['measured'])}</li>" for flag in self.flags)
+        flagged = "".join(f"<li>{html.escape(flag.finding)}: {html.escape(flag.measured)}</li>" for flag in self._flags())
         return head + "</p>" + str(self.frame.to_html(index=False, na_rep="")) + (f"<ul>{flagged}</ul>" if flagged else "")
 
     def _title(self) -> str:
@@ -143,8 +142,8 @@ class EvaluationResult:
             return self.label
         record = self.cells[0][0]
         threat, n = record.threat, record.dataset["n"]
-        radius = "" if threat["epsilon"] is None else f" {threat['epsilon']:.4g}"
-        bound = f"{threat['norm']}{radius}" if threat["norm"] != "none" else "corruptions"
+        epsilon = "" if threat["epsilon"] is None else f" {threat['epsilon']:.4g}"
+        bound = f"{threat['norm']}{epsilon}" if threat["norm"] != "none" else "corruptions"
         return f"{self.label} on {n} {'image' if n == 1 else 'images'} of {record.dataset['name']}, {bound}"
 
     def _row(self, record: Record, examples: Examples | None) -> dict[str, Any]:
@@ -153,46 +152,49 @@ class EvaluationResult:
         row["unit_test"] = tested.share if tested is not None else None
         if examples is None:
             return row
-        found = cell_statistics(record, examples)
-        row |= {name: getattr(found, name) for name in ("seconds", "forwards", "backwards", "queries")}
-        if found.distortion is not None:
-            row |= _estimate("median_distance", found.distortion.median)
-        return row | (_estimate("robust", found.robust_accuracy) if found.robust_accuracy else {})
+        statistics = cell_statistics(record, examples)
+        row |= {name: getattr(statistics, name) for name in ("seconds", "forwards", "backwards", "queries")}
+        if statistics.distortion is not None:
+            row |= _estimate("median_distance", statistics.distortion.median)
+        return row | (_estimate("robust", statistics.robust_accuracy) if statistics.robust_accuracy else {})
 
     def _attack(self, record: Record, examples: Examples | None) -> dict[str, Any]:
         attack = record.attack
-        found: dict[str, Any] = {name: attack[name] for name in ("label", "name", "arguments", "minimal_norm")}
-        found |= {"status": record.status, "reason": record.reason}
+        facts: dict[str, Any] = {name: attack[name] for name in ("label", "name", "arguments", "minimal_norm")}
+        facts |= {"status": record.status, "reason": record.reason}
         row = {
             name: _plain(value) for name, value in self._row(record, examples).items() if name not in ("attack", "status")
         }
         success = cell_statistics(record, examples).success_clean_correct if examples is not None else None
         tested = unit_test_of(record)
         row["unit_test"] = None if tested is None else tested.described()
-        return found | row | {"success_clean_correct": _as_json(success)}
+        return facts | row | {"success_clean_correct": _as_json(success)}
 
     def _examples(self) -> dict[str, Any]:
         """Per-example outcomes, in the order of the data set."""
         _, first = self.outcomes[0]
         order = np.argsort(first.index)
-        columns: dict[str, NDArray[Any]] = {
+        columns: dict[str, NDArray[np.generic]] = {
             "index": first.index,
             "label": first.label,
             "clean_prediction": first.clean_prediction,
             "clean": self._clean(),
             "robust": self._robust(),
         }
-        found: dict[str, Any] = {
+        outcomes: dict[str, Any] = {
             name: [_plain(value) for value in values[order].tolist()] for name, values in columns.items()
         }
-        found["by_attack"] = {
+        outcomes["by_attack"] = {
             record.attack["label"]: [_plain(value) for value in robust(record, examples)[order].tolist()]
             for record, examples in self.outcomes
         }
         nearest = [distance(record, examples)[order] for record, examples in self.outcomes if record.attack["minimal_norm"]]
         if nearest:
-            found["distance"] = [_plain(value) for value in np.fmin.reduce(nearest).tolist()]
-        return found
+            outcomes["distance"] = [_plain(value) for value in np.fmin.reduce(nearest).tolist()]
+        return outcomes
+
+    def _flags(self) -> tuple[Flag, ...]:
+        return flags(self.outcomes, self._epsilon()) if self.outcomes else ()
 
     def _clean(self) -> NDArray[np.float64]:
         _, examples = self.outcomes[0]
@@ -223,23 +225,23 @@ _ROW = (
 _COSTS = ("median distance", "forwards", "backwards", "time per image")
 
 
-def _estimate(name: str, found: Estimate) -> dict[str, float]:
-    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+def _estimate(name: str, estimate: Estimate) -> dict[str, float]:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
-def _as_json(found: Estimate | None) -> dict[str, Any]:
-    if found is None:
+def _as_json(estimate: Estimate | None) -> dict[str, float | None]:
+    if estimate is None:
         return {}
-    return {name: _plain(getattr(found, name)) for name in ("value", "low", "high")}
+    return {name: _plain(getattr(estimate, name)) for name in ("value", "low", "high")}
 
 
-def _plain(value: Any) -> Any:
-    """A value for JSON, which knows neither NaN nor infinity: None."""
+def _plain(value: _Plain) -> _Plain | None:
+    """A value for JSON; None for NaN and infinity, which JSON does not know."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _share(found: Estimate) -> str:
-    return f"{100 * found.value:.1f}% [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+def _share(estimate: Estimate) -> str:
+    return f"{100 * estimate.value:.1f}% [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
 
 
 def _texts(row: Mapping[str, Any], *, unit_test: bool) -> tuple[str, ...]:

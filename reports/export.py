@@ -16,7 +16,7 @@ from advbench.reports.write import read
 def export(folders: Mapping[Path, Sequence[str] | None], to: Path, format: str) -> list[Path]:
     """Write every figure as ``svg``, ``png`` or ``pdf``, all cells as ``csv``, or ``robustbench``, into the folder `to`.
 
-    folders: output folders and their cells, all where None. Returns the files. Raises ValueError where there is nothing to
+    folders: output folders and their cells, all if None. Returns the files. Raises ValueError if there is nothing to
     write: no figure, or no board whose norm RobustBench has.
     """
     cells = read(folders)
@@ -44,15 +44,17 @@ def csv(cells: Cells) -> str:
     return cell_frame(cells.cells, cells.missing).to_csv(index=False, lineterminator="\n")
 
 
-def figures(found: Sequence[Section], format: str) -> dict[str, bytes]:
+def figures(sections: Sequence[Section], format: str) -> dict[str, bytes]:
     """The drawings of sections as files, by name."""
-    return {f"{name}.{format}": one.file(format) for name, one in drawings(found).items() if one.file is not None}
+    return {
+        f"{name}.{format}": drawing.file(format) for name, drawing in drawings(sections).items() if drawing.file is not None
+    }
 
 
 def _robustbench(cells: Cells) -> dict[str, str]:
-    found = ranked_boards(cells)
-    fitting = [board for board in found if board.threat.norm in NORMS and board.threat.epsilon is not None]
+    boards = ranked_boards(cells)
+    fitting = [board for board in boards if board.threat.norm in NORMS and board.threat.epsilon is not None]
     if not fitting:
-        got = ", ".join(board.title for board in found) or "none"
-        raise ValueError(f"Expected a linf or l2 board with a radius for RobustBench, got {got}")
+        got = ", ".join(board.title for board in boards) or "none"
+        raise ValueError(f"Expected a linf or l2 board with an epsilon for RobustBench, got {got}")
     return {f"model_info/{path}": info for board in fitting for path, info in model_infos(board).items()}

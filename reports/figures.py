@@ -63,7 +63,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Panel:
-    """One plot of several side by side. verticals: positions of vertical lines that mark a radius."""
+    """One plot of several side by side. verticals: positions of vertical lines that mark an epsilon."""
 
     title: str
     curves: tuple[Curve, ...]
@@ -83,11 +83,10 @@ def heat_map(
 ) -> Drawing:
     """A matrix of shares in [0, 1] as colours with their percentages.
 
-    values: shape (rows, columns), NaN where there is none: the cell then holds its word. framed: cells (row, column) that
+    values: shape (rows, columns), NaN if there is none: the cell then holds its word. framed: cells (row, column) that
     get a frame. divider: the row before which a gap is drawn.
     """
     from matplotlib.patches import Rectangle
-    from seaborn import heatmap
 
     row_names, column_names = [shorten(name) for name in rows], [shorten(name) for name in columns]
     left = 0.25 + 0.075 * max(map(len, row_names))
@@ -98,25 +97,7 @@ def heat_map(
 
     def draw(figure: Figure, paper: str) -> None:
         axes = figure.add_axes((left / (left + width + right), 0.0, width / (left + width + right), height / (height + top)))
-        heatmap(
-            values,
-            ax=axes,
-            vmin=0,
-            vmax=1,
-            cmap="crest",
-            cbar=False,
-            annot=100 * values,
-            fmt=".1f",
-            linewidths=1.5,
-            linecolor=paper,
-            xticklabels=column_names,
-            yticklabels=row_names,
-        )
-        axes.xaxis.tick_top()
-        axes.tick_params(length=0, pad=4)
-        axes.set_yticks(axes.get_yticks(), row_names, rotation=0)
-        if slanted:
-            axes.set_xticks(axes.get_xticks(), column_names, rotation=35, ha="left", rotation_mode="anchor")
+        _draw_shares(axes, values, row_names, column_names, paper, slanted=slanted)
         for row, column in framed:
             place = Rectangle((column + 0.05, row + 0.07), 0.9, 0.86, fill=False, edgecolor="#ffffff", linewidth=1.3)
             axes.add_patch(place)
@@ -126,6 +107,33 @@ def heat_map(
             axes.axhline(divider, color=_INK, linewidth=2)
 
     return _drawing((left + width + right, height + top), draw, alt, caption)
+
+
+def _draw_shares(
+    axes: Axes, values: Values, row_names: Sequence[str], column_names: Sequence[str], paper: str, *, slanted: bool
+) -> None:
+    """The coloured cells of a heat map with their percentages and the names beside them."""
+    from seaborn import heatmap
+
+    heatmap(
+        values,
+        ax=axes,
+        vmin=0,
+        vmax=1,
+        cmap="crest",
+        cbar=False,
+        annot=100 * values,
+        fmt=".1f",
+        linewidths=1.5,
+        linecolor=paper,
+        xticklabels=column_names,
+        yticklabels=row_names,
+    )
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0, pad=4)
+    axes.set_yticks(axes.get_yticks(), row_names, rotation=0)
+    if slanted:
+        axes.set_xticks(axes.get_xticks(), column_names, rotation=35, ha="left", rotation_mode="anchor")
 
 
 def line_plots(
@@ -146,10 +154,11 @@ def line_plots(
     whether x is on a logarithmic axis, whose ticks say what `x_text` makes of their values.
     """
     names = list(dict.fromkeys(curve.name for panel in panels for curve in panel.curves))
+    labels = [shorten(name) for name in names]
     across = min(3, len(panels))
     down = -(-len(panels) // across)
     width = 4.8 if across == 1 else 3.0 * across + 0.3
-    legend_columns = max(1, int(width / (0.6 + 0.08 * max(len(shorten(name)) for name in names)))) if names else 1
+    legend_columns = max(1, int(width / (0.6 + 0.08 * max(map(len, labels))))) if names else 1
     legend_rows = -(-len(names) // legend_columns)
     height = (2.7 if across == 1 else 2.35) * down + 0.22 * legend_rows
 
@@ -160,25 +169,18 @@ def line_plots(
         for axes, panel in zip(grid.flat, panels, strict=False):
             _draw_panel(axes, panel, names, x_label)
             if log_x:
-                axes.set_xscale("log")
-                axes.margins(x=0.15)
-                axes.xaxis.set_major_formatter(lambda value, _: x_text(value))
-                axes.xaxis.set_minor_formatter(lambda *_: "")
+                _set_log_x(axes, x_text)
             elif shares:
                 axes.set_xlim(left=0)
-            if zoomed:
-                axes.set_ylim(bottom=0)
-                axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
-            elif shares:
-                axes.set_ylim(-0.02, 1.02)
-                axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
+            if shares or zoomed:
+                _set_shares(axes, zoomed=zoomed)
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
         for axes in grid[:, 0]:
             axes.set_ylabel(y_label)
         handles = {line.get_label(): line for axes in grid.flat for line in axes.get_lines()}
         shown = [handles[name] for name in names]
-        figure.legend(shown, [shorten(name) for name in names], loc="lower left", ncols=legend_columns, borderaxespad=0.1)
+        figure.legend(shown, labels, loc="lower left", ncols=legend_columns, borderaxespad=0.1)
 
     return _drawing((width, height), draw, alt, caption)
 
@@ -197,6 +199,23 @@ def _draw_panel(axes: Axes, panel: Panel, names: Sequence[str], x_label: str) ->
     axes.set_xlabel(x_label)
     axes.grid(color=_INK, alpha=0.13, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _set_log_x(axes: Axes, x_text: Callable[[float], str]) -> None:
+    axes.set_xscale("log")
+    axes.margins(x=0.15)
+    axes.xaxis.set_major_formatter(lambda value, _: x_text(value))
+    axes.xaxis.set_minor_formatter(lambda *_: "")
+
+
+def _set_shares(axes: Axes, *, zoomed: bool) -> None:
+    """A y axis of shares, from 0 as far as the curves reach if `zoomed`, else to 1."""
+    if zoomed:
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+    else:
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
 
 
 def _draw_curve(axes: Axes, curve: Curve, place: int) -> None:
@@ -269,7 +288,7 @@ def _page_markup(svg: str) -> str:
 
 
 def on_paper(svg: str) -> str:
-    """A drawing's markup as an SVG file: dark ink on white paper, whatever page it is shown on."""
+    """A drawing's markup as an SVG file: dark ink on white paper, on any page."""
     root = ElementTree.fromstring(svg)
     root.set("xmlns", "http://www.w3.org/2000/svg")
     root.set("font-family", "sans-serif")

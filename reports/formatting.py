@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from advbench.reports.section import Entry, Tone
 from advbench.results.boards import BoardThreat, seen_attacker
@@ -66,9 +65,14 @@ def threat(norm: str, epsilon: float | None) -> str:
     return f"{norm}, any distance" if epsilon is None else f"{norm} ≤ {epsilon_text(epsilon)}"
 
 
-def arguments(values: Mapping[str, Any]) -> str:
+def arguments(values: Mapping[str, object]) -> str:
     """The arguments of a component, as ``steps=40, step_size=0.1``."""
     return ", ".join(f"{name}={value!r}" if isinstance(value, str) else f"{name}={value}" for name, value in values.items())
+
+
+def component(name: str, values: Mapping[str, object]) -> str:
+    """A component with its arguments, as ``pgd(steps=40)``."""
+    return f"{name}({arguments(values)})"
 
 
 def names(record: Record) -> tuple[str, str]:
@@ -100,14 +104,14 @@ def anchor(text: str) -> str:
 
 
 def slugs(texts: Iterable[str]) -> list[str]:
-    """Names of files or links, one for each text, numbered where they would be equal."""
-    found: list[str] = []
+    """Names of files or links, one for each text, numbered if they would be equal."""
+    taken: list[str] = []
     for text in texts:
         name, place = anchor(text), 2
-        while name in found:
+        while name in taken:
             name, place = f"{anchor(text)}-{place}", place + 1
-        found.append(name)
-    return found
+        taken.append(name)
+    return taken
 
 
 def plural(count: int, noun: str) -> str:

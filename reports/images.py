@@ -37,7 +37,7 @@ def image_section(cells: Sequence[Cell]) -> Section | None:
 
 
 def _identity(cell: Cell, gallery: Gallery) -> bytes:
-    """Transfers are the same where the adversarials are; elsewhere every cell is its own."""
+    """What tells grids apart: the adversarials of a transfer, the key of any other cell."""
     if cell.record.matrix != "transfer":
         return cell.record.key.encode()
     return gallery.adversarial.tobytes() + gallery.index.tobytes()

@@ -23,14 +23,14 @@ def leaderboard_section(board: RankedBoard, *, missing: int = 0) -> Section:
         anchor=formatting.anchor(f"leaderboard {board.title}"),
         text=(
             f"Targets ranked by robust accuracy under {formatting.threat(threat.norm, threat.epsilon)} on the same {images}."
-            " An image counts as robust only where every attack of every matrix leaves it correct; images that the model "
+            " An image counts as robust only if every attack of every matrix leaves it correct; images that the model "
             f"gets wrong without an attack count as not robust. {_ranking_text(board)}"
         ),
         context=board.title,
         tables=(
             Table(
                 f"Worst-case robust accuracy, {board.title}",
-                tuple(one.column for one in columns),
+                tuple(column.column for column in columns),
                 rows,
                 filterable=len(rows) > 8,
             ),
@@ -48,13 +48,13 @@ class _Column:
 
 
 def _columns(board: RankedBoard) -> list[_Column]:
-    """The columns of a board: only the matrices that it has, and seeds and distances where there are some."""
+    """The columns of a board: only the matrices that it has, and seeds and distances if it has any."""
     matrices = [matrix for matrix in RANKED if any(cell.record.matrix == matrix for cell in board.cells)]
     distances = any(standing.distortion for standing in board.standings)
     several_seeds = any(len(standing.seeds) > 1 for standing in board.standings)
-    found = [*_FIRST, *(_matrix_column(matrix) for matrix in matrices), _WEAKEST]
+    columns = [*_FIRST, *(_matrix_column(matrix) for matrix in matrices), _WEAKEST]
     times = _time_columns(board)
-    return [*found, *([_DISTANCE] if distances else []), *times, *([_SEEDS] if several_seeds else []), _ARCHITECTURE]
+    return [*columns, *([_DISTANCE] if distances else []), *times, *([_SEEDS] if several_seeds else []), _ARCHITECTURE]
 
 
 def _matrix_column(matrix: str) -> _Column:
@@ -81,7 +81,7 @@ def _clean(standing: Standing) -> Entry:
 
 
 def robust_entry(standing: Standing) -> Entry:
-    """Robust accuracy as a board shows it: an upper bound where the target lacks cells or is flagged."""
+    """Robust accuracy as a board shows it: an upper bound if the target lacks cells or is flagged."""
     if standing.robust is None:
         return Entry("incomplete", "no scored cell", tone="warning")
     estimate = standing.robust.estimate
@@ -127,9 +127,9 @@ def _by_seed(standing: Standing) -> Entry:
 
 def _spread(standing: Standing) -> str:
     """Median and spread over training seeds, and how much of a single training's luck is the seed's and the images'."""
-    found = split_variance(standing.answers)
-    points = [f"{100 * one:.1f}" for one in (found.spread, found.training, found.sampling)]
-    return f"median {formatting.percent(found.median)}, spread {points[0]} points; seed {points[1]}, images {points[2]}"
+    variance = split_variance(standing.answers)
+    points = [f"{100 * deviation:.1f}" for deviation in (variance.spread, variance.training, variance.sampling)]
+    return f"median {formatting.percent(variance.median)}, spread {points[0]} points; seed {points[1]}, images {points[2]}"
 
 
 _FIRST = (
@@ -167,7 +167,7 @@ def _ranking_text(board: RankedBoard) -> str:
     tested = (
         "Student's t over training seeds"
         if board.ranking.over_seeds
-        else "exact McNemar on the same images, sign flips where outcomes are shares"
+        else "exact McNemar on the same images, sign flips if outcomes are shares"
     )
     return (
         "A rank is an interval: from 1 + the number of targets that are significantly better, to all but those that are "
@@ -181,15 +181,15 @@ def _claim(board: RankedBoard) -> list[str]:
     if not board.ranking.duels or board.ranking.over_seeds:
         return []
     return [
-        "Ranks compare these checkpoints, not the methods: some target has one training seed, and another seed may move it "
-        "by more than the images do."
+        "Ranks compare these checkpoints, not the methods: at least one target has a single training seed, and another seed "
+        "may move it by more than the images do."
     ]
 
 
 def _incomplete(board: RankedBoard, missing: int) -> list[str]:
-    found = []
+    caveats = []
     if missing:
-        found.append(
+        caveats.append(
             f"{formatting.plural(missing, 'cell')} of the run have no record yet, so that this ranking is provisional."
         )
     for standing in board.standings:
@@ -197,10 +197,10 @@ def _incomplete(board: RankedBoard, missing: int) -> list[str]:
             lacks = ", ".join(standing.lacks[:4]) + (
                 f" and {len(standing.lacks) - 4} more" if len(standing.lacks) > 4 else ""
             )
-            found.append(
+            caveats.append(
                 f"{standing.label} is unranked: without {lacks or 'a scored cell'} its value is only an upper bound."
             )
-    return found
+    return caveats
 
 
 def _flagged(board: RankedBoard) -> list[str]:

@@ -18,7 +18,7 @@ def to_markdown(
     folder: where the drawings lie as SVG files, under the names that `advbench.reports.section.drawings` gives; they are
     shown. Without it they, and grids of images always, are left to the HTML report, the file `page`.
     """
-    files = {id(one): f"{folder}/{name}.svg" for name, one in drawings(sections).items()} if folder else {}
+    files = {id(drawing): f"{folder}/{name}.svg" for name, drawing in drawings(sections).items()} if folder else {}
     parts = [f"# {escape(title)}", *(_section(section, page, files) for section in sections)]
     return "\n\n".join(parts) + "\n"
 
@@ -33,8 +33,8 @@ def _section(section: Section, page: str, files: Mapping[int, str]) -> str:
     parts = [f"## {escape(title)}", escape(section.text)]
     parts += [f"> **Note:** {escape(caveat)}" for caveat in section.caveats]
     parts += [_table(table) for table in section.tables]
-    shown = [one for one in section.figures if isinstance(one, Drawing) and id(one) in files]
-    parts += [f"![{escape(one.alt)}]({files[id(one)]})" for one in shown]
+    shown = [drawing for drawing in section.figures if isinstance(drawing, Drawing) and id(drawing) in files]
+    parts += [f"![{escape(drawing.alt)}]({files[id(drawing)]})" for drawing in shown]
     count = sum(figure is not None and id(figure) not in files for figure in section.figures)
     if count:
         figures = "1 figure" if count == 1 else f"{count} figures"

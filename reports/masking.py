@@ -19,7 +19,7 @@ _COLUMNS = (
 
 
 def masking_section(board: RankedBoard) -> Section | None:
-    """A row for each flag of a board; None where nothing is flagged."""
+    """A row for each flag of a board; None if nothing is flagged."""
     table = flag_table(f"Flags, {board.title}", board.standings)
     if not table.rows:
         return None

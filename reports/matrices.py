@@ -24,21 +24,21 @@ class _Grid:
     rates: Mapping[tuple[str, Attacker], OverSeeds | str]
 
     def value(self, target: str, attacker: Attacker) -> float:
-        """Robust accuracy, NaN where there is none."""
-        found = self.rates.get((target, attacker))
-        return found.estimate.value if isinstance(found, OverSeeds) else np.nan
+        """Robust accuracy, NaN if there is none."""
+        rate = self.rates.get((target, attacker))
+        return rate.estimate.value if isinstance(rate, OverSeeds) else np.nan
 
     def entry(self, target: str, attacker: Attacker) -> Entry:
         """The cell of a table."""
-        found = self.rates.get((target, attacker))
-        if isinstance(found, OverSeeds):
-            return formatting.share_entry(found.estimate)
-        return Entry(found, tone="warning") if found else Entry(formatting.NONE, tone="muted")
+        rate = self.rates.get((target, attacker))
+        if isinstance(rate, OverSeeds):
+            return formatting.share_entry(rate.estimate)
+        return Entry(rate, tone="warning") if rate else Entry(formatting.NONE, tone="muted")
 
     def word(self, target: str, attacker: Attacker) -> str:
         """What stands in a cell without a number."""
-        found = self.rates.get((target, attacker))
-        return found if isinstance(found, str) else ""
+        rate = self.rates.get((target, attacker))
+        return rate if isinstance(rate, str) else ""
 
 
 def matrix_sections(board: RankedBoard) -> list[Section]:
@@ -75,8 +75,8 @@ def _targets(board: RankedBoard) -> list[str]:
 
 
 def _attackers(board: RankedBoard, matrix: str) -> list[Attacker]:
-    found = {seen_attacker(cell.record) for cell in board.cells if cell.record.matrix == matrix}
-    return sorted(found)
+    attackers = {seen_attacker(cell.record) for cell in board.cells if cell.record.matrix == matrix}
+    return sorted(attackers)
 
 
 def _white_box(board: RankedBoard, grid: _Grid) -> Section:
@@ -196,13 +196,13 @@ def _transfer(board: RankedBoard, grid: _Grid) -> Section:
 
 def _sources(board: RankedBoard, attack: str) -> list[str]:
     """The sources of an attack: first those that are targets too, in the same order, then the others."""
-    found = {
+    sources = {
         str(cell.record.source["label"])
         for cell in board.cells
         if cell.record.source and cell.record.matrix == "transfer" and cell.record.attack["label"] == attack
     }
-    targets = [target for target in _targets(board) if target in found]
-    return targets + sorted(found - set(targets))
+    targets = [target for target in _targets(board) if target in sources]
+    return targets + sorted(sources - set(targets))
 
 
 def _pair(source: str, target: str, attack: str) -> Attacker:
@@ -210,7 +210,7 @@ def _pair(source: str, target: str, attack: str) -> Attacker:
 
 
 def _transfer_means(board: RankedBoard, grid: _Grid, attack: str) -> list[float]:
-    """The mean over the other sources, by target; NaN where one of them has no number."""
+    """The mean over the other sources, by target; NaN if one of them has no number."""
     means = []
     for target in _targets(board):
         others = [source for source in _sources(board, attack) if source != target]

@@ -1,7 +1,7 @@
 """Several runs in one report: every cell once, every model under a name of its own, and only fair boards joined.
 
-Boards of different runs are joined where that takes nobody's rank: then all that are ranked together have been attacked by
-the very same attacks (DESIGN, invariant 4). Otherwise each keeps its own board, which names its runs.
+Boards of different runs are joined if no target loses its rank: then all targets of a board were attacked by
+the same attacks (DESIGN, invariant 4). Otherwise each keeps its own board, which names its runs.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from advbench.results.record import Record
 
 def merge(runs: Mapping[str, Cells]) -> Cells:
     """The cells of several runs, by the run's name, as the cells of one report."""
-    found = _distinct(_named_apart(runs))
+    cells_by_run = _distinct(_named_apart(runs))
     families: dict[BoardThreat, dict[str, list[Cell]]] = {}
-    for run, cells in found.items():
+    for run, cells in cells_by_run.items():
         for cell in cells:
             families.setdefault(threat_of(cell).family, {}).setdefault(run, []).append(cell)
     merged = [cell for by_run in families.values() for cell in _joined(by_run)]
@@ -40,23 +40,25 @@ def _distinct(runs: Mapping[str, Sequence[Cell]]) -> dict[str, list[Cell]]:
                 if (cell.examples is not None) is scored:
                     owner.setdefault(cell.record.key, run)
     taken: set[str] = set()
-    found: dict[str, list[Cell]] = {}
+    distinct: dict[str, list[Cell]] = {}
     for run, cells in runs.items():
-        found[run] = [cell for cell in cells if owner[cell.record.key] == run and cell.record.key not in taken]
-        taken |= {cell.record.key for cell in found[run]}
-    return found
+        distinct[run] = [cell for cell in cells if owner[cell.record.key] == run and cell.record.key not in taken]
+        taken |= {cell.record.key for cell in distinct[run]}
+    return distinct
 
 
 def _named_apart(runs: Mapping[str, Cells]) -> dict[str, list[Cell]]:
-    """The cells with labels that name one model each: by the architecture where that tells them apart, else by the run."""
+    """The cells with labels that name one model each: by the architecture if it tells them apart, else by the run."""
     models: dict[tuple[str, int], dict[str, set[str]]] = {}
     for run, cells in runs.items():
         for cell in cells.cells:
             record = cell.record
             if record.weights_sha256:
-                found = models.setdefault((record.target["label"], record.seed), {}).setdefault(run, set())
-                found.add(record.weights_sha256)
-    clashing = {label for (label, _), by_run in models.items() if len({frozenset(found) for found in by_run.values()}) > 1}
+                weights = models.setdefault((record.target["label"], record.seed), {}).setdefault(run, set())
+                weights.add(record.weights_sha256)
+    clashing = {
+        label for (label, _), by_run in models.items() if len({frozenset(weights) for weights in by_run.values()}) > 1
+    }
     by_architecture = {label for label in clashing if _architectures_differ(label, runs)}
 
     def name(run: str, target: Mapping[str, object]) -> str:
@@ -76,7 +78,7 @@ def _architectures_differ(label: str, runs: Mapping[str, Cells]) -> bool:
         {cell.record.target["architecture"]["name"] for cell in cells.cells if cell.record.target["label"] == label}
         for cells in runs.values()
     ]
-    names = [one for found in seen if found for one in found]
+    names = [name for architectures in seen if architectures for name in architectures]
     return len(set(names)) == len(names)
 
 
@@ -92,17 +94,17 @@ def _renamed(cell: Cell, run: str, name: Callable[[str, Mapping[str, object]], s
 
 
 def _joined(by_run: Mapping[str, Sequence[Cell]]) -> list[Cell]:
-    """The cells of one data set and norm, with the runs that share a board named where there is more than one board."""
+    """The cells of one data set and norm, with the runs that share a board named if there is more than one board."""
     groups: list[tuple[str, ...]] = [(run,) for run in by_run]
-    everyone = tuple(by_run)
-    if len(groups) > 1 and _may_join([by_run[run] for run in everyone]):
-        groups = [everyone]
+    every_run = tuple(by_run)
+    if len(groups) > 1 and _may_join([by_run[run] for run in every_run]):
+        groups = [every_run]
     while len(groups) > 1:
         pair = next(
             (
-                (one, other)
-                for one, other in combinations(groups, 2)
-                if _may_join([[cell for run in group for cell in by_run[run]] for group in (one, other)])
+                (first, second)
+                for first, second in combinations(groups, 2)
+                if _may_join([[cell for run in group for cell in by_run[run]] for group in (first, second)])
             ),
             None,
         )
@@ -114,7 +116,7 @@ def _joined(by_run: Mapping[str, Sequence[Cell]]) -> list[Cell]:
 
 
 def _may_join(parts: Sequence[Sequence[Cell]]) -> bool:
-    """Whether one board for all takes nobody's rank, and every attack's name means the same in all."""
+    """Whether no target loses its rank on one board for all, and each attack's name stands for one attack."""
     together = [cell for cells in parts for cell in cells]
     meanings = {_meaning(cell.record) for cell in together}
     if len({label for label, _ in meanings}) < len(meanings):

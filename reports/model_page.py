@@ -53,8 +53,8 @@ def model_sections(model: Model) -> list[Section]:
     """All that the records say about one model."""
     families = dict.fromkeys(threat_of(cell).family for cell in model.scored)
     curves = (_curve_section(model, family) for family in families if family.norm != "none")
-    found = [_standing_section(model), _flag_section(model), *curves, _attack_section(model), _distance_section(model)]
-    return [section for section in (*found, image_section(model.scored)) if section is not None]
+    sections = [_standing_section(model), _flag_section(model), *curves, _attack_section(model), _distance_section(model)]
+    return [section for section in (*sections, image_section(model.scored)) if section is not None]
 
 
 def _standing_section(model: Model) -> Section | None:
@@ -108,7 +108,7 @@ def _flag_section(model: Model) -> Section:
 
 
 def _curve_section(model: Model, family: BoardThreat) -> Section | None:
-    """Robust accuracy against the radius: minimal-norm attacks as curves, worst cases as points."""
+    """Robust accuracy against epsilon: minimal-norm attacks as curves, worst cases as points."""
     cells = [cell for cell in model.scored if threat_of(cell).family == family]
     minimal: dict[str, list[Cell]] = {}
     for cell in cells:
@@ -121,65 +121,67 @@ def _curve_section(model: Model, family: BoardThreat) -> Section | None:
     ]
     if not minimal and len(worst) < 2:
         return None
-    reach = _reach([radius for radius, _ in worst], [cell for found in minimal.values() for cell in found])
-    curves = [_curve(name, found, np.linspace(0, reach, _POINTS)) for name, found in minimal.items()]
-    if worst:
-        x, y, low, high = (
-            np.array(column)
-            for column in zip(*((radius, one.value, one.low, one.high) for radius, one in sorted(worst)), strict=True)
-        )
-        curves.append(figures.Curve("worst case over all attacks", x, y, marked=True, low=low, high=high))
+    reach = _reach([epsilon for epsilon, _ in worst], [cell for group in minimal.values() for cell in group])
+    curves = [_curve(name, group, np.linspace(0, reach, _POINTS)) for name, group in minimal.items()]
+    curves += [_worst_curve(worst)] if worst else []
     context = formatting.family_title(family)
-    points = np.unique(np.concatenate((reach * np.array(_TABULATED), [radius for radius, _ in worst])))
-    rows = [_curve(name, found, points) for name, found in minimal.items()]
+    points = np.unique(np.concatenate((reach * np.array(_TABULATED), [epsilon for epsilon, _ in worst])))
+    rows = [_curve(name, group, points) for name, group in minimal.items()]
     return Section(
         title="Security curve",
         anchor=formatting.anchor(f"curve {context}"),
         context=context,
-        text="Robust accuracy at every radius. Bands and whiskers are 95% intervals over the images.",
-        tables=(_radii_table(points, rows),) if rows else (),
+        text="Robust accuracy at every epsilon. Bands and whiskers are 95% intervals over the images.",
+        tables=(_epsilon_table(points, rows),) if rows else (),
         figures=(
             figures.line_plots(
-                [figures.Panel(model.label, tuple(curves), tuple(radius for radius, _ in worst))],
+                [figures.Panel(model.label, tuple(curves), tuple(epsilon for epsilon, _ in worst))],
                 x_label=f"{family.norm} distance",
                 y_label="robust accuracy",
-                caption=f"Robust accuracy of {model.label} against the {family.norm} radius",
-                alt=f"Falling curves of the robust accuracy of {model.label} over the {family.norm} radius",
+                caption=f"Robust accuracy of {model.label} against the {family.norm} epsilon",
+                alt=f"Falling curves of the robust accuracy of {model.label} over the {family.norm} epsilon",
             ),
         ),
     )
 
 
-def _radii_table(radii: Values, curves: Sequence[figures.Curve]) -> Table:
-    """Curves at a few radii, a row for each radius."""
+def _worst_curve(worst: Sequence[tuple[float, Estimate]]) -> figures.Curve:
+    """The worst cases at several epsilons, with their intervals."""
+    points = [(epsilon, rate.value, rate.low, rate.high) for epsilon, rate in sorted(worst, key=lambda point: point[0])]
+    x, y, low, high = np.array(points).T
+    return figures.Curve("worst case over all attacks", x, y, marked=True, low=low, high=high)
+
+
+def _epsilon_table(epsilons: Values, curves: Sequence[figures.Curve]) -> Table:
+    """Curves at a few epsilons, a row for each."""
     columns = (Column("Radius", numeric=True), *(Column(curve.name, numeric=True) for curve in curves))
     rows = []
-    for i, radius in enumerate(radii):
+    for i, epsilon in enumerate(epsilons):
         ends = [(curve.y, curve.low, curve.high) for curve in curves]
         rates = [Estimate(*(float(values[i]) for values in each if values is not None)) for each in ends]
-        rows.append((Entry(formatting.number(float(radius)), order=float(radius)), *map(formatting.share_entry, rates)))
-    return Table("Robust accuracy by radius", columns, tuple(rows))
+        rows.append((Entry(formatting.number(float(epsilon)), order=float(epsilon)), *map(formatting.share_entry, rates)))
+    return Table("Robust accuracy by epsilon", columns, tuple(rows))
 
 
 def _curve(name: str, cells: Sequence[Cell], x: Values) -> figures.Curve:
     once = {cell.record.seed: cell for cell in cells}.values()
-    found = [robust_curve(cell.record, cell.examples, x) for cell in once if cell.examples is not None]
+    shares = [robust_curve(cell.record, cell.examples, x) for cell in once if cell.examples is not None]
     n = min(len(cell.examples) for cell in once if cell.examples is not None)
-    return with_interval(figures.Curve(name, x, np.mean(found, axis=0)), n)
+    return with_interval(figures.Curve(name, x, np.mean(shares, axis=0)), n)
 
 
-def _reach(radii: Sequence[float], cells: Sequence[Cell]) -> float:
-    """As far as nearly all images are broken, and half as far again as the largest radius."""
+def _reach(epsilons: Sequence[float], cells: Sequence[Cell]) -> float:
+    """As far as nearly all images are broken, and half as far again as the largest epsilon."""
     distances = [distance(cell.record, cell.examples) for cell in cells if cell.examples is not None]
     finite = np.concatenate([values[np.isfinite(values)] for values in distances] or [np.empty(0)])
     far = float(np.quantile(finite, 0.95)) if len(finite) else 0.0
-    return max(far, 1.5 * max(radii, default=0.0)) or 1.0
+    return max(far, 1.5 * max(epsilons, default=0.0)) or 1.0
 
 
 def _attack_section(model: Model) -> Section:
     columns = (
         Column("Attack", heading=True),
-        Column("Robust accuracy", "At the threat's radius, with its 95% interval", numeric=True),
+        Column("Robust accuracy", "At the threat's epsilon, with its 95% interval", numeric=True),
         Column("Matrix", choice=True),
         Column("Source", "Where the adversarials were crafted, if not on the model itself", choice=True),
         Column("Data and threat", choice=True),
@@ -208,7 +210,7 @@ def _left(cell: Cell) -> float:
 
 
 def _attack_row(cell: Cell) -> tuple[Entry, ...]:
-    record, found = cell.record, cell.statistics
+    record, statistics = cell.record, cell.statistics
     threat = f"{record.dataset['name']}, {formatting.threat(record.threat['norm'], record.threat['epsilon'])}"
     attack = formatting.text_entry(record.attack["label"])
     place = (
@@ -219,27 +221,27 @@ def _attack_row(cell: Cell) -> tuple[Entry, ...]:
     )
     device = formatting.text_entry(str(record.measured.get("device", "")))
     nothing = Entry(formatting.NONE, tone="muted")
-    if found is None:
+    if statistics is None:
         failed = Entry("failed" if record.status == "error" else record.status, record.reason[:80], tone="warning")
         return (attack, failed, *place, *[nothing] * 2, device, *[nothing] * 3)
-    median = found.distortion.median if found.distortion else None
+    median = statistics.distortion.median if statistics.distortion else None
     return (
         attack,
-        formatting.share_entry(found.robust_accuracy, bar=found.robust_accuracy is not None),
+        formatting.share_entry(statistics.robust_accuracy, bar=statistics.robust_accuracy is not None),
         *place,
-        formatting.share_entry(found.success_clean_correct),
+        formatting.share_entry(statistics.success_clean_correct),
         nothing if median is None else Entry(formatting.number(median.value), order=median.value),
         device,
-        formatting.number_entry(found.seconds, formatting.seconds(found.seconds)),
-        formatting.number_entry(found.forwards, formatting.number(found.forwards)),
-        formatting.number_entry(found.queries, formatting.number(found.queries)),
+        formatting.number_entry(statistics.seconds, formatting.seconds(statistics.seconds)),
+        formatting.number_entry(statistics.forwards, formatting.number(statistics.forwards)),
+        formatting.number_entry(statistics.queries, formatting.number(statistics.queries)),
     )
 
 
 def _distance_section(model: Model) -> Section | None:
-    found = distortion.distortion_sections(model.scored)
-    drawings: list[Drawing] = [figure for section in found for figure in section.figures if isinstance(figure, Drawing)]
-    tables = tuple(table for section in found for table in section.tables)
-    if not found:
+    sections = distortion.distortion_sections(model.scored)
+    drawings: list[Drawing] = [figure for section in sections for figure in section.figures if isinstance(figure, Drawing)]
+    tables = tuple(table for section in sections for table in section.tables)
+    if not sections:
         return None
-    return Section(title="Distances", anchor="distances", text=found[0].text, tables=tables, figures=tuple(drawings))
+    return Section(title="Distances", anchor="distances", text=sections[0].text, tables=tables, figures=tuple(drawings))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from advbench.reports import formatting
 from advbench.results.record import RANKED, Record
@@ -16,7 +15,7 @@ _OWN, _PREFIX, _HELD = "own", "own:", "own:held:"
 
 @dataclass(frozen=True, slots=True)
 class RerunRecipe:
-    """A command, the file of settings that it reads (empty where it needs none), and what else to know."""
+    """A command, the file of settings that it reads (empty if it needs none), and what else to know."""
 
     command: str
     settings: str
@@ -24,7 +23,7 @@ class RerunRecipe:
 
 
 def reproduction(records: Sequence[Record], settings: str) -> RerunRecipe:
-    """How to run the cells of one model again. settings: those of its run as TOML, empty where they are not known."""
+    """How to run the cells of one model again. settings: those of its run as TOML, empty if they are not known."""
     versions = _environment(records, "advbench")
     where = f"Its numbers come from advbench {versions} on {_devices(records)}; another device can flip a few outcomes."
     if records[0].target["defense"]["name"] == _OWN:
@@ -40,7 +39,7 @@ def _run(records: Sequence[Record]) -> str:
     models = {source["label"]: source for source in sources if source["kind"] == "model"}
     targets = [records[0].target, *models.values()]
     substitutes = _names(source["label"].removeprefix("substitute ") for source in sources if source["kind"] == "substitute")
-    training: dict[str, Any] = records[0].details.get("train") or {}
+    training: Mapping[str, object] = records[0].details.get("train") or {}
     return _command(
         ["advbench", "run"],
         {
@@ -73,18 +72,18 @@ def _evaluate(records: Sequence[Record]) -> str:
     )
 
 
-def _attacked(records: Sequence[Record]) -> dict[str, Any]:
-    radii = sorted({record.threat["epsilon"] for record in records if record.threat["epsilon"] is not None})
+def _attacked(records: Sequence[Record]) -> dict[str, object]:
+    epsilons = sorted({record.threat["epsilon"] for record in records if record.threat["epsilon"] is not None})
     return {
         "attack": _names(record.attack["label"] for record in records),
         "norm": records[0].threat["norm"],
-        "epsilon": ",".join(map(formatting.epsilon_text, radii)),
+        "epsilon": ",".join(map(formatting.epsilon_text, epsilons)),
         "seed": ",".join(map(str, sorted({record.seed for record in records}))),
         "n-examples": records[0].dataset["n"],
     }
 
 
-def _command(words: Sequence[str], flags: dict[str, Any], switches: Sequence[str]) -> str:
+def _command(words: Sequence[str], flags: Mapping[str, object], switches: Sequence[str]) -> str:
     given = [word for name, value in flags.items() if value not in (None, "") for word in (f"--{name}", str(value))]
     return shlex.join([*words, *given, *switches])
 
@@ -95,7 +94,12 @@ def _names(names: Iterable[str]) -> str:
 
 def _environment(records: Sequence[Record], name: str) -> str:
     environments = [record.measured.get("environment") for record in records]
-    return _names(str(one[name]) for one in environments if isinstance(one, dict) and name in one) or "of unknown version"
+    return (
+        _names(
+            str(environment[name]) for environment in environments if isinstance(environment, dict) and name in environment
+        )
+        or "of unknown version"
+    )
 
 
 def _devices(records: Sequence[Record]) -> str:

@@ -15,13 +15,13 @@ NORMS = {"linf": "Linf", "l2": "L2"}
 def model_infos(board: RankedBoard) -> dict[str, str]:
     """The model_info of every ranked model, by its path under ``model_info/``.
 
-    ``external`` is this board's worst case; ``autoattack_acc`` is there where `autoattack` itself was run in the white-box
+    ``external`` is this board's worst case; ``autoattack_acc`` is there if `autoattack` itself was run in the white-box
     matrix, and ``unreliable`` says that the evaluation is flagged. Of what the records cannot know (authors, venue, link)
     the fields are empty, for you to fill in. Raises ValueError for a norm that RobustBench has not.
     """
     threat = board.threat
     if threat.norm not in NORMS or threat.epsilon is None:
-        raise ValueError(f"Expected a linf or l2 board with a radius for RobustBench, got {board.title}")
+        raise ValueError(f"Expected a linf or l2 board with an epsilon for RobustBench, got {board.title}")
     ranked = [standing for standing in board.standings if standing.rank is not None]
     folder = f"{formatting.anchor(threat.dataset)}/{NORMS[threat.norm]}"
     names = formatting.slugs(

@@ -31,7 +31,7 @@ class Entry:
     """A cell of a table.
 
     text: what it says. note: more of it, in smaller type. order: what it is sorted by, None for what has no value (last,
-    whichever way the table is sorted). interval: drawn as a bar where the renderer can, a share in [0, 1]. link: where its
+    in either direction). interval: drawn as a bar where the renderer can, a share in [0, 1]. link: where its
     text leads, on a page that has such a place.
     """
 
@@ -112,7 +112,7 @@ class Section:
     """A part of the report.
 
     anchor: its name in links, lower-case letters, digits and hyphens. context: the data set and threat that it speaks of,
-    where it speaks of one. The i-th figure belongs beside the i-th table; None stands for a table without one.
+    if there is one. The i-th figure belongs beside the i-th table; None stands for a table without one.
     """
 
     title: str
@@ -125,10 +125,10 @@ class Section:
 
 
 def drawings(sections: Sequence[Section]) -> dict[str, Drawing]:
-    """All drawings by a name for their files: the section's anchor, numbered where it has several."""
-    found = {}
+    """All drawings by a name for their files: the section's anchor, numbered if it has several."""
+    by_name = {}
     for section in sections:
         own = [figure for figure in section.figures if isinstance(figure, Drawing)]
         for place, drawing in enumerate(own, start=1):
-            found[f"{section.anchor}-{place}" if len(own) > 1 else section.anchor] = drawing
-    return found
+            by_name[f"{section.anchor}-{place}" if len(own) > 1 else section.anchor] = drawing
+    return by_name

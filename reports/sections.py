@@ -23,20 +23,20 @@ from advbench.reports.unit_tests import unit_test_section
 
 def sections(cells: Cells) -> list[Section]:
     """Leaderboards first, then what they rest on."""
-    found = ranked_boards(cells)
+    boards = ranked_boards(cells)
     failures, images = failure_section(cells), image_section(cells.scored)
     return _distinct(
-        *(leaderboard_section(board, missing=len(cells.missing)) for board in found),
-        *(section for section in map(attackers_section, found) if section is not None),
-        *(section for section in map(masking_section, found) if section is not None),
-        *(section for section in map(unit_test_section, found) if section is not None),
+        *(leaderboard_section(board, missing=len(cells.missing)) for board in boards),
+        *(section for section in map(attackers_section, boards) if section is not None),
+        *(section for section in map(masking_section, boards) if section is not None),
+        *(section for section in map(unit_test_section, boards) if section is not None),
         *([failures] if failures else []),
-        *(section for board in found for section in matrix_sections(board)),
-        *(section for section in map(detectors_section, found) if section is not None),
-        *curve_sections(found, cells.scored),
+        *(section for board in boards for section in matrix_sections(board)),
+        *(section for section in map(detectors_section, boards) if section is not None),
+        *curve_sections(boards, cells.scored),
         *distortion_sections(cells.scored),
-        *(section for section in map(tradeoff_section, found) if section is not None),
-        *(section for section in map(comparison_section, found) if section is not None),
+        *(section for section in map(tradeoff_section, boards) if section is not None),
+        *(section for section in map(comparison_section, boards) if section is not None),
         *([images] if images else []),
         all_cells_section(cells),
         *cost_sections(cells),
@@ -44,27 +44,30 @@ def sections(cells: Cells) -> list[Section]:
     )
 
 
-def _distinct(*found: Section) -> list[Section]:
+def _distinct(*sections: Section) -> list[Section]:
     """Sections with an anchor of their own each, where data sets of different sizes share a name."""
-    anchors = [section.anchor for section in found]
+    anchors = [section.anchor for section in sections]
     places = [anchors[:i].count(anchor) for i, anchor in enumerate(anchors)]
     return [
-        replace(one, anchor=f"{one.anchor}-{place + 1}") if place else one for one, place in zip(found, places, strict=True)
+        replace(section, anchor=f"{section.anchor}-{place + 1}") if place else section
+        for section, place in zip(sections, places, strict=True)
     ]
 
 
 def summary(cells: Cells) -> list[tuple[str, str]]:
     """The facts under the report's title."""
     records = [cell.record for cell in cells.cells]
-    data = dict.fromkeys(f"{one.dataset['name']} ({formatting.plural(one.dataset['n'], 'image')})" for one in records)
-    threats = dict.fromkeys(formatting.threat(one.threat["norm"], one.threat["epsilon"]) for one in records)
+    data = dict.fromkeys(
+        f"{record.dataset['name']} ({formatting.plural(record.dataset['n'], 'image')})" for record in records
+    )
+    threats = dict.fromkeys(formatting.threat(record.threat["norm"], record.threat["epsilon"]) for record in records)
     without = len(cells.unscored) + len(cells.missing)
     counted = formatting.plural(len(cells.scored), "scored cell") + (f", {without} without numbers" if without else "")
     facts = (
         ("Data", ", ".join(data)),
         ("Threat", ", ".join(threats)),
-        ("Targets", str(len({one.target["label"] for one in records}))),
-        ("Attacks", ", ".join(sorted({one.attack["label"] for one in records}))),
+        ("Targets", str(len({record.target["label"] for record in records}))),
+        ("Attacks", ", ".join(sorted({record.attack["label"] for record in records}))),
         ("Cells", counted),
     )
     return [(name, value) for name, value in facts if value]

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from advbench.files import write_atomically
 from advbench.reports import formatting
@@ -61,13 +60,13 @@ def write_site(
 
 def site(cells: Cells, *, title: str, settings: Mapping[str, str]) -> dict[str, str]:
     """The site's files by path. settings: of the runs as TOML, by the cells' origin."""
-    found = ranked_boards(cells)
-    everyone = models(found, cells.cells)
+    boards = ranked_boards(cells)
+    everyone = models(boards, cells.cells)
     slugs = dict(zip((one.label for one in everyone), formatting.slugs(one.label for one in everyone), strict=True))
     pages = {label: f"models/{slug}.html" for label, slug in slugs.items()}
-    data = _data(cells, found)
+    data = _data(cells, boards)
     files = {
-        "index.html": _index(cells, found, title, pages, data),
+        "index.html": _index(cells, boards, title, pages, data),
         "report.html": to_html(sections(cells), title=title, summary=summary(cells)),
         ".nojekyll": "",
         **{file.path: file.content for file in data},
@@ -80,12 +79,12 @@ def site(cells: Cells, *, title: str, settings: Mapping[str, str]) -> dict[str, 
 
 
 def _index(
-    cells: Cells, found: Sequence[RankedBoard], title: str, pages: Mapping[str, str], data: Sequence[DataFile]
+    cells: Cells, boards: Sequence[RankedBoard], title: str, pages: Mapping[str, str], data: Sequence[DataFile]
 ) -> str:
     listed = [
-        (board.title, _linked(leaderboard_section(board, missing=len(cells.missing)), board, pages)) for board in found
+        (board.title, _linked(leaderboard_section(board, missing=len(cells.missing)), board, pages)) for board in boards
     ]
-    ranked = {standing.label for board in found for standing in board.standings}
+    ranked = {standing.label for board in boards for standing in board.standings}
     others = {label: page for label, page in pages.items() if label not in ranked}
     return render(
         "index.html",
@@ -116,8 +115,8 @@ def _model(model: Model, title: str, again: Sequence[tuple[str, RerunRecipe]]) -
     target = record.target
     weights = {f"{cell.record.seed}": cell.record.weights_sha256[:16] for cell in model.cells if cell.record.weights_sha256}
     facts = [
-        ("Defense", _component(target["defense"])),
-        ("Architecture", _component(target["architecture"])),
+        ("Defense", _component(target["defense"]["name"], target["defense"]["arguments"])),
+        ("Architecture", _component(target["architecture"]["name"], target["architecture"]["arguments"])),
         ("Kind", "stochastic" if target["stochastic"] else "deterministic"),
         ("Weights (SHA-256)", ", ".join(f"seed {seed}: {digest}" for seed, digest in sorted(weights.items()))),
         ("Device", ", ".join(dict.fromkeys(str(cell.record.measured.get("device", "")) for cell in model.cells))),
@@ -142,9 +141,9 @@ def _searchable(section: Section) -> Section:
     return replace(section, tables=tuple(map(short, section.tables)))
 
 
-def _component(spec: Mapping[str, Any]) -> str:
-    given = formatting.arguments(spec["arguments"])
-    return f"{spec['name']}({given})" if given else str(spec["name"])
+def _component(name: str, arguments: Mapping[str, object]) -> str:
+    """A component as the page of a model names it, without brackets if it has no arguments."""
+    return formatting.component(name, arguments) if arguments else name
 
 
 def _reproductions(model: Model, settings: Mapping[str, str], slug: str) -> list[tuple[str, RerunRecipe]]:
@@ -159,13 +158,13 @@ def _reproductions(model: Model, settings: Mapping[str, str], slug: str) -> list
     ]
 
 
-def _data(cells: Cells, found: Sequence[RankedBoard]) -> list[DataFile]:
-    standings = json.dumps([_board(board) for board in found], indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+def _data(cells: Cells, boards: Sequence[RankedBoard]) -> list[DataFile]:
+    standings = json.dumps([_board(board) for board in boards], indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     files = [
         DataFile("data/cells.csv", csv(cells), "every cell of the matrices, failed ones among them: a row each"),
         DataFile("data/leaderboard.json", standings, "the boards: ranks, intervals, flags, the value of every strategy"),
     ]
-    for board in found:
+    for board in boards:
         if board.threat.norm in NORMS and board.threat.epsilon is not None:
             files += [
                 DataFile(f"data/model_info/{path}", info, "RobustBench's model_info", one_of_many=True)
@@ -204,8 +203,8 @@ def _board(board: RankedBoard) -> dict[str, object]:
 def _estimate(rate: OverSeeds | None) -> dict[str, object] | None:
     if rate is None:
         return None
-    found = rate.estimate
-    return {"value": found.value, "low": found.low, "high": found.high, "by_seed": list(rate.by_seed)}
+    estimate = rate.estimate
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "by_seed": list(rate.by_seed)}
 
 
 def _listed(manifest: Path) -> list[str]:

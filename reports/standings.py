@@ -33,14 +33,16 @@ from advbench.results.statistics import OverSeeds, Values, over_seeds
 class Standing:
     """How one target stands on a board.
 
-    rank: the place in the order shown, from 1, equal values share one; None where the target is incomplete. ranks: the
-    interval of ranks that the tests leave open, `advbench.results.ranking`. clean, robust: accuracies over the training
-    seeds; None without a scored cell. by_matrix: worst-case robust accuracy of each matrix. by_attacker: robust accuracy of
-    each attacker alone, the lowest of which is the `weakest`. distortion: the minimal-norm attack with the smallest median
-    distance, and that distance. seconds: attack time per example, summed over the attackers of the white-box matrix (of
-    all where it has none), by device. lacks: what others on the board have and this target has not. flags: why its
-    robust accuracy is only an upper bound, although nothing lacks. answers: share of correct answers in the worst case by
-    example, in the order of the data set, (n,) for each training seed.
+    rank: the place in the order shown, from 1, equal values share one; None if the target is incomplete. ranks: the
+    interval of ranks that the tests leave open, `advbench.results.ranking`.
+    clean, robust: accuracies over the training seeds; None without a scored cell. answers: share of correct answers in the
+    worst case by example, in the order of the data set, (n,) for each training seed.
+    by_matrix: worst-case robust accuracy of each matrix. by_attacker: robust accuracy of each attacker alone, the lowest of
+    which is the `weakest`.
+    distortion: the minimal-norm attack with the smallest median distance, and that distance. seconds: attack time per
+    example, summed over the attackers of the white-box matrix (of all if it has none), by device.
+    lacks: the attackers that other targets on the board have and this one lacks. flags: why its robust accuracy is only an
+    upper bound, although no attacker is missing.
     """
 
     label: str
@@ -100,15 +102,15 @@ def ranked_boards(cells: Cells) -> tuple[RankedBoard, ...]:
 
 def complete(cells: Iterable[Cell]) -> set[tuple[BoardThreat, str]]:
     """The targets that lack nothing of what others on their board have, each with its board's threat; without figures."""
-    found = set()
+    targets = set()
     for threat, members in by_threat(cells).items():
         ranked = ranking(members)
         needed = _needed(ranked)
         for label in {label_of(cell) for cell in ranked}:
             scored = [cell for cell in ranked if label_of(cell) == label and cell.examples is not None]
             if scored and not _lacks(label, scored, needed):
-                found.add((threat, label))
-    return found
+                targets.add((threat, label))
+    return targets
 
 
 def _ranked_board(board: Board) -> RankedBoard:
@@ -202,7 +204,7 @@ def _seconds(scored: Sequence[Cell]) -> dict[str, float]:
         if cell.statistics is not None and cell.statistics.seconds is not None:
             device = times.setdefault(str(cell.record.measured.get("device", "unknown device")), {})
             device.setdefault(seen_attacker(cell.record), []).append(cell.statistics.seconds)
-    return {device: sum(float(np.mean(values)) for values in found.values()) for device, found in times.items()}
+    return {device: sum(float(np.mean(values)) for values in by_attacker.values()) for device, by_attacker in times.items()}
 
 
 def _in_order(standings: Iterable[Standing]) -> tuple[tuple[Standing, ...], Ranking]:
@@ -215,16 +217,16 @@ def _in_order(standings: Iterable[Standing]) -> tuple[tuple[Standing, ...], Rank
     ordered = sorted(standings, key=merit)
     complete = [standing for standing in ordered if not standing.lacks and standing.robust is not None]
     values = [standing.robust.estimate.value for standing in complete if standing.robust is not None]
-    found = rank([standing.answers for standing in complete])
+    ranks = rank([standing.answers for standing in complete])
     ranked = [
         replace(standing, rank=1 + values.index(value), ranks=interval)
-        for standing, value, interval in zip(complete, values, found.intervals, strict=True)
+        for standing, value, interval in zip(complete, values, ranks.intervals, strict=True)
     ]
-    return (*ranked, *(standing for standing in ordered if standing not in complete)), found
+    return (*ranked, *(standing for standing in ordered if standing not in complete)), ranks
 
 
 def _caveats(cells: Iterable[Cell]) -> Iterable[str]:
-    """What would make a board unfair: several models or configurations under one name."""
+    """Several models under one name, and several records of one attacker."""
     by_label: dict[str, list[Record]] = {}
     for cell in cells:
         if cell.examples is not None:

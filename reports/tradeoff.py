@@ -19,11 +19,11 @@ _COLUMNS = (
 
 
 def tradeoff_section(board: RankedBoard) -> Section | None:
-    """The white-box attacks of a board by cost, a table and a panel for each device; None where no time was measured."""
+    """The white-box attacks of a board by cost, a table and a panel for each device; None if no time was measured."""
     times = _times(board)
     devices = sorted({device for device, _, _ in times})
     points = {device: _points(board, times, device) for device in devices}
-    points = {device: found for device, found in points.items() if found}
+    points = {device: by_target for device, by_target in points.items() if by_target}
     if not points:
         return None
     return Section(
@@ -32,10 +32,13 @@ def tradeoff_section(board: RankedBoard) -> Section | None:
         anchor=formatting.anchor(f"cost against robustness {board.title}"),
         text="Each white-box attack by its time per image and the robust accuracy that it leaves. Devices are kept apart: "
         "their times are not comparable.",
-        tables=tuple(_table(device, found) for device, found in points.items()),
+        tables=tuple(_table(device, by_target) for device, by_target in points.items()),
         figures=(
             figures.line_plots(
-                [figures.Panel(device, tuple(_curve(*each) for each in found.items())) for device, found in points.items()],
+                [
+                    figures.Panel(device, tuple(_curve(*each) for each in by_target.items()))
+                    for device, by_target in points.items()
+                ],
                 x_label="time per image",
                 y_label="robust accuracy",
                 caption=f"White-box attacks by cost, {board.title}",
@@ -49,13 +52,13 @@ def tradeoff_section(board: RankedBoard) -> Section | None:
 
 def _times(board: RankedBoard) -> dict[tuple[str, str, Attacker], float]:
     """Seconds per image by device, target and white-box attacker, the mean over seeds."""
-    found: dict[tuple[str, str, Attacker], list[float]] = {}
+    times: dict[tuple[str, str, Attacker], list[float]] = {}
     for cell in board.cells:
         seconds = cell.statistics.seconds if cell.statistics else None
         if cell.record.matrix == "white-box" and seconds:
             device = str(cell.record.measured.get("device", "unknown device"))
-            found.setdefault((device, cell.record.target["label"], seen_attacker(cell.record)), []).append(seconds)
-    return {place: float(np.mean(values)) for place, values in found.items()}
+            times.setdefault((device, cell.record.target["label"], seen_attacker(cell.record)), []).append(seconds)
+    return {place: float(np.mean(values)) for place, values in times.items()}
 
 
 _Points = list[tuple[str, float, float]]
@@ -65,12 +68,12 @@ def _points(board: RankedBoard, times: dict[tuple[str, str, Attacker], float], d
     """By target: attack, seconds and robust accuracy, from the cheapest."""
 
     def of(standing: Standing) -> _Points:
-        found = [
+        points_of_target = [
             (attacker.attack, times[device, standing.label, attacker], robust)
             for attacker, robust in standing.by_attacker.items()
             if (device, standing.label, attacker) in times
         ]
-        return sorted(found, key=lambda point: point[1])
+        return sorted(points_of_target, key=lambda point: point[1])
 
     return {standing.label: points for standing in board.standings if (points := of(standing))}
 
@@ -81,7 +84,7 @@ def _curve(target: str, points: _Points) -> figures.Curve:
     return figures.Curve(target, x, np.array(robust), marked=True, notes=attacks)
 
 
-def _table(device: str, found: dict[str, _Points]) -> Table:
+def _table(device: str, by_target: dict[str, _Points]) -> Table:
     rows = tuple(
         (
             formatting.text_entry(target),
@@ -89,7 +92,7 @@ def _table(device: str, found: dict[str, _Points]) -> Table:
             formatting.number_entry(seconds, formatting.seconds(seconds)),
             Entry(formatting.percent(robust), order=robust),
         )
-        for target, points in found.items()
+        for target, points in by_target.items()
         for attack, seconds, robust in points
     )
     return Table(f"White-box attacks by cost on {device}", _COLUMNS, rows)

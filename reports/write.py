@@ -27,7 +27,7 @@ def write_reports(out: Path, keys: Sequence[str] | None = None) -> list[Path]:
     """Write leaderboard.md, leaderboard.html and results.csv into `out` from the records in ``out/records``.
 
     keys: the cells to report, all records where None; a key without a record becomes a row that says so. The figures of
-    leaderboard.md lie beside it in ``figures/``. Nothing is drawn again where neither records, renderers nor reports have
+    leaderboard.md lie beside it in ``figures/``. Nothing is drawn again if neither records, renderers nor reports have
     changed. Returns the three files.
     """
     return write_merged({Path(out): keys}, Path(out))
@@ -72,14 +72,14 @@ def _render(cells: Cells) -> dict[str, str]:
     from advbench.reports.section import drawings
     from advbench.reports.sections import sections, summary
 
-    found = sections(cells)
+    report_sections = sections(cells)
     title = "Adversarial robustness leaderboard"
     contents = (
-        to_markdown(found, title=title, folder=_FIGURES),
-        to_html(found, title=title, summary=summary(cells)),
+        to_markdown(report_sections, title=title, folder=_FIGURES),
+        to_html(report_sections, title=title, summary=summary(cells)),
         cell_frame(cells.cells, cells.missing).to_csv(index=False, lineterminator="\n"),
     )
-    figures = {f"{_FIGURES}/{name}.svg": on_paper(drawing.svg) for name, drawing in drawings(found).items()}
+    figures = {f"{_FIGURES}/{name}.svg": on_paper(drawing.svg) for name, drawing in drawings(report_sections).items()}
     return dict(zip(REPORTS, contents, strict=True)) | figures
 
 
@@ -102,20 +102,20 @@ def _inputs_digest(store: Store, keys: Sequence[str]) -> str:
 
 def _digests(to: Path, names: Iterable[str]) -> dict[str, str]:
     """SHA-256 of the files of `names` that exist."""
-    found = {name: to / name for name in names}
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in found.items() if path.is_file()}
+    paths = {name: to / name for name in names}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items() if path.is_file()}
 
 
 def _recorded(to: Path) -> dict[str, str]:
     """What the last writing left in the sidecar: the inputs' digest, and that of each file that it wrote."""
     try:
-        found = json.loads((to / _SIDECAR).read_text(encoding="utf-8"))
+        digests = json.loads((to / _SIDECAR).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return {name: str(value) for name, value in found.items() if _is_ours(name)} if isinstance(found, dict) else {}
+    return {name: str(value) for name, value in digests.items() if _is_ours(name)} if isinstance(digests, dict) else {}
 
 
 def _is_ours(name: str) -> bool:
-    """Whether a name in a sidecar, which nobody vouches for, is one that a report has."""
+    """Whether a name in a sidecar, which anything may have written, is a file of a report."""
     folder, _, file = name.rpartition("/")
     return name in (*REPORTS, "inputs") or (folder == _FIGURES and file.endswith(".svg") and "\\" not in file)

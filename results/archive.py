@@ -37,16 +37,16 @@ _PLACES = "examples.json"
 def pack(store: Store, path: Path, keys: Sequence[str] | None = None) -> int:
     """Write the records of `keys`, all of the store where None, to `path`; returns how many.
 
-    Raises ValueError where a record is missing or damaged.
+    Raises ValueError if a record is missing or damaged.
     """
     chosen = sorted(set(store.keys() if keys is None else keys))
     members: dict[str, bytes] = {}
     scored: dict[str, tuple[Record, Examples]] = {}
     for key in chosen:
-        found = store.load(key)
-        if found is None:
+        parts = store.load(key)
+        if parts is None:
             raise ValueError(f"Expected a readable record at {store.path(key)}, got none")
-        record, examples, _ = found
+        record, examples, _ = parts
         members[f"{key}/record.json"] = (record.to_json() + "\n").encode()
         if examples is not None:
             scored[key] = record, examples
@@ -63,7 +63,7 @@ def pack(store: Store, path: Path, keys: Sequence[str] | None = None) -> int:
 def unpack(path: Path, store: Store) -> list[str]:
     """Write the records of an archive into `store`, where readable ones of the same key stay; returns their keys.
 
-    Raises FileNotFoundError where there is no file, ValueError, in one line, where it is no whole archive of records.
+    Raises FileNotFoundError if there is no file, ValueError, in one line, if it is no whole archive of records.
     """
     keys = []
     for record, examples in read(path):
@@ -90,7 +90,7 @@ def read(path: Path) -> list[tuple[Record, Examples | None]]:
 
 def _members(path: Path) -> dict[str, bytes]:
     """The files of an archive by name."""
-    found: dict[str, bytes] = {}
+    members: dict[str, bytes] = {}
     try:
         with tarfile.open(path, mode="r:xz") as archive:
             total = 0
@@ -101,12 +101,12 @@ def _members(path: Path) -> dict[str, bytes]:
                 content = archive.extractfile(entry) if entry.isfile() else None
                 if content is None or total > _LARGEST:
                     raise ValueError(f"a plain file of a record, got {entry.name!r:.80}")
-                found[entry.name] = content.read()
+                members[entry.name] = content.read()
     except FileNotFoundError:
         raise FileNotFoundError(f"Expected an archive of records at {path}, found none") from None
     except (tarfile.TarError, lzma.LZMAError, EOFError, OSError, ValueError) as error:
         raise ValueError(f"{path}: Expected an archive of records ({SUFFIX}), got {error!s:.120}") from None
-    return found
+    return members
 
 
 # --- the arrays of all examples, each row once
@@ -116,17 +116,17 @@ class _Pool:
     """Rows of one type of number, one behind another, equal ones once."""
 
     def __init__(self) -> None:
-        self.rows: list[NDArray[Any]] = []
+        self.rows: list[NDArray[np.generic]] = []
         self._begins: dict[bytes, int] = {}
         self._end = 0
 
-    def begin(self, row: NDArray[Any]) -> int:
+    def begin(self, row: NDArray[np.generic]) -> int:
         """Where the row begins, behind all others where it is new."""
-        found = self._begins.setdefault(row.tobytes(), self._end)
-        if found == self._end:
+        place = self._begins.setdefault(row.tobytes(), self._end)
+        if place == self._end:
             self.rows.append(row)
             self._end += len(row)
-        return found
+        return place
 
 
 def _tables(scored: Mapping[str, tuple[Record, Examples]]) -> dict[str, bytes]:
@@ -165,15 +165,15 @@ def _values(examples: Examples) -> int | None:
     """How many values an image has, where the root mean squares are the l2 distances over its root, else None."""
     distance, rms = examples.distance_l2, examples.rms
     moved = np.isfinite(distance) & (distance > 0) & (rms > 0)
-    found = round(float(distance[moved][0] / rms[moved][0]) ** 2) if moved.any() else 1
-    return found if found and np.array_equal(distance / math.sqrt(found), rms, equal_nan=True) else None
+    count = round(float(distance[moved][0] / rms[moved][0]) ** 2) if moved.any() else 1
+    return count if count and np.array_equal(distance / math.sqrt(count), rms, equal_nan=True) else None
 
 
 def _by_tables(records: Mapping[str, Record], tables: Mapping[str, bytes]) -> dict[str, Examples]:
     """The examples of the records that were scored."""
     places = json.loads(tables[_PLACES])
     pools = {name.removesuffix(".npy"): _array(content) for name, content in tables.items() if name != _PLACES}
-    found: dict[str, Examples] = {}
+    scored: dict[str, Examples] = {}
     total = 0
     for key, record in records.items():
         if record.status != "ok":
@@ -185,13 +185,13 @@ def _by_tables(records: Mapping[str, Record], tables: Mapping[str, bytes]) -> di
         arrays: dict[str, Any] = {name: pools[kind][begin : begin + n] for name, (kind, begin) in rows.items()}
         if places[key]["values"] is not None:
             arrays["rms"] = arrays["distance_l2"].astype(np.float64) / math.sqrt(places[key]["values"])
-        found[key] = Examples(draws=places[key]["draws"], **arrays)
-    return found
+        scored[key] = Examples(draws=places[key]["draws"], **arrays)
+    return scored
 
 
 def _by_parts(records: Mapping[str, Record], parts: Mapping[str, Mapping[str, bytes]]) -> dict[str, Examples]:
     """The same for an archive of the first form, which has every array of every record: ``KEY/ARRAY.npy``."""
-    wanted = [one.name for one in fields(Examples)]
+    wanted = [field.name for field in fields(Examples)]
     return {
         key: Examples(
             **{
@@ -205,7 +205,7 @@ def _by_parts(records: Mapping[str, Record], parts: Mapping[str, Mapping[str, by
     }
 
 
-def _npy(array: NDArray[Any]) -> bytes:
+def _npy(array: NDArray[np.generic]) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()

@@ -12,7 +12,6 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +30,7 @@ RESTARTS = 0.05
 SHARE = 0.05
 """The share of looked-at images that may have no gradient, or no rising loss, before it is flagged."""
 GREY = 0.5
-"""The linf radius from which every image can be made grey, so that no classifier can tell them apart."""
+"""The linf epsilon from which every image can be made grey, so that no classifier can tell them apart."""
 
 CARLINI = "Carlini et al. 2019, arXiv:1902.06705"
 BYPASSED = "Carlini & Wagner 2017, arXiv:1705.07263"
@@ -88,7 +87,7 @@ class Flag:
 class Evidence:
     """What is known of one target at one threat.
 
-    outcomes: its scored cells at `epsilon`. others: its cells at other radii of the same norm, on the same images.
+    outcomes: its scored cells at `epsilon`. others: its cells at other epsilons of the same norm, on the same images.
     """
 
     outcomes: Sequence[Outcome]
@@ -128,14 +127,14 @@ class Paired:
 
 
 def flags(outcomes: Sequence[Outcome], epsilon: float | None, others: Sequence[Outcome] = ()) -> tuple[Flag, ...]:
-    """The flags of one target at one threat, none where nothing is suspicious.
+    """The flags of one target at one threat, none if nothing is suspicious.
 
-    outcomes: all of its scored cells there, of any training seeds. epsilon: the radius. others: its cells at other radii of
-    the same norm. Raises ValueError where cells of a seed are of different examples.
+    outcomes: all of its scored cells there, of any training seeds. epsilon: None for corruptions. others: its cells at other
+    epsilons of the same norm. Raises ValueError if cells of a seed are of different examples.
     """
     evidence = Evidence(outcomes, epsilon, others)
-    found = (check(evidence) for check in CHECKS)
-    return tuple(flag for flag in found if flag is not None)
+    checked = (check(evidence) for check in CHECKS)
+    return tuple(flag for flag in checked if flag is not None)
 
 
 def black_box_beats_white_box(evidence: Evidence) -> Flag | None:
@@ -193,15 +192,15 @@ def fails_without_bound(evidence: Evidence) -> Flag | None:
     """Attacks of any distance do not reach every image."""
     cells = evidence.those(lambda record: record.attack["minimal_norm"] and not record.target["stochastic"])
     failed, n = 0, 0
-    for found in _by_seed(cells).values():
-        attacked = clean_correct(found[0][1]) & ~np.isnan(found[0][1].distance_l2)
-        failed += int((attacked & np.all([np.isinf(examples.distance_l2) for _, examples in found], axis=0)).sum())
+    for outcomes in _by_seed(cells).values():
+        attacked = clean_correct(outcomes[0][1]) & ~np.isnan(outcomes[0][1].distance_l2)
+        failed += int((attacked & np.all([np.isinf(examples.distance_l2) for _, examples in outcomes], axis=0)).sum())
         n += int(attacked.sum())
     if not _exceeds(failed, n, POINTS):
         return _survives_grey(evidence)
     return Flag(
         name="unbounded attacks fail",
-        finding="Minimal-norm attacks, which no radius holds, do not reach all images",
+        finding="Minimal-norm attacks, which no epsilon bounds, do not reach all images",
         measured=f"{failed} of {n} clean-correct images ({_percent(failed, n)}) survive every one of them at any distance",
         n=n,
         why="Without a bound every image can be turned into one of another class, so that only a failed search leaves any.",
@@ -211,7 +210,7 @@ def fails_without_bound(evidence: Evidence) -> Flag | None:
 
 
 def _survives_grey(evidence: Evidence) -> Flag | None:
-    """Robust accuracy above that of a constant answer, at a radius where every image can be made the same grey one."""
+    """Robust accuracy above that of a constant answer, at an epsilon where every image can be made the same grey one."""
     cells = [
         outcome
         for outcome in (*evidence.outcomes, *evidence.others)
@@ -221,7 +220,7 @@ def _survives_grey(evidence: Evidence) -> Flag | None:
     for outcome in cells:
         groups.setdefault(outcome[0].threat["epsilon"] or 0.0, []).append(outcome)
     for epsilon, group in sorted(groups.items()):
-        robust = ~np.concatenate([_broken(found, epsilon) for found in _by_seed(group).values()])
+        robust = ~np.concatenate([_broken(outcomes, epsilon) for outcomes in _by_seed(group).values()])
         _, counts = np.unique(group[0][1].label, return_counts=True)
         constant = counts.max() / counts.sum()
         if _exceeds(int(robust.sum()), len(robust), constant) and robust.mean() > constant + POINTS:
@@ -240,21 +239,21 @@ def _survives_grey(evidence: Evidence) -> Flag | None:
 
 def no_growth_with_epsilon(evidence: Evidence) -> Flag | None:
     """A larger ball gives an iterated attack nothing, although the smaller one already broke some images and left others."""
-    for smaller, larger in _radii(evidence):
+    for smaller, larger in _by_epsilon(evidence):
         pair = _compare(smaller, larger, None)
         if pair is None:
             continue
-        radii = [outcomes[0][0].threat["epsilon"] or 0.0 for outcomes in (smaller, larger)]
+        epsilons = [outcomes[0][0].threat["epsilon"] or 0.0 for outcomes in (smaller, larger)]
         label = larger[0][0].attack["label"]
-        if pair.clear() or _stalled(smaller, larger, pair, radii):
+        if pair.clear() or _stalled(smaller, larger, pair, epsilons):
             return Flag(
                 name="no growth with epsilon",
-                finding=f"The success of {label} does not grow from epsilon {radii[0]:g} to {radii[1]:g}",
-                measured=f"{pair.first} images fall at the smaller radius alone, {pair.second} at the larger alone",
+                finding=f"The success of {label} does not grow from epsilon {epsilons[0]:g} to {epsilons[1]:g}",
+                measured=f"{pair.first} images fall at the smaller epsilon alone, {pair.second} at the larger alone",
                 n=pair.n,
                 why="A larger ball holds the smaller one, so that success can only grow.",
                 paper=CARLINI,
-                remedy="Run more steps and restarts at the larger radius, auto, and a minimal-norm attack such as fmn.",
+                remedy="Run more steps and restarts at the larger epsilon, auto, and a minimal-norm attack such as fmn.",
             )
     return None
 
@@ -297,18 +296,18 @@ def restarts_matter(evidence: Evidence) -> Flag | None:
 
 def gradients_vanish(evidence: Evidence) -> Flag | None:
     """At many clean images the gradient is exactly zero."""
-    found = _diagnosis(evidence, "zero_margin_gradient")
+    counts = _diagnosis(evidence, "zero_margin_gradient")
     what = "the margin between the logits"
     blind = not any(record.attack["name"] in ON_MARGINS for record, _ in evidence.outcomes if _gradients(record))
-    if blind and not _exceeds(*found, SHARE):
-        found, what = _diagnosis(evidence, "zero_gradient"), "the cross-entropy, which all attacks here ascend,"
-    if not _exceeds(*found, SHARE):
+    if blind and not _exceeds(*counts, SHARE):
+        counts, what = _diagnosis(evidence, "zero_gradient"), "the cross-entropy, which all attacks here ascend,"
+    if not _exceeds(*counts, SHARE):
         return None
     return Flag(
         name="zero gradients",
         finding=f"The gradient of {what} is exactly zero at many images",
-        measured=f"{found[0]} of {found[1]} clean-correct images ({_percent(*found)}) have no gradient at all",
-        n=found[1],
+        measured=f"{counts[0]} of {counts[1]} clean-correct images ({_percent(*counts)}) have no gradient at all",
+        n=counts[1],
         why="A gradient attack cannot leave such an image, whether or not there are errors beside it.",
         paper=f"{ATHALYE}; {CARLINI}",
         remedy="Run attacks on margins (auto, apgd-dlr), a surrogate that has gradients (BPDA), and square.",
@@ -334,14 +333,15 @@ def gradients_not_finite(evidence: Evidence) -> Flag | None:
 
 def loss_does_not_rise(evidence: Evidence) -> Flag | None:
     """Ten steps uphill do not raise the loss."""
-    found = _diagnosis(evidence, "flat")
-    if not _exceeds(*found, SHARE):
+    counts = _diagnosis(evidence, "flat")
+    if not _exceeds(*counts, SHARE):
         return None
     return Flag(
         name="loss does not rise",
         finding="The loss does not rise along the attack",
-        measured=f"on {found[0]} of {found[1]} clean-correct images ({_percent(*found)}) ten gradient steps do not raise it",
-        n=found[1],
+        measured=f"on {counts[0]} of {counts[1]} clean-correct images ({_percent(*counts)}) "
+        "ten gradient steps do not raise it",
+        n=counts[1],
         why="Gradient ascent that does not ascend is led by gradients that are wrong, or by none.",
         paper=f"{ATHALYE}; {CARLINI}",
         remedy="Check the surrogate's gradient against finite differences; run BPDA, EOT, and square.",
@@ -367,11 +367,11 @@ def undeclared_randomness(evidence: Evidence) -> Flag | None:
 def rests_on_detector(evidence: Evidence) -> Flag | None:
     """Of the images that count as robust, many fool the classifier, and only the detector stands."""
     fooled, n, total = 0, 0, 0
-    for found in _by_seed(evidence.outcomes).values():
-        watched = [_only_rejected(record, examples, evidence) for record, examples in found if examples.detected]
-        if watched:
-            robust = ~_broken(found, evidence.epsilon)
-            fooled += int((robust & np.any(watched, axis=0)).sum())
+    for outcomes in _by_seed(evidence.outcomes).values():
+        rejected = [_only_rejected(record, examples, evidence) for record, examples in outcomes if examples.detected]
+        if rejected:
+            robust = ~_broken(outcomes, evidence.epsilon)
+            fooled += int((robust & np.any(rejected, axis=0)).sum())
             n += int(robust.sum())
             total += len(robust)
     if not _exceeds(fooled, n, SHARE):
@@ -455,13 +455,13 @@ def _by_seed(outcomes: Iterable[Outcome]) -> dict[int, list[Outcome]]:
 
 
 def _broken(outcomes: Sequence[Outcome], epsilon: float | None) -> NDArray[np.bool_]:
-    """Which examples the strategies together break, for a stochastic model in most of its reported draws; shape (n,)."""
+    """Which examples the attackers together break, for a stochastic model in most of its reported draws; shape (n,)."""
     broken: NDArray[np.bool_] = worst_case(outcomes, epsilon).values < 0.5
     return broken
 
 
 def _only_rejected(record: Record, examples: Examples, evidence: Evidence) -> NDArray[np.bool_]:
-    """For which examples a candidate within the radius fooled the model, in most draws, and was rejected; shape (n,)."""
+    """For which examples a candidate within epsilon fooled the model, in most draws, and was rejected; shape (n,)."""
     fooled: NDArray[np.bool_] = 2 * examples.fooled_rejected > examples.draws
     if record.attack["minimal_norm"] and record.threat["epsilon"] is None:
         return fooled & within(record, examples, evidence.epsilon)
@@ -469,38 +469,38 @@ def _only_rejected(record: Record, examples: Examples, evidence: Evidence) -> ND
 
 
 def _compare(first: Iterable[Outcome], second: Iterable[Outcome], epsilon: float | None) -> Paired | None:
-    """Two attackers, each the worst case over its cells, on the seeds that both have; None where they share none."""
-    one, other = _by_seed(first), _by_seed(second)
-    seeds = [seed for seed in one if seed in other]
+    """Two attackers, each the worst case over its cells, on the seeds that both have; None if they share none."""
+    of_first, of_second = _by_seed(first), _by_seed(second)
+    seeds = [seed for seed in of_first if seed in of_second]
     if not seeds:
         return None
-    pairs = [(_broken(one[seed], epsilon), _broken(other[seed], epsilon)) for seed in seeds]
+    pairs = [(_broken(of_first[seed], epsilon), _broken(of_second[seed], epsilon)) for seed in seeds]
     a, b = (np.concatenate(column) for column in zip(*pairs, strict=True))
     return Paired(int((a & ~b).sum()), int((b & ~a).sum()), len(a))
 
 
-def _radii(evidence: Evidence) -> Iterable[tuple[list[Outcome], list[Outcome]]]:
-    """Each iterated attack at the next smaller radius, and at the evidence's own."""
+def _by_epsilon(evidence: Evidence) -> Iterable[tuple[list[Outcome], list[Outcome]]]:
+    """Each iterated attack at the next smaller epsilon, and at the evidence's own."""
     if evidence.epsilon is None:
         return
     groups: dict[str, dict[float, list[Outcome]]] = {}
     for outcome in (*evidence.outcomes, *evidence.others):
-        radius = outcome[0].threat["epsilon"]
-        if _iterated(outcome[0]) and radius is not None and radius <= evidence.epsilon:
-            groups.setdefault(outcome[0].attack["label"], {}).setdefault(radius, []).append(outcome)
-    for radii in groups.values():
-        for smaller, larger in pairwise(sorted(radii)):
+        epsilon = outcome[0].threat["epsilon"]
+        if _iterated(outcome[0]) and epsilon is not None and epsilon <= evidence.epsilon:
+            groups.setdefault(outcome[0].attack["label"], {}).setdefault(epsilon, []).append(outcome)
+    for by_epsilon in groups.values():
+        for smaller, larger in pairwise(sorted(by_epsilon)):
             if larger == evidence.epsilon:
-                yield radii[smaller], radii[larger]
+                yield by_epsilon[smaller], by_epsilon[larger]
 
 
-def _stalled(smaller: Sequence[Outcome], larger: Sequence[Outcome], pair: Paired, radii: Sequence[float]) -> bool:
-    """Whether an attack broke some at the smaller radius, and at a half larger one leaves a tenth and gains nothing."""
+def _stalled(smaller: Sequence[Outcome], larger: Sequence[Outcome], pair: Paired, epsilons: Sequence[float]) -> bool:
+    """Whether an attack broke some at the smaller epsilon, and at a half larger one leaves a tenth and gains nothing."""
     clean = np.mean([(examples.clean_correct > 0).mean() for _, examples in smaller])
     before, after = (
         1 - np.mean([_broken([outcome], None).mean() for outcome in outcomes]) for outcomes in (smaller, larger)
     )
-    return bool(radii[1] >= 1.5 * radii[0] and clean - before > SHARE and after > 0.1 and -pair.gain <= POINTS / 10)
+    return bool(epsilons[1] >= 1.5 * epsilons[0] and clean - before > SHARE and after > 0.1 and -pair.gain <= POINTS / 10)
 
 
 def _variants(evidence: Evidence, argument: str) -> Iterable[tuple[list[Outcome], list[Outcome]]]:
@@ -519,12 +519,12 @@ def _variants(evidence: Evidence, argument: str) -> Iterable[tuple[list[Outcome]
 
 
 def _diagnosis(evidence: Evidence, name: str) -> tuple[int, int]:
-    """A count of the harness's diagnosis and of how many images, summed over seeds; zeros where no record holds one."""
+    """A count of the harness's diagnosis and of how many images, summed over seeds; zeros if no record holds one."""
     counts: dict[int, tuple[int, int]] = {}
     for record, _ in evidence.outcomes:
-        found: Mapping[str, Any] = record.details.get("diagnosis") or {}
-        if name in found:
-            counts[record.seed] = int(found[name]), int(found["images"])
+        diagnosis: Mapping[str, int] = record.details.get("diagnosis") or {}
+        if name in diagnosis:
+            counts[record.seed] = int(diagnosis[name]), int(diagnosis["images"])
     return sum(count for count, _ in counts.values()), sum(images for _, images in counts.values())
 
 

@@ -116,7 +116,7 @@ def compare_seeds(first: Values, second: Values, spreads: tuple[Spread, Spread],
 
 
 def _prior(variances: Values, degrees: Values) -> tuple[float, float]:
-    """The variance that the targets share, and how many degrees of freedom it is worth: infinity where they agree.
+    """The variance that the targets share, and how many degrees of freedom it is worth: infinity if they agree.
 
     The moments of log variances under a scaled F distribution (Smyth 2004, section 6.2); of few targets these are rough, so
     that the variance is never taken below the pooled one, which keeps false alarms at their level.

@@ -109,8 +109,8 @@ def holm(p_values: Sequence[float] | Values, weights: Sequence[float] | Values |
 def wilcoxon_signed_rank(first: Sequence[float] | Values, second: Sequence[float] | Values) -> MeanDifference:
     """Wilcoxon's signed-rank test over paired cells, as Mosca & Magoulas 2018 compare two training methods.
 
-    first, second: the accuracies of two methods in the same m settings (attack, radius, network). The cells of one model are
-    not independent, so that the p-value describes how consistent the difference is, and is no error rate of a method.
+    first, second: the accuracies of two methods in the same m settings (attack, epsilon, network). The cells of one model
+    are not independent, so that the p-value describes how consistent the difference is, and is no error rate of a method.
     """
     from scipy import stats
 

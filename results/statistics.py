@@ -1,7 +1,7 @@
 """Rates, intervals and distortions, derived from records when they are read.
 
-An example is clean-correct where the model answers its clean image correctly, for a stochastic model in at least one draw;
-every other example counts as not robust, whatever the attack made of it.
+An example is clean-correct if the model answers its clean image correctly, for a stochastic model in at least one draw;
+every other example counts as not robust under any attack.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class CellStatistics:
 
     robust_accuracy: at the record's epsilon; None for a minimal-norm attack without one. success_all, success_clean_correct:
     the share of all (clean errors are successes) and of clean-correct examples that the attack made wrong at any distance;
-    the latter is NaN where no example is clean-correct. distortion: None for fixed-epsilon attacks. seconds, forwards,
-    backwards, queries: per attacked example, None where no example was attacked or nothing was measured.
+    the latter is NaN if no example is clean-correct. distortion: None for fixed-epsilon attacks. seconds, forwards,
+    backwards, queries: per attacked example, None if no example was attacked or nothing was measured.
     """
 
     n: int
@@ -75,9 +75,9 @@ class CellStatistics:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WorstOutcome:
-    """The best that an attacker with several strategies can do.
+    """The worst case over several attackers.
 
-    values: share of correct answers by example, (n,). chosen: the strategy used on each example, (n,), -1 where none is
+    values: share of correct answers by example, (n,). chosen: the attacker used on each example, (n,), -1 where none is
     within epsilon and the clean image stands.
     """
 
@@ -139,7 +139,7 @@ def bootstrap_median(values: Values, seed: int = 0) -> Estimate:
 
 
 def rate(values: Values) -> Estimate:
-    """The mean of shares in [0, 1], (n,): Wilson's interval where each is 0 or 1, the bootstrap over examples otherwise."""
+    """The mean of shares in [0, 1], (n,): Wilson's interval if each is 0 or 1, the bootstrap over examples otherwise."""
     if np.isin(_not_empty(values), (0.0, 1.0)).all():
         return wilson(float(values.sum()), len(values))
     return bootstrap_mean(values)
@@ -151,7 +151,7 @@ def clean_correct(examples: Examples) -> NDArray[np.bool_]:
 
 
 def distance(record: Record, examples: Examples) -> Values:
-    """Distances in the norm of the record's threat, shape (n,); in l2 where the threat has no norm."""
+    """Distances in the norm of the record's threat, shape (n,); in l2 if the threat has no norm."""
     norm = record.threat["norm"]
     distances: Values = getattr(examples, "distance_l2" if norm == "none" else f"distance_{norm}")
     return distances
@@ -160,8 +160,8 @@ def distance(record: Record, examples: Examples) -> Values:
 def robust(record: Record, examples: Examples, epsilon: float | None = None) -> Values:
     """The share of correct answers under attack by example, shape (n,): 0 or 1 for a deterministic model.
 
-    epsilon: the radius, by default the record's own; any radius for a minimal-norm attack, which breaks an example only
-    where it is within. Beyond, the clean image stands. Raises ValueError where the record cannot speak of `epsilon`.
+    epsilon: epsilon, by default the record's own; any epsilon for a minimal-norm attack, which breaks an example only
+    where it is within. Beyond, the clean image stands. Raises ValueError if the record cannot speak of `epsilon`.
     """
     reported = np.where(within(record, examples, epsilon), examples.report_correct, examples.clean_correct)
     return np.where(clean_correct(examples), reported / examples.draws, 0.0)
@@ -181,7 +181,7 @@ def within(record: Record, examples: Examples, epsilon: float | None = None) -> 
 
 
 def robust_curve(record: Record, examples: Examples, epsilons: Values) -> Values:
-    """Robust accuracy of a minimal-norm cell at every radius of `epsilons`, shape (m,)."""
+    """Robust accuracy of a minimal-norm cell at every epsilon of `epsilons`, shape (m,)."""
     clean = np.where(clean_correct(examples), examples.clean_correct / examples.draws, 0.0)
     drops = clean - np.where(clean_correct(examples), examples.report_correct / examples.draws, 0.0)
     distances = np.nan_to_num(distance(record, examples), nan=np.inf)
@@ -195,9 +195,9 @@ def robust_curve(record: Record, examples: Examples, epsilons: Values) -> Values
 def worst_case(outcomes: Sequence[Outcome], epsilon: float | None = None) -> WorstOutcome:
     """The attacker's best choice among several cells of one target, example by example.
 
-    For a deterministic model that is the minimum. For a stochastic one the strategy is chosen by the select draws and its
-    report draws are what counts, since the minimum over noisy reports would be biased; strategies that the select draws
-    cannot tell apart count with the mean of their reports. Strategies beyond `epsilon` are out.
+    For a deterministic model that is the minimum. For a stochastic one the attacker is chosen by the select draws and its
+    report draws are what counts, since the minimum over noisy reports would be biased; attackers that the select draws
+    cannot tell apart count with the mean of their reports. Attackers beyond `epsilon` are out.
     Raises ValueError for no cell, or cells whose examples differ.
     """
     _check_aligned(outcomes)
@@ -229,7 +229,7 @@ def over_seeds(values_by_seed: Sequence[Values]) -> OverSeeds:
 
 
 def cell_statistics(record: Record, examples: Examples) -> CellStatistics:
-    """All figures of one scored cell. Raises ValueError where it has no example."""
+    """All figures of one scored cell. Raises ValueError if it has no example."""
     _not_empty(examples.index)
     right = clean_correct(examples)
     missed = np.where(_attack_failed(examples), 1.0, examples.report_correct / examples.draws)
@@ -250,7 +250,7 @@ def cell_statistics(record: Record, examples: Examples) -> CellStatistics:
 
 
 def distortion(record: Record, examples: Examples) -> Distortion | None:
-    """The distortion of a minimal-norm attack; None where no clean-correct example was attacked."""
+    """The distortion of a minimal-norm attack; None if no clean-correct example was attacked."""
     distances = distance(record, examples)
     attacked = clean_correct(examples) & ~np.isnan(distances)
     if not attacked.any():

@@ -1,8 +1,8 @@
 """The folder of records: every cell is written whole or not at all.
 
-A record lives in ``ROOT/records/<key>/`` as ``record.json``, ``examples.npz`` (where the cell was scored) and
-``gallery.npz`` (where images were kept). It is prepared in ``ROOT/records/.writing/`` and renamed into place once its bytes
-are on the disk, so that a reader sees all of it or nothing, whenever the writer is killed.
+A record lives in ``ROOT/records/<key>/`` as ``record.json``, ``examples.npz`` (if the cell was scored) and
+``gallery.npz`` (if images were kept). It is prepared in ``ROOT/records/.writing/`` and renamed into place once its bytes
+are on the disk, so that a reader sees all of it or nothing, even if the writer is killed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Store:
         self.folder = Path(root) / "records"
 
     def path(self, key: str) -> Path:
-        """The folder of a record. Raises ValueError where `key` is not 64 hex digits."""
+        """The folder of a record. Raises ValueError if `key` is not 64 hex digits."""
         return self.folder / check_key(key)
 
     def keys(self) -> list[str]:
@@ -48,12 +48,12 @@ class Store:
         return sorted(path.name for path in self.folder.iterdir() if _is_key(path.name))
 
     def status(self, key: str) -> str | None:
-        """The record's status; None where there is none, or where its files are damaged (logged as one line)."""
-        found = self.load(key)
-        return None if found is None else found[0].status
+        """The record's status; None if there is none, or where its files are damaged (logged as one line)."""
+        parts = self.load(key)
+        return None if parts is None else parts[0].status
 
     def load(self, key: str) -> tuple[Record, Examples | None, Gallery | None] | None:
-        """All of a record; None where there is none, or where its files are damaged (logged as one line).
+        """All of a record; None if there is none, or where its files are damaged (logged as one line).
 
         Examples come with every scored record, and only with those.
         """
@@ -67,7 +67,7 @@ class Store:
             return None
 
     def read(self, key: str) -> Record:
-        """The record. Raises FileNotFoundError where there is none, ValueError where it is damaged."""
+        """The record. Raises FileNotFoundError if there is none, ValueError if it is damaged."""
         path = self.path(key) / "record.json"
         try:
             record = Record.from_json(path.read_text(encoding="utf-8"))
@@ -78,18 +78,18 @@ class Store:
         return record
 
     def examples(self, key: str) -> Examples:
-        """The outcome of every example. Raises FileNotFoundError where there is none, ValueError where it is damaged."""
+        """The outcome of every example. Raises FileNotFoundError if there is none, ValueError if it is damaged."""
         return _load(self.path(key) / "examples.npz", Examples)
 
     def gallery(self, key: str) -> Gallery | None:
-        """The images that were kept, None where there are none. Raises ValueError where the file is damaged."""
+        """The images that were kept, None if there are none. Raises ValueError if the file is damaged."""
         path = self.path(key) / "gallery.npz"
         return _load(path, Gallery) if path.is_file() else None
 
     def write(self, record: Record, examples: Examples | None = None, gallery: Gallery | None = None) -> bool:
-        """Keep a record; True where it was stored, False where a readable ``ok`` record was there already and stays.
+        """Keep a record; True if it was stored, False if a readable ``ok`` record was there already and stays.
 
-        A failed, skipped or damaged record of the same key is replaced. Raises ValueError where a scored record comes
+        A failed, skipped or damaged record of the same key is replaced. Raises ValueError if a scored record comes
         without its examples.
         """
         if record.status == "ok" and examples is None:

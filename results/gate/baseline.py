@@ -61,7 +61,7 @@ def snapshot(cells: Iterable[Cell]) -> Snapshot:
 
 
 def incomplete(run: Snapshot) -> list[str]:
-    """Each target that lacks a number, and why; a baseline has none of these."""
+    """Each missing number of a run, and why; a baseline lacks none."""
     return [
         f"{target.label}, {attacker}: {reason}"
         for board in run.boards
@@ -117,11 +117,11 @@ def _in_order(threat: BoardThreat) -> tuple[str, str, str, float]:
 # --- the file
 
 
-def _checksum(content: Mapping[str, Any]) -> str:
+def _checksum(content: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _board_json(board: Board) -> dict[str, Any]:
+def _board_json(board: Board) -> dict[str, object]:
     return {
         "dataset": board.dataset,
         "examples": board.examples,
@@ -139,7 +139,7 @@ def _board_json(board: Board) -> dict[str, Any]:
     }
 
 
-def _model_json(model: TrainedModel) -> dict[str, Any]:
+def _model_json(model: TrainedModel) -> dict[str, object]:
     return {
         "seed": model.seed,
         "weights": model.weights,
@@ -152,12 +152,15 @@ def _model_json(model: TrainedModel) -> dict[str, Any]:
     }
 
 
-def _answers_json(attacker: Attacker, answers: Answers, draws: int) -> dict[str, Any]:
-    found = attacker._asdict() | {"accuracy": _shown(answers.report / draws), "report": _packed(answers.report, draws)}
+def _answers_json(attacker: Attacker, answers: Answers, draws: int) -> dict[str, object]:
+    entry: dict[str, object] = attacker._asdict() | {
+        "accuracy": _shown(answers.report / draws),
+        "report": _packed(answers.report, draws),
+    }
     if answers.select is not None:
-        found["select"] = _packed(answers.select, draws + 1)
+        entry["select"] = _packed(answers.select, draws + 1)
     extra = {"seconds": None if answers.seconds is None else float(f"{answers.seconds:.4g}"), "queries": answers.queries}
-    return found | {name: value for name, value in extra.items() if value is not None}
+    return entry | {name: value for name, value in extra.items() if value is not None}
 
 
 def _shown(values: Values) -> float:
@@ -186,13 +189,13 @@ def _target_of(content: Mapping[str, Any], n: int) -> BoardTarget:
 def _model_of(content: Mapping[str, Any], n: int) -> TrainedModel:
     draws = int(content["draws"])
     answers = {
-        Attacker(one["matrix"], one["attack"], one["source"]): Answers(
-            _unpacked(one["report"], draws, n),
-            _unpacked(one["select"], draws + 1, n) if "select" in one else None,
-            one.get("seconds"),
-            one.get("queries"),
+        Attacker(entry["matrix"], entry["attack"], entry["source"]): Answers(
+            _unpacked(entry["report"], draws, n),
+            _unpacked(entry["select"], draws + 1, n) if "select" in entry else None,
+            entry.get("seconds"),
+            entry.get("queries"),
         )
-        for one in content["answers"]
+        for entry in content["answers"]
     }
     clean = _unpacked(content["clean"], draws, n)
     return TrainedModel(int(content["seed"]), content["weights"], content["device"], draws, clean, answers, {})

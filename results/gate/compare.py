@@ -1,6 +1,6 @@
-"""The gate: is anything worse than the baseline, and by more than chance would have it?
+"""The gate: whether a number is significantly worse than in the baseline.
 
-The gate tests each target's worst-case and clean accuracy; single cells are shown, never tested. The test
+The gate tests each target's worst-case and clean accuracy; single cells are listed, not tested. The test
 depends on what is fixed:
 
 - A target with equal weights in both runs is one fixed model under two attacks. Its outcomes are paired on the same images,
@@ -50,10 +50,10 @@ def compare_runs(baseline: Snapshot, candidate: Snapshot, terms: Terms | None = 
     if differences:
         return Verdicts(terms=terms, incomparable=tuple(dict.fromkeys(differences)))
     matched = [match(before, after, terms) for before, after in pairs.values() if after is not None]
-    lacking = [line for one in matched for line in one.lacking]
+    lacking = [line for board_match in matched for line in board_match.lacking]
     if lacking:
         return Verdicts(terms=terms, incomparable=tuple(lacking))
-    rows = [row for one in matched for row in (*one.rows, *_tested(one))]
+    rows = [row for board_match in matched for row in (*board_match.rows, *_tested(board_match))]
     rows += [new_row(board.threat, target) for board in unknown for target in board.targets]
     judged = tuple(_flagged(row, pairs, terms) for row in _judge(rows, terms))
     changes = tuple(change for before, after in pairs.values() if after is not None for change in _cells(before, after))
@@ -63,9 +63,13 @@ def compare_runs(baseline: Snapshot, candidate: Snapshot, terms: Terms | None = 
 # --- tests
 
 
-def _tested(one: Match) -> list[GateRow]:
+def _tested(board_match: Match) -> list[GateRow]:
     """The rows that rest on a test, p-values as they are, both accuracies of every pair."""
-    return [row for quantity in (WORST, CLEAN) for row in _tests(one.pairs, quantity, 1 / one.before.dataset["n"])]
+    return [
+        row
+        for quantity in (WORST, CLEAN)
+        for row in _tests(board_match.pairs, quantity, 1 / board_match.before.dataset["n"])
+    ]
 
 
 def _tests(pairs: Sequence[TargetPair], quantity: str, step: float) -> list[GateRow]:
@@ -93,15 +97,15 @@ def _tests(pairs: Sequence[TargetPair], quantity: str, step: float) -> list[Gate
             rows.append(replace(row, p_value=p_value, test=T_TEST))
         else:
             first, second = (np.mean(side, axis=0) for side in pair.values(quantity))
-            found = paired_test(first, second)
-            rows.append(replace(row, p_value=found.p_value, test=found.test))
+            test = paired_test(first, second)
+            rows.append(replace(row, p_value=test.p_value, test=test.test))
     return rows
 
 
 def _means(pair: TargetPair, quantity: str) -> tuple[Values, Values]:
     """The accuracy of every model, before and after."""
     old, new = pair.values(quantity)
-    return np.array([one.mean() for one in old]), np.array([one.mean() for one in new])
+    return np.array([values.mean() for values in old]), np.array([values.mean() for values in new])
 
 
 def _groups(pair: TargetPair, by_seed: tuple[Values, Values]) -> list[Values]:
@@ -132,7 +136,7 @@ def _p(row: GateRow) -> float:
 def _verdict(row: GateRow, adjusted: float, risen: float, terms: Terms) -> GateRow:
     """The verdict of a tested row.
 
-    adjusted: the corrected p-value of being lower. risen: of being higher, the same where the test is two-sided.
+    adjusted: the corrected p-value of being lower. risen: of being higher, the same if the test is two-sided.
     """
     difference = row.difference or 0.0
     if abs(difference) <= terms.tolerance:
@@ -180,26 +184,28 @@ def _cells(before: Board, after: Board) -> Iterable[CellChange]:
 
 
 def _by_attacker(target: BoardTarget) -> dict[Attacker, float]:
-    found: dict[Attacker, list[float]] = {}
+    accuracies: dict[Attacker, list[float]] = {}
     for model in target.models:
         for attacker in model.answers:
-            found.setdefault(attacker, []).append(model.accuracy(attacker))
-    return {attacker: float(np.mean(values)) for attacker, values in found.items()}
+            accuracies.setdefault(attacker, []).append(model.accuracy(attacker))
+    return {attacker: float(np.mean(values)) for attacker, values in accuracies.items()}
 
 
 def _caveats(rows: Sequence[GateRow], matched: Sequence[Match], terms: Terms) -> tuple[str, ...]:
-    """What the verdicts claim, and what they do not."""
+    """The scope of the verdicts."""
     questions = {row.question for row in rows}
-    found = []
+    caveats = []
     if "same weights" in questions:
-        found.append("Targets with equal weights are fixed models, paired on the same images, two-sided: a rise fails too.")
+        caveats.append(
+            "Targets with equal weights are fixed models, paired on the same images, two-sided: a rise fails too."
+        )
     if "re-trained" in questions:
-        found.append("Re-trained targets are compared as methods: one-sided t over training seeds, on these fixed images.")
+        caveats.append("Re-trained targets are compared as methods: one-sided t over training seeds, on these fixed images.")
     if "checkpoints" in questions:
-        found.append(
-            "Checkpoints only: the claim is about these very models. Training the same code again from another seed may "
+        caveats.append(
+            "Checkpoints only: the claim is about these checkpoints. Training the same code again from another seed may "
             "move them by as much."
         )
     if terms.across_versions:
-        found.append("Across versions: advbench or the attacks' source may differ, and a difference may be theirs.")
-    return (*found, *(line for one in matched for line in one.untimed))
+        caveats.append("Across versions: advbench or the attacks' source may differ, and a difference may be theirs.")
+    return (*caveats, *(line for board_match in matched for line in board_match.untimed))

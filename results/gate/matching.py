@@ -1,4 +1,4 @@
-"""Which target of a run the gate holds against which of the baseline, by which attackers, and what needs no test."""
+"""Pairs of targets in two runs, the attackers that both have, and the rows that need no test."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ class TargetPair:
     note: str = ""
 
     def models(self) -> tuple[tuple[TrainedModel, ...], tuple[TrainedModel, ...]]:
-        """The models that are compared: those of common seeds where they are paired, else all."""
+        """The models that are compared: those of common seeds if they are paired, else all."""
         if self.question == "re-trained":
             return self.before.models, self.after.models
         common = _common_seeds(self.before, self.after)
         if not common:
             return self.before.models, self.after.models
-        old, new = (tuple(one for one in side.models if one.seed in common) for side in (self.before, self.after))
+        old, new = (tuple(model for model in side.models if model.seed in common) for side in (self.before, self.after))
         return old, new
 
     def values(self, quantity: str) -> tuple[list[Values], list[Values]]:
         """Shares by example of each model, before and after."""
         old, new = self.models()
         if quantity == CLEAN:
-            return [one.clean_values() for one in old], [one.clean_values() for one in new]
-        return [one.worst_case(self.attackers) for one in old], [one.worst_case(self.attackers) for one in new]
+            return [model.clean_values() for model in old], [model.clean_values() for model in new]
+        return [model.worst_case(self.attackers) for model in old], [model.worst_case(self.attackers) for model in new]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,12 +87,12 @@ def match(before: Board, after: Board, terms: Terms) -> Match:
 
 def _pair(before: Board, after: Board, target: BoardTarget, other: BoardTarget, terms: Terms) -> TargetPair:
     attackers = comparable(target, after) & comparable(other, before)
-    lone = sorted({one.source for one in target.attackers | other.attackers if one not in attackers})
+    lone = sorted({attacker.source for attacker in target.attackers | other.attackers if attacker not in attackers})
     notes = [f"without transfers from {', '.join(lone)}, which only one side has"] if lone else []
     if _same_weights(target, other):
-        sources = {one.source for one in attackers if one.matrix == "transfer"}
+        sources = {attacker.source for attacker in attackers if attacker.matrix == "transfer"}
         moved = {source for source in sources if not _same_source(before, after, source)}
-        steady = {one for one in attackers if one.source not in moved}
+        steady = {attacker for attacker in attackers if attacker.source not in moved}
         if steady:
             notes += [f"without transfers from {', '.join(sorted(moved))}, re-trained"] if moved else []
             return TargetPair(before.threat, target, other, frozenset(steady), "same weights", "; ".join(notes))
@@ -102,27 +102,27 @@ def _pair(before: Board, after: Board, target: BoardTarget, other: BoardTarget, 
 
 
 def _common_seeds(before: BoardTarget, after: BoardTarget) -> set[int]:
-    return {one.seed for one in before.models} & {one.seed for one in after.models}
+    return {model.seed for model in before.models} & {model.seed for model in after.models}
 
 
 def _same_weights(before: BoardTarget, after: BoardTarget) -> bool:
     """Whether the models of common seeds are the same, of the same configuration; seeds of one side say nothing."""
-    old, new = ({one.seed: one.weights for one in side.models} for side in (before, after))
+    old, new = ({model.seed: model.weights for model in side.models} for side in (before, after))
     common = old.keys() & new.keys()
     return before.facts == after.facts and bool(common) and all(old[seed] == new[seed] for seed in common)
 
 
 def _fact_differences(before: Facts, after: Facts) -> list[str]:
-    """What a target is configured otherwise."""
-    found = []
+    """The differences of two configurations of a target."""
+    differences = []
     for part in ("defense", "architecture"):
         old, new = (side[part]["arguments"] | {part: side[part]["name"]} for side in (before, after))
-        found += [
+        differences += [
             f"{name} {old.get(name, 'absent')}, now {new.get(name, 'absent')}"
             for name in sorted(old.keys() | new.keys())
             if old.get(name, ...) != new.get(name, ...)
         ]
-    return found
+    return differences
 
 
 def _same_source(before: Board, after: Board, source: str) -> bool:
@@ -149,8 +149,8 @@ def _lacking(pair: TargetPair) -> list[str]:
 
 
 def _missing(threat: BoardThreat, target: BoardTarget, reason: str) -> GateRow:
-    """A target that the candidate has not, or not wholly."""
-    attackers = {one for model in target.models for one in model.answers}
+    """The row of a target that the candidate lacks, or of which it lacks a number."""
+    attackers = {attacker for model in target.models for attacker in model.answers}
     value = float(np.mean([model.worst_case(attackers).mean() for model in target.models]))
     return GateRow(
         threat=threat, target=target.label, quantity=WORST, baseline=value, verdict="missing", fails=True, note=reason
@@ -158,7 +158,7 @@ def _missing(threat: BoardThreat, target: BoardTarget, reason: str) -> GateRow:
 
 
 def new_row(threat: BoardThreat, target: BoardTarget) -> GateRow:
-    """A target that only the candidate has."""
+    """The row of a target that only the candidate has."""
     models = [model for model in target.models if model.answers]
     value = float(np.mean([model.worst_case(set(model.answers)).mean() for model in models])) if models else None
     failures = target.failures
@@ -172,9 +172,9 @@ def _first(failures: Mapping[Attacker, str]) -> str:
 
 
 def _time(pair: TargetPair, bound: float) -> GateRow | str:
-    """The ratio of attack times, or why there is none."""
+    """The row of attack times, or why there is none."""
     old, new = pair.models()
-    devices = {one.device for one in (*old, *new)}
+    devices = {model.device for model in (*old, *new)}
     if len(devices) > 1:
         return f"{pair.before.label}: times of {' and '.join(sorted(devices))} are not compared"
     before, after = _seconds(old, pair.attackers), _seconds(new, pair.attackers)
@@ -196,5 +196,5 @@ def _time(pair: TargetPair, bound: float) -> GateRow | str:
 def _seconds(models: Sequence[TrainedModel], attackers: Iterable[Attacker]) -> float:
     """Attack seconds per image, summed over the attackers that were timed, the mean over models."""
     wanted = set(attackers)
-    sums = [sum(one.seconds or 0.0 for name, one in model.answers.items() if name in wanted) for model in models]
+    sums = [sum(answers.seconds or 0.0 for name, answers in model.answers.items() if name in wanted) for model in models]
     return float(np.mean(sums))

@@ -1,4 +1,4 @@
-"""What the gate asks for and what it finds: its terms, a row for each number, and the verdicts of a run."""
+"""The gate's terms, a row for each number that it compares, and the verdicts of a run."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ CLEAN, WORST, TIME = "clean accuracy", "robust accuracy", "time per image"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What counts as worse.
+    """The gate's settings.
 
-    alpha: the chance of any false alarm in a gate, in (0, 1). tolerance: ignore changes up to this size (0.01 = one
-    percentage point), whatever their p-value. checkpoints_only: compare these checkpoints directly, ignoring
-    training seeds. time_bound: the largest allowed ratio of attack times on the same device, not looked at where None.
-    across_versions: whether runs by another advbench or with attacks of other source code may be compared; what differs then
-    is what is tested. fail_on_flags: whether a flag that the baseline's target lacks is a failure.
+    alpha: the chance of any false alarm in a gate, in (0, 1).
+    tolerance: ignore changes up to this size (0.01 = one percentage point) at any p-value.
+    checkpoints_only: compare these checkpoints directly, ignoring training seeds.
+    time_bound: the largest allowed ratio of attack times on the same device; times are not compared if None.
+    across_versions: whether to compare runs of different versions of advbench or of the attacks' source.
+    fail_on_flags: whether a flag that the baseline's target lacks is a failure.
+
+    Raises ValueError for a value out of its range.
     """
 
     alpha: float = 0.01
@@ -44,7 +47,7 @@ class Terms:
 class GateRow:
     """One number of one target, before and after.
 
-    p_value: after Holm's correction, None where nothing was tested. fails: whether it fails the gate. note: why, or what was
+    p_value: after Holm's correction, None if not tested. fails: whether it fails the gate. note: why, or what was
     left out. question: what the comparison is about.
     """
 
@@ -81,7 +84,7 @@ class CellChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdicts:
-    """What the gate found. incomparable: what differs, so that nothing was tested; the rows are then empty."""
+    """The gate's verdicts. incomparable: why the runs cannot be compared, in which case no number is tested."""
 
     terms: Terms
     rows: tuple[GateRow, ...] = ()
@@ -96,5 +99,5 @@ class Verdicts:
 
     @property
     def exit_code(self) -> int:
-        """0 nothing worse, 1 something fails, 2 the runs cannot be compared."""
+        """0 if no number is worse, 1 if at least one fails, 2 if the runs cannot be compared."""
         return 2 if self.incomparable else 1 if self.failures else 0

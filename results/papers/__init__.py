@@ -30,7 +30,7 @@ class PaperTable:
     rows: tuple[tuple[Value, ...], ...]
 
     def cell(self, column: str, *row: str) -> float:
-        """The number in `column` of the row whose first entries are `row`. Raises ValueError where there is none."""
+        """The number in `column` of the row whose first entries are `row`. Raises ValueError if there is none."""
         if column not in self.columns:
             raise ValueError(f"{self.id}: expected a column among {', '.join(self.columns)}, got {column!r}")
         for entries in self.rows:
@@ -43,7 +43,7 @@ class PaperTable:
 class Paper:
     """What a paper printed.
 
-    key: as in `PAPERS`. arxiv, doi: empty where the paper has none. claims: inequalities in words, by id. ambiguities: what
+    key: as in `PAPERS`. arxiv, doi: empty if the paper has none. claims: inequalities in words, by id. ambiguities: what
     its text leaves open and how it is read here, by id.
     """
 
@@ -84,9 +84,9 @@ def load(key: str) -> Paper:
         year=head["year"],
         arxiv=head["arxiv"],
         doi=head["doi"],
-        tables={one["id"]: _table(one) for one in content["table"] if one["rows"]},
-        claims={one["id"]: one["test"] for one in content["claim"]},
-        ambiguities={one["id"]: f"{one['text']} Read as: {one['reading']}" for one in content["ambiguity"]},
+        tables={entry["id"]: _table(entry) for entry in content["table"] if entry["rows"]},
+        claims={entry["id"]: entry["test"] for entry in content["claim"]},
+        ambiguities={entry["id"]: f"{entry['text']} Read as: {entry['reading']}" for entry in content["ambiguity"]},
     )
 
 
