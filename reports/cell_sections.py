@@ -1,4 +1,4 @@
-"""Everything behind the leaderboard: every cell, what failed, what it cost, and where it came from."""
+"""The sections behind the leaderboard: all cells, failures, costs and provenance."""
 
 from __future__ import annotations
 

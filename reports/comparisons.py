@@ -22,7 +22,7 @@ _COLUMNS = (
 
 
 def comparison_section(board: RankedBoard) -> Section | None:
-    """A row for each pair of ranked targets, for neighbours in the ranking only where there are many; None without pairs."""
+    """A row for each pair of ranked targets, or of neighbours in the ranking if there are many; None without pairs."""
     duels = board.ranking.duels
     if not duels:
         return None

@@ -83,7 +83,7 @@ def _by_target(cells: Sequence[Cell], epsilons: Values) -> dict[str, Values]:
 
 
 def _reach(cells: Sequence[Cell], epsilons: Sequence[float]) -> float:
-    """How far the axis goes: half as far again as the largest epsilon, or where nearly all examples are broken."""
+    """How far the axis goes: half as far again as the largest epsilon, or to where nearly all examples are broken."""
     if epsilons:
         return 1.5 * max(epsilons)
     distances = np.concatenate([distance(cell.record, cell.examples) for cell in cells if cell.examples is not None])

@@ -73,7 +73,7 @@ def _grids(section: Section) -> list[tuple[str, list[ImageGrid]]]:
 
 
 def _breakable(text: str) -> str:
-    """`text`, escaped, that may be broken after brackets, commas and slashes where there is no room for it."""
+    """`text`, escaped, that may be broken after brackets, commas and slashes."""
     from markupsafe import Markup, escape
 
     return Markup(_JOINTS.sub("\\1<wbr>", str(escape(text))))

@@ -1,4 +1,4 @@
-"""The three matrices of a board: who withstands which attack, crafted where."""
+"""The three matrices of a board: robust accuracy by target and attacker."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def _heat_map(
 
 
 def _substitutes(board: RankedBoard) -> list[Table]:
-    """How good the substitutes are, where the records say it."""
+    """Fidelity, queries and training time of the substitutes, if the records hold them."""
     rows: dict[tuple[str, str, int], tuple[Entry, ...]] = {}
     for cell in board.cells:
         record, facts = cell.record, cell.record.details.get("substitute")
@@ -256,7 +256,7 @@ def _clustered(grid: _Grid, targets: list[str], sources: list[str], attack: str)
 
 
 def _rows_of(values: NDArray[np.float64], targets: Sequence[str], sources: Sequence[str]) -> NDArray[np.float64]:
-    """What each target does as a source, (targets, targets); the mean row where it is none."""
+    """What each target does as a source, (targets, targets); the mean row if it is none."""
     mean = values.mean(axis=0)
     return np.array([values[sources.index(target)] if target in sources else mean for target in targets])
 

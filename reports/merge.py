@@ -1,4 +1,4 @@
-"""Several runs in one report: every cell once, every model under a name of its own, and only fair boards joined.
+"""Several runs in one report: every cell once, every model under its own name, and only fair boards joined.
 
 Boards of different runs are joined if no target loses its rank: then all targets of a board were attacked by
 the same attacks (DESIGN, invariant 4). Otherwise each keeps its own board, which names its runs.

@@ -204,7 +204,7 @@ def _attack_section(model: Model) -> Section:
 
 
 def _left(cell: Cell) -> float:
-    """The robust accuracy that an attack leaves; last where there is none."""
+    """The robust accuracy that an attack leaves; last without one."""
     rate = cell.statistics.robust_accuracy if cell.statistics else None
     return rate.value if rate else 2.0
 

@@ -31,7 +31,7 @@ class Entry:
     """A cell of a table.
 
     text: what it says. note: more of it, in smaller type. order: what it is sorted by, None for what has no value (last,
-    in either direction). interval: drawn as a bar where the renderer can, a share in [0, 1]. link: where its
+    in either direction). interval: drawn as a bar if the renderer can, a share in [0, 1]. link: where its
     text leads, on a page that has such a place.
     """
 

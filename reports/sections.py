@@ -45,7 +45,7 @@ def sections(cells: Cells) -> list[Section]:
 
 
 def _distinct(*sections: Section) -> list[Section]:
-    """Sections with an anchor of their own each, where data sets of different sizes share a name."""
+    """Sections with distinct anchors; data sets of different sizes may share a name."""
     anchors = [section.anchor for section in sections]
     places = [anchors[:i].count(anchor) for i, anchor in enumerate(anchors)]
     return [

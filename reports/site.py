@@ -61,8 +61,9 @@ def write_site(
 def site(cells: Cells, *, title: str, settings: Mapping[str, str]) -> dict[str, str]:
     """The site's files by path. settings: of the runs as TOML, by the cells' origin."""
     boards = ranked_boards(cells)
-    everyone = models(boards, cells.cells)
-    slugs = dict(zip((one.label for one in everyone), formatting.slugs(one.label for one in everyone), strict=True))
+    listed = models(boards, cells.cells)
+    labels = [model.label for model in listed]
+    slugs = dict(zip(labels, formatting.slugs(labels), strict=True))
     pages = {label: f"models/{slug}.html" for label, slug in slugs.items()}
     data = _data(cells, boards)
     files = {
@@ -71,9 +72,9 @@ def site(cells: Cells, *, title: str, settings: Mapping[str, str]) -> dict[str, 
         ".nojekyll": "",
         **{file.path: file.content for file in data},
     }
-    for model in everyone:
+    for model in listed:
         again = _reproductions(model, settings, slugs[model.label])
-        files |= {f"data/{name}": one.settings for name, one in again if one.settings}
+        files |= {f"data/{name}": recipe.settings for name, recipe in again if recipe.settings}
         files[pages[model.label]] = _model(model, title, again)
     return files
 

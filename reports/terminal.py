@@ -28,7 +28,7 @@ _MEDIUM_FROM, _WIDE_FROM = 80, 120
 def print_leaderboard(out: Path, keys: Sequence[str] | None = None, console: Console | None = None) -> None:
     """Print the leaderboards of an output folder, with as many columns as the console has room for.
 
-    keys: the cells to report, all records where None.
+    keys: the cells to report, all records if None.
     """
     from rich.console import Console
 

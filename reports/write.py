@@ -26,7 +26,7 @@ _LIBRARIES = ("numpy", "pandas", "matplotlib", "seaborn", "jinja2", "tabulate")
 def write_reports(out: Path, keys: Sequence[str] | None = None) -> list[Path]:
     """Write leaderboard.md, leaderboard.html and results.csv into `out` from the records in ``out/records``.
 
-    keys: the cells to report, all records where None; a key without a record becomes a row that says so. The figures of
+    keys: the cells to report, all records if None; a key without a record becomes a row that says so. The figures of
     leaderboard.md lie beside it in ``figures/``. Nothing is drawn again if neither records, renderers nor reports have
     changed. Returns the three files.
     """

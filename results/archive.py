@@ -35,7 +35,7 @@ _PLACES = "examples.json"
 
 
 def pack(store: Store, path: Path, keys: Sequence[str] | None = None) -> int:
-    """Write the records of `keys`, all of the store where None, to `path`; returns how many.
+    """Write the records of `keys`, all of the store if None, to `path`; returns how many.
 
     Raises ValueError if a record is missing or damaged.
     """
@@ -61,7 +61,7 @@ def pack(store: Store, path: Path, keys: Sequence[str] | None = None) -> int:
 
 
 def unpack(path: Path, store: Store) -> list[str]:
-    """Write the records of an archive into `store`, where readable ones of the same key stay; returns their keys.
+    """Write the records of an archive into `store`; readable ones of the same key stay. Returns their keys.
 
     Raises FileNotFoundError if there is no file, ValueError, in one line, if it is no whole archive of records.
     """
@@ -162,7 +162,7 @@ def _kept(record: Record, examples: Examples) -> dict[str, NDArray[Any]]:
 
 
 def _values(examples: Examples) -> int | None:
-    """How many values an image has, where the root mean squares are the l2 distances over its root, else None."""
+    """The number of values of an image, if the root mean squares are the l2 distances over its root, else None."""
     distance, rms = examples.distance_l2, examples.rms
     moved = np.isfinite(distance) & (distance > 0) & (rms > 0)
     count = round(float(distance[moved][0] / rms[moved][0]) ** 2) if moved.any() else 1

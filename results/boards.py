@@ -1,6 +1,6 @@
 """Boards: the cells of a run by threat, target and training seed, with the numbers that reports show and the gate tests.
 
-A threat is a data set, the very same images, a norm and an epsilon. All targets of a board are attacked at its threat. A
+A threat is a data set, its scored images, a norm and an epsilon. All targets of a board are attacked at its threat. A
 minimal-norm attack without an epsilon stands on every board of its norm. Cells without a pixel range stand on none.
 """
 

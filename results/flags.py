@@ -210,7 +210,7 @@ def fails_without_bound(evidence: Evidence) -> Flag | None:
 
 
 def _survives_grey(evidence: Evidence) -> Flag | None:
-    """Robust accuracy above that of a constant answer, at an epsilon where every image can be made the same grey one."""
+    """Robust accuracy above that of a constant answer, at an epsilon at which every image can be made the same grey one."""
     cells = [
         outcome
         for outcome in (*evidence.outcomes, *evidence.others)

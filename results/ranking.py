@@ -69,7 +69,7 @@ def rank(values: Sequence[Sequence[Values]], alpha: float = ALPHA) -> Ranking:
 
 
 def intervals(better: NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:
-    """Rank intervals where ``better[i, j]`` says whether i is significantly better than j, shape (m, m)."""
+    """Rank intervals; ``better[i, j]`` says whether i is significantly better than j, shape (m, m)."""
     m = len(better)
     return tuple((1 + int(better[:, i].sum()), m - int(better[i].sum())) for i in range(m))
 
@@ -82,9 +82,9 @@ def _paired(values: Sequence[Sequence[Values]], pairs: Sequence[tuple[int, int]]
 def _over_seeds(values: Sequence[Sequence[Values]], pairs: Sequence[tuple[int, int]]) -> list[MeanDifference]:
     n = len(values[0][0])
     by_example = [np.mean(np.stack(seeds), axis=0) for seeds in values]
-    by_seed = [np.array([float(one.mean()) for one in seeds]) for seeds in values]
+    by_seed = [np.array([float(shares.mean()) for shares in seeds]) for seeds in values]
     spreads = shared_spreads([[means] for means in by_seed], step=1 / n)
-    found = [
+    tests = [
         compare_seeds(
             by_seed[i],
             by_seed[j],
@@ -93,4 +93,4 @@ def _over_seeds(values: Sequence[Sequence[Values]], pairs: Sequence[tuple[int, i
         )
         for i, j in pairs
     ]
-    return [MeanDifference(one.difference, min(1.0, 2 * min(one.lower, one.higher)), T_TEST) for one in found]
+    return [MeanDifference(test.difference, min(1.0, 2 * min(test.lower, test.higher)), T_TEST) for test in tests]

@@ -103,7 +103,7 @@ def compare_seeds(first: Values, second: Values, spreads: tuple[Spread, Spread],
     """Student's t over training seeds: accuracies (seeds,) of two methods, or before and after a change.
 
     spreads: of each, from `shared_spreads`; the fewer of their degrees of freedom count. sampling: the variance that the
-    choice of examples adds to the difference, 0 where the claim is about these very examples; degrees of freedom are then
+    choice of examples adds to the difference, 0 if the claim is about these examples only; degrees of freedom are then
     Satterthwaite's, with the examples' taken as many.
     """
     from scipy import special

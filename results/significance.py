@@ -1,4 +1,4 @@
-"""Tests of a difference on the same examples, and Holm's correction where there are many.
+"""Tests of a difference on the same examples, and Holm's correction for many of them.
 
 Two fixed models, or two attacks on one model, answer the same examples, so that the comparison is paired. What is fixed
 matters: these tests speak of these very models. Of a method, which is trained anew from other seeds,
@@ -34,7 +34,7 @@ class MeanDifference:
 def paired_test(first: Values, second: Values) -> MeanDifference:
     """Compare two answers to the same examples, shares of correct draws or of correct seeds, each (n,).
 
-    Exact McNemar where every share is 0 or 1, the sign-flip permutation test over examples otherwise.
+    Exact McNemar if every share is 0 or 1, the sign-flip permutation test over examples otherwise.
     Raises ValueError for shapes that differ or no example.
     """
     differences = _differences(first, second)
@@ -72,7 +72,7 @@ def binomial_tail(k: ArrayLike, n: ArrayLike, p: float) -> Values:
 def sign_flip(differences: Values, seed: int = 0) -> float:
     """The two-sided p-value of the permutation test that flips the sign of each example's difference, (n,) (Fisher 1935).
 
-    Valid where the two answers are exchangeable, as a fixed model's under two equally strong attacks are, and for many
+    Valid if the two answers are exchangeable, as a fixed model's under two equally strong attacks are, and for many
     examples wherever the means are equal. Resamples are drawn as one binomial for each distinct size of difference. Where
     Hoeffding's bound on the p-value, 2 exp(-(sum d)² / (2 sum d²)), is below what they resolve, the bound is returned.
     """
@@ -93,7 +93,7 @@ def sign_flip(differences: Values, seed: int = 0) -> float:
 def holm(p_values: Sequence[float] | Values, weights: Sequence[float] | Values | None = None) -> Values:
     """Holm's adjusted p-values (Holm 1979), (m,): rejecting those <= alpha errs anywhere with probability <= alpha.
 
-    weights: how much of alpha each hypothesis gets, equal shares where None (the weighted procedure of the same paper).
+    weights: how much of alpha each hypothesis gets, equal shares if None (the weighted procedure of the same paper).
     """
     p = np.asarray(p_values, dtype=np.float64)
     w = np.ones_like(p) if weights is None else np.asarray(weights, dtype=np.float64)

@@ -77,7 +77,7 @@ class CellStatistics:
 class WorstOutcome:
     """The worst case over several attackers.
 
-    values: share of correct answers by example, (n,). chosen: the attacker used on each example, (n,), -1 where none is
+    values: share of correct answers by example, (n,). chosen: the attacker used on each example, (n,), -1 if none is
     within epsilon and the clean image stands.
     """
 

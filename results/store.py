@@ -48,12 +48,12 @@ class Store:
         return sorted(path.name for path in self.folder.iterdir() if _is_key(path.name))
 
     def status(self, key: str) -> str | None:
-        """The record's status; None if there is none, or where its files are damaged (logged as one line)."""
+        """The record's status; None if there is none, or if its files are damaged (logged as one line)."""
         parts = self.load(key)
         return None if parts is None else parts[0].status
 
     def load(self, key: str) -> tuple[Record, Examples | None, Gallery | None] | None:
-        """All of a record; None if there is none, or where its files are damaged (logged as one line).
+        """All of a record; None if there is none, or if its files are damaged (logged as one line).
 
         Examples come with every scored record, and only with those.
         """

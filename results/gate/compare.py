@@ -4,7 +4,7 @@ The gate tests each target's worst-case and clean accuracy; single cells are lis
 depends on what is fixed:
 
 - A target with equal weights in both runs is one fixed model under two attacks. Its outcomes are paired on the same images,
-  by McNemar's exact test, or by sign flips over examples where an outcome is a share (a stochastic model's, or the mean of
+  by McNemar's exact test, or by sign flips over examples if an outcome is a share (a stochastic model's, or the mean of
   several seeds). The test is two-sided and a rise fails too: without a change of weights, the attack became weaker.
 - A re-trained target varies with its seed although the images are fixed, so that pairing them would raise false alarms. Its
   accuracies by seed are compared by a one-sided t-test, with the standard deviation pooled over targets.
