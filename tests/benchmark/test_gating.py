@@ -113,7 +113,7 @@ def test_a_weaker_model_fails_once_the_claim_is_about_checkpoints(place):
     assert found.returncode == 1
     assert "worse, FAILS" in found.stdout
     assert "failed: pgd-linf (robust accuracy worse)" in found.stdout
-    assert "Checkpoints only: the claim is about these very models" in found.stdout
+    assert "Checkpoints only: the claim is about these checkpoints" in found.stdout
 
 
 def test_a_rise_with_equal_weights_fails(place):
