@@ -245,7 +245,7 @@ def _attacks(records: Sequence[Record]) -> Iterable[tuple[Entry, ...]]:
         attack = record.attack
         row = (attack["label"], formatting.component(attack["name"], attack["arguments"]), attack["source_hash"][:16])
         budget = "minimal norm" if attack["minimal_norm"] else "fixed epsilon"
-        kind = ", ".join(dict.fromkeys((attack.get("family", budget), budget)))
+        kind = ", ".join(dict.fromkeys((str(attack.get("family", budget)), budget)))
         kinds.setdefault(row, set()).add(f"{kind} ({record.matrix})")
     for row, variants in sorted(kinds.items()):
         yield tuple(map(formatting.text_entry, (*row, ", ".join(sorted(variants)))))

@@ -68,9 +68,9 @@ class UnitTestOutcome:
 
 
 def unit_test_of(record: Record) -> UnitTestOutcome | None:
-    """The unit test of a cell; None where it had none."""
-    found: Mapping[str, Any] = record.details.get("unit_test") or {}
-    if not found:
+    """The unit test of a cell; None if it had none."""
+    found = record.details.get("unit_test")
+    if not isinstance(found, dict) or not found:
         return None
     return UnitTestOutcome(
         images=int(found["images"]),
