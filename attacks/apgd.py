@@ -160,11 +160,11 @@ def climb(
 ) -> None:
     """One run in linf or l2 from the live examples' `start`: algorithm 1 of Croce & Hein 2020 (arXiv:2003.01690).
 
-    The step size begins at `step_size` radii. At each checkpoint an example's halves, and the example goes back to its best
+    The step size begins at `step_size` epsilon. At each checkpoint an example's halves, and it goes back to its best
     iterate, where fewer than a share `rho` of the steps raised the loss, or where neither the step size nor the highest loss
     has changed since the last checkpoint.
     """
-    climb = _observe(search, aim, start, _start(start, step_size * threat.radius))
+    climb = _observe(search, aim, start, _start(start, step_size * threat.epsilon_or_inf))
     period_start, ends = 0, set(checkpoints(steps))
     for step in range(1, steps):
         if not search:

@@ -59,7 +59,7 @@ def climb_sparsely(search: Search[WhiteBox], aim: Aim, threat: ThreatModel, rng:
     for radius, part in PHASES:
         phase = min(left, math.ceil(part * steps))
         left -= phase
-        ball = replace(threat, epsilon=radius * threat.radius)
+        ball = replace(threat, epsilon=radius * threat.epsilon_or_inf)
         points = sparse_phase(search, aim, ball, balls.project(points, search.x, ball), phase, counts=radius == 1)
 
 
@@ -88,7 +88,7 @@ def _start(start: Tensor, x: Tensor, threat: ThreatModel) -> SparseClimb:
         start,
         nothing,
         low,
-        torch.full_like(low, threat.radius),
+        torch.full_like(low, threat.epsilon_or_inf),
         nonzeros / x[0:1].numel() / _DENSER,
         nonzeros,
     )
@@ -127,11 +127,11 @@ def _check(climb: SparseClimb, x: Tensor, threat: ThreatModel) -> SparseClimb:
     nonzeros = balls.distance(climb.best - x, "l0")
     sparser = nonzeros < _SAME_SPARSITY * climb.nonzeros
     back = balls.per_example(sparser, x)
-    step = (climb.step / _SHRINKAGE).clamp(min=_SMALLEST_STEP * threat.radius)
+    step = (climb.step / _SHRINKAGE).clamp(min=_SMALLEST_STEP * threat.epsilon_or_inf)
     return climb._replace(
         x_adv=climb.best.where(back, climb.x_adv),
         gradient=climb.best_gradient.where(back, climb.gradient),
-        step=torch.full_like(step, threat.radius).where(sparser, step),
+        step=torch.full_like(step, threat.epsilon_or_inf).where(sparser, step),
         share=nonzeros / x[0:1].numel() / _DENSER,
         nonzeros=nonzeros,
     )

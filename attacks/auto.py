@@ -169,7 +169,7 @@ class Standings:
 
     def close(self) -> Tensor:
         """Who has an adversarial not far outside the ball, shape (n,), bool."""
-        return self.distance <= CLOSE[self.threat.norm] * self.threat.radius
+        return self.distance <= CLOSE[self.threat.norm] * self.threat.epsilon_or_inf
 
     def misled(self) -> Tensor:
         """Where squares came as far as all gradients, shape (n,), bool."""

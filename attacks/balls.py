@@ -66,7 +66,7 @@ def project(x_adv: Tensor, x: Tensor, threat: ThreatModel, radius: Tensor | None
     boxed = _boxed(x_adv, threat)
     if threat.norm == "none" or (threat.epsilon is None and radius is None):
         return boxed
-    radius = x.new_full((len(x),), threat.radius) if radius is None else radius
+    radius = x.new_full((len(x),), threat.epsilon_or_inf) if radius is None else radius
     if threat.norm == "linf":
         return boxed.clamp(x - per_example(radius, x), x + per_example(radius, x))
     outside = (distance(boxed - x, threat.norm) > radius).nonzero().squeeze(1)

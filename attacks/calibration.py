@@ -1,4 +1,4 @@
-"""Values of an attack that are found on held-out images before it runs: a constant, an order, a covariance."""
+"""What is found on held-out images before an attack runs: its open values, and what a detector's score is worth."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from advbench.attacks.access import Access, Guard, WhiteBox
 from advbench.attacks.attack import Attack
 from advbench.attacks.capabilities import Calibrated, Need, calibrated, need_of
+from advbench.attacks.losses import margin
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import ThreatModel, Untargeted
 
@@ -54,6 +55,13 @@ class HeldOut:
     def __len__(self) -> int:
         return len(self.y)
 
+    @property
+    def attacked_model(self) -> nn.Module:
+        """The model. Raises ValueError without one."""
+        if self.model is None:
+            raise ValueError("Expected a model to attack, got none")
+        return self.model
+
     def first(self, n: int) -> HeldOut:
         """The first `n` images, all where there are fewer."""
         guard = None if self.guard is None else self.guard.select(slice(n))
@@ -65,9 +73,7 @@ class HeldOut:
         return Trial(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
     def _attacked(self, attack: Attack, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-        model = self.model
-        if model is None:
-            raise ValueError(f"Expected a model to calibrate {attack} on, got none")
+        model = self.attacked_model
         x, goal = self.x[rows], Untargeted(self.y[rows])
         rng = ExampleRNG.make(self.seed, "calibrate", self.index[rows])
         guard = None if self.guard is None else self.guard.select(rows)
@@ -90,3 +96,20 @@ def open_values(attack: Attack, held_out: HeldOut) -> dict[str, Tensor]:
 def calibrate(attack: Attack, held_out: HeldOut) -> Attack:
     """The attack with its open values found on `held_out`; as it is where it has none."""
     return calibrated(attack, open_values(attack, held_out))
+
+
+def score_scale(held_out: HeldOut) -> float:
+    """The worth of one unit of a detector's score in logits, so that the margins of both are of one size on clean images.
+
+    The median size of the classifier's margin over the median size of the score; 1 where that is no positive number.
+    Raises ValueError without a guard.
+    """
+    guard = held_out.guard
+    if guard is None:
+        raise ValueError("Expected a detector whose scores are to be weighed, got none")
+    rng = ExampleRNG.make(held_out.seed, "scale", held_out.index)
+    with WhiteBox(held_out.attacked_model, rng, stochastic=held_out.stochastic, guard=guard) as access, torch.no_grad():
+        logits = access.model(held_out.x, rng) if held_out.stochastic else access.model(held_out.x)
+        score = guard.detector(held_out.x, rng) if guard.stochastic else guard.detector(held_out.x)
+    scale = float(margin(logits, Untargeted(held_out.y)).abs().median() / score.abs().median())
+    return scale if 0 < scale < torch.inf else 1.0

@@ -123,7 +123,7 @@ def worst_draw(
         if not search:
             break
         drawn = noise(search.x, search.rng.at(point))
-        drawn = attack.sigma * drawn if threat.norm == "none" else threat.radius * balls.steepest(drawn, threat)
+        drawn = attack.sigma * drawn if threat.norm == "none" else threat.epsilon_or_inf * balls.steepest(drawn, threat)
         look(search, balls.project(search.x + drawn, search.x, threat), loss_named(attack.loss))
     return search.best.x_adv
 

@@ -49,7 +49,7 @@ class FGM:
         if not len(x):
             return x.clone()
         gradient = access.loss_gradient(x, goal, loss_named(self.loss)).gradient
-        x_adv = x + threat.radius * balls.steepest(gradient, threat)
+        x_adv = x + threat.epsilon_or_inf * balls.steepest(gradient, threat)
         return x_adv if threat.box is None else x_adv.clamp(*threat.box)
 
 

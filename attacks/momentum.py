@@ -72,7 +72,7 @@ class MIFGSM:
                 search.record(x_adv, evaluation.logits, evaluation.loss)
             x_adv, momentum, gradient = search.keep(x_adv, momentum, evaluation.gradient)
             momentum = self.decay * momentum + of_unit_sum(gradient)
-            length = self.step_size * threat.radius
+            length = self.step_size * threat.epsilon_or_inf
             x_adv = balls.project(x_adv + length * balls.steepest(momentum, threat), search.x, threat)
         look(search, x_adv, loss_named(self.loss))
         return settle(search, loss_named(self.loss))

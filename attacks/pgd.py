@@ -95,7 +95,7 @@ class PGD:
         look(search, x_adv, loss_named(self.loss))
 
     def _step(self, gradient: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
-        length = self.step_size * threat.radius
+        length = self.step_size * threat.epsilon_or_inf
         if threat.norm == "l1":
             return balls.sparse_step(gradient, x_adv, threat, length, self.sparsity)
         return length * balls.steepest(gradient, threat)

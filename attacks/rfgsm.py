@@ -55,6 +55,6 @@ class RFGSM:
         if not len(x):
             return x.clone()
         signs = (1 - 2 * rng.integers(2, tuple(x.shape[1:]))).to(x.dtype)
-        aside = balls.project(x + self.alpha * threat.radius * signs, x, threat)
+        aside = balls.project(x + self.alpha * threat.epsilon_or_inf * signs, x, threat)
         gradient = access.loss_gradient(aside, goal, loss_named(self.loss)).gradient
-        return balls.project(aside + (1 - self.alpha) * threat.radius * balls.steepest(gradient, threat), x, threat)
+        return balls.project(aside + (1 - self.alpha) * threat.epsilon_or_inf * balls.steepest(gradient, threat), x, threat)

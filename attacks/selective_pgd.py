@@ -108,7 +108,7 @@ _SHORTEST = 1e-3
 
 def reach(threat: ThreatModel, x: Tensor) -> float:
     """The l2 length of the longest perturbation of an image of `x`, (n, ...), in the ball of a threat in linf, l2 or l1."""
-    return float(threat.radius * (x[0:1].numel() ** 0.5 if threat.norm == "linf" else 1.0))
+    return float(threat.epsilon_or_inf * (x[0:1].numel() ** 0.5 if threat.norm == "linf" else 1.0))
 
 
 def _joint(sides: Sides) -> Tensor:

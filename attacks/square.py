@@ -143,7 +143,7 @@ def _stripes(x: Tensor, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
     """Vertical stripes, one pixel wide, of random corners of the ball."""
     channels, _, width = x.shape[1:]
     signs = 1 - 2 * rng.integers(2, (channels, 1, width))
-    return balls.project(x + threat.radius * signs, x, threat)
+    return balls.project(x + threat.epsilon_or_inf * signs, x, threat)
 
 
 def _square(best: Tensor, x: Tensor, threat: ThreatModel, side: int, words: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ def _square(best: Tensor, x: Tensor, threat: ThreatModel, side: int, words: Tens
     channels, height, width = x.shape[1:]
     inside = _cover(_corner(words[:, 0], side, height), _corner(words[:, 1], side, width), side, x)
     signs = _signs(words[:, 5:], channels)
-    return balls.project((x + threat.radius * signs).where(inside, best), x, threat)
+    return balls.project((x + threat.epsilon_or_inf * signs).where(inside, best), x, threat)
 
 
 def _tiles(x: Tensor, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
@@ -168,7 +168,7 @@ def _tiles(x: Tensor, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
     delta = torch.zeros_like(x)
     delta[:, :, top : top + side * down, left : left + side * across] = tiled
     if threat.norm == "l2":
-        delta = threat.radius * delta / balls.per_example(balls.distance(delta, "l2"), x)
+        delta = threat.epsilon_or_inf * delta / balls.per_example(balls.distance(delta, "l2"), x)
     return balls.project(x + delta, x, threat)
 
 
@@ -225,8 +225,8 @@ def _budget(delta: Tensor, windows: Tensor, threat: ThreatModel) -> Tensor:
     held = _length(delta.where(windows, 0), threat)
     used = balls.per_example(balls.distance(delta, threat.norm), delta)
     if threat.norm == "l2":
-        return ((threat.radius**2 - used.square()).clamp(min=0) / channels + held.square()).sqrt()
-    return (threat.radius - used).clamp(min=0) + held * channels
+        return ((threat.epsilon_or_inf**2 - used.square()).clamp(min=0) / channels + held.square()).sqrt()
+    return (threat.epsilon_or_inf - used).clamp(min=0) + held * channels
 
 
 def _bump(side: int, x: Tensor, threat: ThreatModel) -> Tensor:

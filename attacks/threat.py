@@ -37,9 +37,14 @@ class ThreatModel:
             raise ValueError(f"Expected `box` to be (low, high) with low < high, got {self.box}")
 
     @property
-    def radius(self) -> float:
-        """The radius as a number: infinity where `epsilon` is None."""
+    def epsilon_or_inf(self) -> float:
+        """`epsilon` as a number: infinity where it is None."""
         return math.inf if self.epsilon is None else self.epsilon
+
+    @property
+    def radius(self) -> float:
+        """The same, by the name that plug-ins may know."""
+        return self.epsilon_or_inf
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -97,5 +97,5 @@ class Stretched:
         if not isinstance(access, WhiteBox):
             return anywhere
         direction = balls.steepest(access.loss_gradient(x, goal, cross_entropy).gradient, threat)
-        ahead = balls.project(x + threat.radius * direction, x, threat)
+        ahead = balls.project(x + threat.epsilon_or_inf * direction, x, threat)
         return anywhere.where(balls.per_example(balls.distance(ahead - x, "linf") == 0, x), ahead)

@@ -376,12 +376,12 @@ def _within(x_adv: Tensor, x: Tensor, threat: ThreatModel) -> None:
         raise Broken(f"NaN in {int(torch.isnan(x_adv).flatten(1).any(dim=1).sum())} of {len(x)} images")
     bad = balls.violations(x_adv, x, threat, tolerance=1e-6)
     if bad.any():
-        far = f", by up to {_excess(x_adv, x, threat):.3g}" if math.isfinite(threat.radius) else ""
+        far = f", by up to {_excess(x_adv, x, threat):.3g}" if math.isfinite(threat.epsilon_or_inf) else ""
         raise Broken(f"{int(bad.sum())} of {len(x)} images outside{far}")
 
 
 def _excess(x_adv: Tensor, x: Tensor, threat: ThreatModel) -> float:
-    return max(0.0, float(balls.distance(x_adv - x, threat.norm).max()) - threat.radius)
+    return max(0.0, float(balls.distance(x_adv - x, threat.norm).max()) - threat.epsilon_or_inf)
 
 
 def _fooled(attack: Any, norm: str, model: Net, x: Tensor) -> int:

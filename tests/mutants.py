@@ -101,7 +101,7 @@ MUTANTS = (
     Mutant(
         "r-fgsm: without its random step",
         "attacks/rfgsm.py",
-        "balls.project(x + self.alpha * threat.radius * signs, x, threat)",
+        "balls.project(x + self.alpha * threat.epsilon_or_inf * signs, x, threat)",
         "x.clone()",
         (f"{A}rfgsm.py",),
     ),
@@ -123,8 +123,8 @@ MUTANTS = (
     Mutant(
         "pgd: half the step",
         "attacks/pgd.py",
-        "length = self.step_size * threat.radius",
-        "length = 0.5 * self.step_size * threat.radius",
+        "length = self.step_size * threat.epsilon_or_inf",
+        "length = 0.5 * self.step_size * threat.epsilon_or_inf",
         (f"{A}pgd_and_noise.py", f"{A}linear_oracles.py"),
     ),
     default("pgd: no random start", "attacks/pgd.py", "random_start: bool = True", "random_start: bool = False"),

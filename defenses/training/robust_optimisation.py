@@ -83,7 +83,7 @@ class RobustOptimisation(Trained):
     def _perturbed(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Tensor:
         threat = self.threat
         if step.training and step.progress < self.warm_up:
-            threat = replace(threat, epsilon=max(_SMALLEST, threat.radius * step.progress / self.warm_up))
+            threat = replace(threat, epsilon=max(_SMALLEST, threat.epsilon_or_inf * step.progress / self.warm_up))
         return ascend(
             model,
             x,

@@ -83,9 +83,9 @@ class RobustTangent(FromScratch):
             for _ in range(self.steps):
                 gradient = input_gradient(model, x_adv, lambda logits: attack_loss(logits, Untargeted(y)))
                 direction = balls.steepest(on_plane(gradient, basis), threat)
-                delta = delta + self.step_size * threat.radius * direction
-                size = balls.distance(delta, "l2").clamp(min=threat.radius)
-                delta = delta * (threat.radius / size).view(-1, 1, 1, 1)
+                delta = delta + self.step_size * threat.epsilon_or_inf * direction
+                size = balls.distance(delta, "l2").clamp(min=threat.epsilon_or_inf)
+                delta = delta * (threat.epsilon_or_inf / size).view(-1, 1, 1, 1)
                 x_adv = (x + delta).clamp(0, 1) if self.clip else x + delta
         return x_adv
 

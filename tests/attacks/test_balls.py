@@ -109,11 +109,11 @@ def _linear_maximum(gradient: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
     low, high = (0 - x, 1 - x) if threat.box else (torch.full_like(x, -9e9), torch.full_like(x, 9e9))
     room = torch.where(gradient > 0, high, -low)
     if threat.norm == "linf":
-        return room.clamp(max=threat.radius) * gradient.sign()
+        return room.clamp(max=threat.epsilon_or_inf) * gradient.sign()
     out = torch.zeros_like(x)
     for row in range(len(x)):
         if threat.norm == "l1":
-            left = threat.radius
+            left = threat.epsilon_or_inf
             for pixel in gradient[row].abs().argsort(descending=True).tolist():
                 out[row, pixel] = min(left, float(room[row, pixel])) * gradient[row, pixel].sign()
                 left -= abs(float(out[row, pixel]))
@@ -122,7 +122,7 @@ def _linear_maximum(gradient: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
             for _ in range(300):
                 middle = (bottom + top) / 2
                 d = (middle * gradient[row].abs()).minimum(room[row])
-                bottom, top = (middle, top) if d.norm() < threat.radius else (bottom, middle)
+                bottom, top = (middle, top) if d.norm() < threat.epsilon_or_inf else (bottom, middle)
             out[row] = (bottom * gradient[row].abs()).minimum(room[row]) * gradient[row].sign()
     return out
 
@@ -144,7 +144,11 @@ def _solve(z: np.ndarray, x: np.ndarray, threat: ThreatModel) -> np.ndarray:
 
     def slack(parts: np.ndarray) -> float:
         up, down = parts[:d], parts[d:]
-        return threat.radius - (up + down).sum() if threat.norm == "l1" else threat.radius**2 - ((up - down) ** 2).sum()
+        return (
+            threat.epsilon_or_inf - (up + down).sum()
+            if threat.norm == "l1"
+            else threat.epsilon_or_inf**2 - ((up - down) ** 2).sum()
+        )
 
     found = minimize(
         lambda parts: ((x + parts[:d] - parts[d:] - z) ** 2).sum(),

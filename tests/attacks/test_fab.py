@@ -113,8 +113,8 @@ def test_with_a_budget_an_example_leaves_once_it_is_near_enough(norm, linear):
     found = {stop: attacked(FABT(steps=10, stop=stop), model, x, y, threat) for stop in ("success", "never")}
     for stop, (x_adv, access) in found.items():
         assert torch.equal(x_adv[0], x[0])
-        near = balls.distance(x_adv - x, norm) <= threat.radius
-        assert torch.equal(near[1:], distances[1:] * 1.06 <= threat.radius)
+        near = balls.distance(x_adv - x, norm) <= threat.epsilon_or_inf
+        assert torch.equal(near[1:], distances[1:] * 1.06 <= threat.epsilon_or_inf)
         left = access.ledger.forwards < 1 + 3 * 20
         assert torch.equal(left, near & (stop == "success"))
     assert found["success"][1].ledger.forwards[0] == 2  # one for the targets, one to see that it is wrong

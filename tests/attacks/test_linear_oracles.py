@@ -50,16 +50,16 @@ def lowest_in(threat: ThreatModel, w: Tensor, x: Tensor) -> Tensor:
     """The image of ball and box with the smallest w.x: corners (linf), a bisection on clip(-t w) (l2), greedy (l1)."""
     room = torch.where(w < 0, 1 - x, x) if threat.box else torch.full_like(x, 1e6)
     if threat.norm == "linf":
-        length = room.clamp(max=threat.radius)
+        length = room.clamp(max=threat.epsilon_or_inf)
     elif threat.norm == "l2":
         bottom, top = torch.zeros(len(x), 1, 1, 1, dtype=x.dtype), torch.full((len(x), 1, 1, 1), 1e6, dtype=x.dtype)
         for _ in range(200):
             middle = (bottom + top) / 2
-            short = (middle * w.abs()).minimum(room).flatten(1).norm(dim=1).view(-1, 1, 1, 1) < threat.radius
+            short = (middle * w.abs()).minimum(room).flatten(1).norm(dim=1).view(-1, 1, 1, 1) < threat.epsilon_or_inf
             bottom, top = middle.where(short, bottom), top.where(short, middle)
         length = (bottom * w.abs()).minimum(room)
     else:
-        length, left = torch.zeros_like(x), torch.full((len(x),), threat.radius, dtype=x.dtype)
+        length, left = torch.zeros_like(x), torch.full((len(x),), threat.epsilon_or_inf, dtype=x.dtype)
         for pixel in w.flatten().abs().argsort(descending=True).tolist():
             taken = left.minimum(room.flatten(1)[:, pixel])
             length.view(len(x), -1)[:, pixel] = taken

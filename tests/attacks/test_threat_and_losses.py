@@ -28,8 +28,8 @@ def test_impossible_threats_are_refused(arguments):
 
 
 def test_radius_of_a_minimal_norm_threat_is_infinite():
-    assert ThreatModel("l2", None).radius == math.inf
-    assert ThreatModel("l2", 0.5).radius == 0.5
+    assert ThreatModel("l2", None).epsilon_or_inf == math.inf
+    assert ThreatModel("l2", 0.5).epsilon_or_inf == ThreatModel("l2", 0.5).radius == 0.5
 
 
 def test_goals_are_achieved_by_errors_or_by_the_target():

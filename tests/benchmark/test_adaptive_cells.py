@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import advbench
-from advbench.attacks.preparation import CAP
+from advbench.attacks.draws import CAP
 from advbench.attacks.rng import ExampleRNG
 from advbench.config import make_config
 from advbench.defenses.defended import Defended, Detector

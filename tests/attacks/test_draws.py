@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from advbench.attacks.access import Guard, NoGradientError
-from advbench.attacks.calibration import HeldOut
-from advbench.attacks.preparation import CAP, converged_draws, score_scale
+from advbench.attacks.calibration import HeldOut, score_scale
+from advbench.attacks.draws import CAP, converged_draws
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import ThreatModel
 
