@@ -3,7 +3,7 @@
 An attack's first argument says the knowledge that it needs: `WhiteBox` (loss gradients, logits, vector-Jacobian products),
 `ScoreBased` (logits) or `DecisionBased` (labels). Forwards, backwards and queries are counted per example. Parameter
 gradients are never computed. An access is a context manager: inside it the model is in evaluation mode with frozen
-parameters, afterwards it is as it came. Where a detector rejects images, a `Guard` shows every attack the detector's
+parameters, afterwards it is as it came. Where a detector rejects images, a `DetectorView` shows every attack the detector's
 margin as the lead of the true label.
 """
 
@@ -74,7 +74,7 @@ class Sides:
 
     progress: the loss of the classifier's own logits, above zero where the goal is achieved (`margin`), (n,). score: of the
     detector, above zero where the image is rejected, (n,); minus infinity without a detector. uphill: the gradient of
-    `progress`, downhill: minus that of `score`, both (n, c, h, w). logits: the guarded ones, (n, classes).
+    `progress`, downhill: minus that of `score`, both (n, c, h, w). logits: those of `undetected`, (n, classes).
     """
 
     progress: Tensor
@@ -89,36 +89,36 @@ class NoGradientError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Guard:
+class DetectorView:
     """A detector as the attacker meets it: a rejected image is not yet an error of the model.
 
-    detector: images (n, c, h, w) -> scores (n,), an image with one above zero is rejected; called with the model's rng too
+    model: images (n, c, h, w) -> scores (n,), an image with one above zero is rejected; called with the model's rng too
     where `stochastic`. y: true labels of the access's examples, (n,). scale: the worth of one unit of the score in logits,
     so that neither margin drowns the other.
     """
 
-    detector: nn.Module
+    model: nn.Module
     y: Tensor
     stochastic: bool = False
     scale: float = 1.0
 
-    def select(self, rows: Tensor | slice) -> Guard:
-        """The guard of the given rows: a bool mask, int64 positions or a slice."""
+    def select(self, rows: Tensor | slice) -> DetectorView:
+        """The view of the given rows: a bool mask, int64 positions or a slice."""
         return replace(self, y=self.y[rows])
 
     def score(self, x: Tensor, rng: ExampleRNG | None) -> Tensor:
         """The detector's scores of images x, times the scale, (n,). Raises ValueError for scores of another shape."""
-        score: Tensor = self.detector(x, rng) if self.stochastic else self.detector(x)
+        score: Tensor = self.model(x, rng) if self.stochastic else self.model(x)
         if score.shape != (len(x),):
             raise ValueError(f"Expected a detector's scores of shape ({len(x)},), got {tuple(score.shape)}")
         return score * self.scale
 
     def __call__(self, logits: Tensor, score: Tensor) -> Tensor:
-        """The `guarded` logits of images with these scores, both of whole copies of the batch, one after the other."""
-        return guarded(logits, self.y.repeat(len(logits) // len(self.y)), score)
+        """The `undetected` logits of images with these scores, both of whole copies of the batch, one after the other."""
+        return undetected(logits, self.y.repeat(len(logits) // len(self.y)), score)
 
 
-def guarded(logits: Tensor, y: Tensor, score: Tensor) -> Tensor:
+def undetected(logits: Tensor, y: Tensor, score: Tensor) -> Tensor:
     """Logits whose true label stays on top until the image is both misclassified and accepted.
 
     The true logit z_y becomes max(z_y, max over k != y of z_k, plus the score). The margin of the result,
@@ -137,8 +137,8 @@ def guarded(logits: Tensor, y: Tensor, score: Tensor) -> Tensor:
     """
     column = y.unsqueeze(1)
     fixed = logits.detach()
-    watched = fixed.scatter(1, column, -torch.inf).amax(dim=1, keepdim=True) + score.unsqueeze(1)
-    return torch.where(watched > fixed.gather(1, column), fixed.scatter(1, column, watched), logits)
+    kept = fixed.scatter(1, column, -torch.inf).amax(dim=1, keepdim=True) + score.unsqueeze(1)
+    return torch.where(kept > fixed.gather(1, column), fixed.scatter(1, column, kept), logits)
 
 
 class Access:
@@ -146,8 +146,8 @@ class Access:
 
     model: images (n, c, h, w) in [0, 1] -> logits (n, classes); a stochastic one is called as ``model(x, rng)``.
     rng: the model's own randomness, with the examples' data-set indices. stochastic: whether the model takes it.
-    draws: passes averaged per question for a stochastic model (EOT); one for a deterministic model. guard: the detector that
-    stands beside the model, whose every score is counted with the forward that it belongs to.
+    draws: passes averaged per question for a stochastic model (EOT); one for a deterministic model. detector: what stands
+    beside the model, whose every score is counted with the forward that it belongs to.
 
     The attribute `stochastic` says whether answers are random: those of the model or those of its detector. `per_example`
     says whether the model answers each example in a way of its own, as through a readout for each: one that has an attribute
@@ -163,14 +163,14 @@ class Access:
         draws: int = 1,
         ledger: Ledger | None = None,
         rows: Tensor | None = None,
-        guard: Guard | None = None,
+        detector: DetectorView | None = None,
     ) -> None:
         if draws < 1:
             raise ValueError(f"Expected `draws` >= 1, got {draws}")
         self.model = model
         self.rng = rng
-        self.guard = guard
-        self.stochastic = stochastic or (guard is not None and guard.stochastic)
+        self.detector = detector
+        self.stochastic = stochastic or (detector is not None and detector.stochastic)
         self.draws = draws if self.stochastic else 1
         self.per_example = bool(getattr(model, "per_example", False))
         self._random = stochastic
@@ -180,7 +180,7 @@ class Access:
         self._frozen = frozen(model)
 
     def __enter__(self) -> Self:
-        self._frozen = frozen(self.model if self.guard is None else nn.ModuleList([self.model, self.guard.detector]))
+        self._frozen = frozen(self.model if self.detector is None else nn.ModuleList([self.model, self.detector.model]))
         self._frozen.__enter__()
         return self
 
@@ -206,7 +206,7 @@ class Access:
             draws=self.draws,
             ledger=self.ledger,
             rows=self.rows[rows],
-            guard=None if self.guard is None else self.guard.select(rows),
+            detector=None if self.detector is None else self.detector.select(rows),
         )
 
     def averaging(self, draws: int) -> Self:
@@ -218,7 +218,7 @@ class Access:
             draws=draws,
             ledger=self.ledger,
             rows=self.rows,
-            guard=self.guard,
+            detector=self.detector,
         )
 
     def _count(self, column: Tensor, times: int) -> None:
@@ -242,13 +242,13 @@ class Access:
         return x.repeat(draws, 1, 1, 1), rng
 
     def uncounted(self, x: Tensor, rng: ExampleRNG | None) -> Tensor:
-        """The model's logits, (m, classes), guarded where there is a detector; the caller enters the pass in the ledger.
+        """The model's logits, (m, classes), with a detector those of `undetected`; the caller enters the pass in the ledger.
 
         For adapters of other libraries' attacks, which ask for any number of images at a time. x: (m, c, h, w), beside a
         detector whole copies of the batch. rng: of every image where the access is stochastic or `per_example`, else None.
         """
         logits = self._ask(x, rng)
-        return logits if self.guard is None else self.guard(logits, self.guard.score(x, rng))
+        return logits if self.detector is None else self.detector(logits, self.detector.score(x, rng))
 
     def _ask(self, x: Tensor, rng: ExampleRNG | None) -> Tensor:
         """The model's own logits."""
@@ -312,7 +312,7 @@ class WhiteBox(Access):
         return losses.detach(), gradient, self._share(logits.detach(), draws)
 
     def sides(self, x: Tensor, goal: Goal, loss: Loss) -> Sides:
-        """The loss of the classifier as if nothing watched it, the detector's score, and the gradient of each.
+        """The loss of the classifier as if there were no detector, the detector's score, and the gradient of each.
 
         One forward and two backwards (per draw), one of each without a detector; means over the draws for a stochastic
         model. A detector whose score does not depend on the images differentiably has a gradient of zero. Raises
@@ -330,18 +330,18 @@ class WhiteBox(Access):
             copies, rng = self._drawn(x, draws)
             logits = _differentiable(self._ask(copies, rng))
             losses = self._share(loss(logits, goal.tile(draws)), draws)
-            (uphill,) = torch.autograd.grad(losses.sum(), x, retain_graph=self.guard is not None)
+            (uphill,) = torch.autograd.grad(losses.sum(), x, retain_graph=self.detector is not None)
             self._count(self.ledger.backwards, draws)
-            if self.guard is None:
-                unwatched = torch.full_like(losses.detach(), -torch.inf)
-                return losses.detach(), unwatched, uphill, torch.zeros_like(x), self._share(logits.detach(), draws)
-            scores = self.guard.score(copies, rng)
+            if self.detector is None:
+                accepted = torch.full_like(losses.detach(), -torch.inf)
+                return losses.detach(), accepted, uphill, torch.zeros_like(x), self._share(logits.detach(), draws)
+            scores = self.detector.score(copies, rng)
             score, downhill = self._share(scores, draws), torch.zeros_like(x)
             if score.requires_grad:
                 downhill = -torch.autograd.grad(score.sum(), x)[0]
                 self._count(self.ledger.backwards, draws)
-            watched = self._share(self.guard(logits.detach(), scores.detach()), draws)
-        return losses.detach(), score.detach(), uphill, downhill, watched
+            both = self._share(self.detector(logits.detach(), scores.detach()), draws)
+        return losses.detach(), score.detach(), uphill, downhill, both
 
     def pullback(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Logits (n, classes) and the map from cotangents (m, n, classes) to images (m, n, c, h, w).

@@ -8,14 +8,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from advbench.attacks.access import Access, Guard, WhiteBox
+from advbench.attacks.access import Access, DetectorView, WhiteBox
 from advbench.attacks.attack import Attack
-from advbench.attacks.capabilities import Calibrated, Need, calibrated, need_of
+from advbench.attacks.capabilities import Calibrated, Need, calibrated
 from advbench.attacks.losses import margin
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import ThreatModel, Untargeted
 
-__all__ = ["Calibrated", "HeldOut", "Need", "Trial", "calibrate", "need_of", "open_values"]
+__all__ = ["Calibrated", "HeldOut", "Need", "Trial", "calibrate", "open_values", "score_scale"]
 
 AccessT = TypeVar("AccessT", bound=Access)
 
@@ -38,7 +38,7 @@ class HeldOut:
     """Held-out images and the model that is attacked: all that a calibration sees.
 
     x: (n, c, h, w); y: labels, (n,); index: positions in their split, (n,). threat: the one that the attack will run at.
-    model, stochastic, draws, guard: as `Access` takes them; without a model nothing can be attacked. batch: images at once.
+    model, stochastic, draws, detector: as `Access` takes them; without a model nothing is attacked. batch: images at once.
     """
 
     x: Tensor
@@ -50,7 +50,7 @@ class HeldOut:
     draws: int = 1
     seed: int = 0
     batch: int = 128
-    guard: Guard | None = None
+    detector: DetectorView | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -64,8 +64,8 @@ class HeldOut:
 
     def first(self, n: int) -> HeldOut:
         """The first `n` images, all where there are fewer."""
-        guard = None if self.guard is None else self.guard.select(slice(n))
-        return replace(self, x=self.x[:n], y=self.y[:n], index=self.index[:n], guard=guard)
+        detector = None if self.detector is None else self.detector.select(slice(n))
+        return replace(self, x=self.x[:n], y=self.y[:n], index=self.index[:n], detector=detector)
 
     def attacked(self, attack: Attack) -> Trial:
         """Attack all images, with the same random numbers every time. Raises ValueError without a model."""
@@ -76,10 +76,10 @@ class HeldOut:
         model = self.attacked_model
         x, goal = self.x[rows], Untargeted(self.y[rows])
         rng = ExampleRNG.make(self.seed, "calibrate", self.index[rows])
-        guard = None if self.guard is None else self.guard.select(rows)
+        detector = None if self.detector is None else self.detector.select(rows)
 
         def access_of(kind: type[AccessT], purpose: str) -> AccessT:
-            return kind(model, rng.fork(purpose), stochastic=self.stochastic, draws=self.draws, guard=guard)
+            return kind(model, rng.fork(purpose), stochastic=self.stochastic, draws=self.draws, detector=detector)
 
         with access_of(attack.knowledge, "model") as access:
             x_adv = attack(access, x.clone(), goal, self.threat, rng.fork("attack"))
@@ -102,14 +102,17 @@ def score_scale(held_out: HeldOut) -> float:
     """The worth of one unit of a detector's score in logits, so that the margins of both are of one size on clean images.
 
     The median size of the classifier's margin over the median size of the score; 1 where that is no positive number.
-    Raises ValueError without a guard.
+    Raises ValueError without a detector.
     """
-    guard = held_out.guard
-    if guard is None:
+    detector = held_out.detector
+    if detector is None:
         raise ValueError("Expected a detector whose scores are to be weighed, got none")
     rng = ExampleRNG.make(held_out.seed, "scale", held_out.index)
-    with WhiteBox(held_out.attacked_model, rng, stochastic=held_out.stochastic, guard=guard) as access, torch.no_grad():
+    with (
+        WhiteBox(held_out.attacked_model, rng, stochastic=held_out.stochastic, detector=detector) as access,
+        torch.no_grad(),
+    ):
         logits = access.model(held_out.x, rng) if held_out.stochastic else access.model(held_out.x)
-        score = guard.detector(held_out.x, rng) if guard.stochastic else guard.detector(held_out.x)
+        score = detector.model(held_out.x, rng) if detector.stochastic else detector.model(held_out.x)
     scale = float(margin(logits, Untargeted(held_out.y)).abs().median() / score.abs().median())
     return scale if 0 < scale < torch.inf else 1.0

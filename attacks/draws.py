@@ -77,8 +77,8 @@ def _converge(held_out: HeldOut, point: str, level: float, cap: int) -> tuple[in
 
 def _access(held_out: HeldOut, rows: slice, purpose: str) -> WhiteBox:
     rng = ExampleRNG.make(held_out.seed, f"draws {purpose}", held_out.index[rows])
-    guard = None if held_out.guard is None else held_out.guard.select(rows)
-    return WhiteBox(held_out.attacked_model, rng, stochastic=held_out.stochastic, guard=guard)
+    detector = None if held_out.detector is None else held_out.detector.select(rows)
+    return WhiteBox(held_out.attacked_model, rng, stochastic=held_out.stochastic, detector=detector)
 
 
 def _median_cosine(one: Tensor, other: Tensor) -> float:

@@ -24,8 +24,6 @@ from advbench.attacks.progress import part
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, ThreatModel
 
-__all__ = ["Ensemble", "WorstCase", "by_yield", "named", "nearest_case", "passes_together", "with_stop", "worst_case"]
-
 Order: TypeAlias = Literal["measured", "given"]
 
 

@@ -13,10 +13,6 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from advbench.attacks.attack import Attack
-from advbench.attacks.capabilities import passes_of
-from advbench.attacks.threat import ThreatModel
-
 Listener: TypeAlias = Callable[[str, Tensor, Tensor], None]
 """(part of an ensemble or empty, rows of the outermost access (m,) int64, which of them achieve their goal (m,) bool)."""
 
@@ -49,8 +45,3 @@ def part(name: str) -> Iterator[None]:
         yield
     finally:
         _PART.reset(token)
-
-
-def expected_forwards(attack: Attack, threat: ThreatModel, classes: int = 10) -> float:
-    """The forwards of `capabilities.passes_of`."""
-    return passes_of(attack, threat, classes).forwards

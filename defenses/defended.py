@@ -34,7 +34,7 @@ class Detector:
 class Surrogate:
     """What an adaptive attacker differentiates in place of the scored model.
 
-    model: images in [0, 1] -> logits; called as ``model(x, rng)`` where `stochastic`. guarded: whether the attacker evades a
+    model: images in [0, 1] -> logits; called as ``model(x, rng)`` where `stochastic`. evading: whether the attacker evades a
     detector too. detector: which, by default that of the defended model. exact: whether its answers are those of the scored
     model. Where they are not, success on it says little about success on that, and an attack does not stop there.
     """
@@ -42,7 +42,7 @@ class Surrogate:
     model: nn.Module
     stochastic: bool = False
     detector: Detector | None = None
-    guarded: bool = True
+    evading: bool = True
     exact: bool = True
 
 
@@ -72,11 +72,11 @@ class Defended:
         if self.detector is not None and self.detector.stochastic and not self.stochastic:
             raise ValueError("Expected a stochastic model beside a stochastic detector, got one that takes no rng")
         given = self.surrogates or {"faithful": Surrogate(self.model, self.stochastic)}
-        object.__setattr__(self, "surrogates", {name: self._watched(surrogate) for name, surrogate in given.items()})
+        object.__setattr__(self, "surrogates", {name: self._with_detector(surrogate) for name, surrogate in given.items()})
 
-    def _watched(self, surrogate: Surrogate) -> Surrogate:
+    def _with_detector(self, surrogate: Surrogate) -> Surrogate:
         """The surrogate with the detector that its attacker evades."""
-        own = surrogate.detector is not None or not surrogate.guarded or self.detector is None
+        own = surrogate.detector is not None or not surrogate.evading or self.detector is None
         return surrogate if own else replace(surrogate, detector=self.detector)
 
     def modules(self) -> nn.ModuleDict:

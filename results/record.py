@@ -75,8 +75,9 @@ class SourcePart(TypedDict):
 class AttackPart(TypedDict):
     """The attack, by name and with every argument.
 
-    label: its name in the run. minimal_norm: whether its distances count. gradients: whether it differentiates. source_hash:
-    of its module. parts: source hashes of the attacks that it is made of. identity: what else its results depend on.
+    label: its name in the run. minimal_norm: whether its distances count. gradients: whether it differentiates. family: its
+    kind, for people; older records lack it. source_hash: of its module. parts: source hashes of the attacks that it is made
+    of. identity: what else its results depend on.
     """
 
     label: str
@@ -85,6 +86,7 @@ class AttackPart(TypedDict):
     minimal_norm: bool
     source_hash: str
     gradients: NotRequired[bool]
+    family: NotRequired[str]
     parts: NotRequired[Mapping[str, str]]
     identity: NotRequired[str]
 

@@ -522,7 +522,7 @@ SAMPLED: dict[str, tuple[str, ...]] = {
     "attacks/hyperplane.py": (f"{A}hyperplane.py",),
     "attacks/losses.py": (f"{A}threat_and_losses.py",),
     "attacks/iterates.py": (f"{A}iterates.py",),
-    "attacks/access.py": (f"{A}access.py", f"{A}guard.py"),
+    "attacks/access.py": (f"{A}access.py", f"{A}detector_view.py"),
     "attacks/ensemble.py": (f"{A}ensembles.py", f"{A}worst_case_order.py"),
     "benchmark/tasks/evaluation.py": SCORING,
     "results/statistics.py": ("tests/results/test_statistics.py",),

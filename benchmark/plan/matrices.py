@@ -20,7 +20,7 @@ _IGNORING = "base"
 def white_box(planner: Planner, target: Target) -> None:
     """Attacks on the target itself through each surrogate; a cell is the worst over them."""
     for attack in planner.gradient_attacks:
-        for epsilon in planner.radii:
+        for epsilon in planner.epsilons:
             found = _crafts(planner, target, attack, epsilon, target.surrogates) | _evasions(planner, target, epsilon)
             planner.score("white-box", target, attack, epsilon, found, None, diagnosis=planner.diagnose(target, epsilon))
             if _IGNORING in found:
@@ -34,7 +34,7 @@ def queries(planner: Planner, target: Target) -> None:
         if not attack.by_gradients:
             labels = issubclass(attack.attack.knowledge, DecisionBased)
             source = SourceFacts("label queries" if labels else "score queries", "queries")
-            for epsilon in planner.radii:
+            for epsilon in planner.epsilons:
                 found = _crafts(planner, target, attack, epsilon, (target.itself,))
                 planner.score("black-box", target, attack, epsilon, found, source)
 
@@ -68,10 +68,10 @@ def _crafts(
 
 def _evasions(planner: Planner, target: Target, epsilon: float | None) -> dict[str, str]:
     """Images crafted past a target's detector, by surrogate; they stand beside every attack's."""
-    guarded = [view for view in target.surrogates if view.guarded]
-    if not guarded or planner.config.norm not in registry.attacks.create(_EVASION).norms:
+    evading = [view for view in target.surrogates if view.evading]
+    if not evading or planner.config.norm not in registry.attacks.create(_EVASION).norms:
         return {}
-    found = _crafts(planner, target, planner.attack(_EVASION), epsilon, guarded)
+    found = _crafts(planner, target, planner.attack(_EVASION), epsilon, evading)
     return {f"{name}, {_EVASION}": craft for name, craft in found.items()}
 
 
@@ -82,7 +82,7 @@ def black_box(planner: Planner, target: Target, architecture: Spec) -> None:
     source = SourceFacts(label, "substitute", architecture=architecture.name)
     batch = planner.substitute_batch(substitute)
     for attack in planner.gradient_attacks:
-        for epsilon in planner.radii:
+        for epsilon in planner.epsilons:
             craft = planner.craft(
                 substitute,
                 f"{label} for {target.label}",
@@ -117,7 +117,7 @@ def _craft_for_transfer(planner: Planner, source: Target, attack: PlannedAttack,
 def transfer(planner: Planner, targets: list[Target]) -> None:
     """Every target's images shown to all of them."""
     for attack in planner.attacks:
-        for epsilon in planner.radii:
+        for epsilon in planner.epsilons:
             for source in targets:
                 craft = _craft_for_transfer(planner, source, attack, epsilon)
                 facts = SourceFacts(source.label, "model", model=source.facts)

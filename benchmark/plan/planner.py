@@ -5,17 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from advbench.attacks.access import AT_ONCE, WhiteBox
 from advbench.attacks.attack import Attack
-from advbench.attacks.calibration import need_of
-from advbench.attacks.ensemble import with_stop
-from advbench.attacks.preparation import CAP, LEVEL
-from advbench.attacks.progress import expected_forwards
+from advbench.attacks.capabilities import family_of, need_of, passes_of, with_stop
+from advbench.attacks.draws import CAP, LEVEL
 from advbench.attacks.threat import ThreatModel
 from advbench.clocks import device_name, resolve_devices
 from advbench.config import Config
+from advbench.defenses.capabilities import fits_any_architecture, open_norm, passes_per_image, with_epsilon
 from advbench.defenses.defended import Defended, Defense, Input, Surrogate
 from advbench.plan.compute_batch import compute_batch
 from advbench.plan.keys import key_of
@@ -78,7 +76,7 @@ class Planner:
         self.device = self.devices[0]
         self.device_name = device_name(self.device)
         self.data = registry.load_dataset(config.dataset, config.data_dir) if data is None else data
-        self.radii: tuple[float | None, ...] = config.epsilon or self._usual_radius()
+        self.epsilons: tuple[float | None, ...] = config.epsilon or self._usual_epsilon()
         self.split = scored_split(self.data, config.n_examples)
         self.attacks = [self.attack(spec) for spec in suite_of(config).attacks]
         self.budget = self._budget()
@@ -91,14 +89,14 @@ class Planner:
 
     # --- components
 
-    def _usual_radius(self) -> tuple[float | None, ...]:
+    def _usual_epsilon(self) -> tuple[float | None, ...]:
         if self.config.norm == "none":
             return (None,)
         try:
             return (self.data.radii[self.config.norm],)
         except KeyError:
             raise ValueError(
-                f"The data set {self.data.name} has no usual {self.config.norm} radius: give --epsilon"
+                f"The data set {self.data.name} has no usual epsilon in {self.config.norm}: give --epsilon"
             ) from None
 
     @property
@@ -122,18 +120,21 @@ class Planner:
         return dataclasses.replace(usual, **{name: value for name, value in given.items() if value is not None})
 
     def _defense(self, spec: Spec) -> tuple[Defense, Component]:
-        """The defense, its unset radius filled in, and what names it in a key."""
+        """The defense, its open epsilon filled in, and what names it in a key."""
         kind = registry.of_defense(spec.name)
-        made: Any = kind.create(spec)
-        if getattr(made, "epsilon", 0.0) is None:
-            norm = getattr(made, "norm", self.config.norm)
-            given = [radius for radius in self.radii if radius is not None] if norm == self.config.norm else []
-            radius = max(given, default=self.data.radii.get(norm))
-            if radius is None:
-                raise ValueError(f"{spec}: the data set {self.data.name} has no usual {norm} radius: give epsilon")
-            made = dataclasses.replace(made, epsilon=radius)
-        defense: Defense = made
+        defense = kind.create(spec)
+        norm = open_norm(defense, self.config.norm)
+        if norm is not None:
+            defense = with_epsilon(defense, self._defended_epsilon(spec, norm))
         return defense, Component.of(kind.kind, spec, defense)
+
+    def _defended_epsilon(self, spec: Spec, norm: str) -> float:
+        """The epsilon of a defense that leaves it open: the largest of the run's, else the usual one of the data set."""
+        given = [epsilon for epsilon in self.epsilons if epsilon is not None] if norm == self.config.norm else []
+        epsilon = max(given, default=self.data.radii.get(norm))
+        if epsilon is None:
+            raise ValueError(f"{spec}: the data set {self.data.name} has no usual epsilon in {norm}: give epsilon")
+        return epsilon
 
     def _input(self, given: str | Input, architecture: Spec) -> tuple[Spec, Spec]:
         """The spec of a model that a defense is built on, and its architecture: the defense's where it names none."""
@@ -152,7 +153,7 @@ class Planner:
         """The training task of a defense, after those of its inputs."""
         defense, component = self._defense(spec)
         given = {name: self._input(wanted, architecture) for name, wanted in sorted(defense.inputs.items())}
-        anywhere = bool(getattr(defense, "any_architecture", False))
+        anywhere = fits_any_architecture(defense)
         content = TrainContent(
             defense=component,
             architecture=None if anywhere else Component.of("architectures", architecture),
@@ -161,7 +162,7 @@ class Planner:
             seed=seed,
             inputs=tuple((name, self._train(*pair, seed)) for name, pair in given.items()),
         )
-        cost = self.budget.epochs * (1 + getattr(defense, "steps", 0)) * 10.0
+        cost = self.budget.epochs * passes_per_image(defense) * 10.0
         key = self.add(content, content.label(str(spec), str(architecture)), cost)
         self.trainings[key] = content
         return key
@@ -257,16 +258,16 @@ class Planner:
         draws = (self.config.draws or usual) if view.stochastic else 1
         attacked = self._prepared(Attacked(source, view.name, draws, self.config.compile), view, label, epsilon, images)
         runs = with_stop(attack.attack, "never") if transfer else attack.attack
-        radius = None if attack.minimal_norm else epsilon
+        within = None if attack.minimal_norm else epsilon
         content = CraftContent(
             attacked=attacked,
             attack=attack.component,
             threat=threat,
             transfer=transfer,
-            calibration=self._calibrate(attack.spec, runs, self._threat(radius), label, attacked, images),
+            calibration=self._calibrate(attack.spec, runs, self._threat(within), label, attacked, images),
             images=images,
         )
-        cost = (draws or AT_ONCE) * expected_forwards(attack.attack, threat)
+        cost = (draws or AT_ONCE) * self._forwards(attack.attack, threat)
         key = self.add(content, content.label(str(attack.spec), label), cost)
         self.crafts[key] = content
         return key
@@ -274,10 +275,10 @@ class Planner:
     def _prepared(self, attacked: Attacked, view: View, label: str, epsilon: float | None, images: Images) -> Attacked:
         """The attacked model with the task that finds on held-out images what every attack on it must know, if anything.
 
-        epsilon: the attack's; where that is None, the usual radius of the data set.
+        epsilon: the attack's; where that is None, the usual one of the data set.
         """
         draws: tuple[Want, ...] = ("draws",) if attacked.draws is None else ()
-        scale: tuple[Want, ...] = ("scale",) if view.guarded else ()
+        scale: tuple[Want, ...] = ("scale",) if view.evading else ()
         wants = draws + scale
         if not wants:
             return attacked
@@ -304,11 +305,11 @@ class Planner:
         component, held_out = Component.of("attacks", spec, attack), len(split_of(self.data, need.split))
         if not need.model:
             of_data = DataCalibration(component, self.data.fingerprint, need.split, held_out)
-            return self.add(of_data, of_data.label(str(spec)), expected_forwards(attack, threat))
+            return self.add(of_data, of_data.label(str(spec)), self._forwards(attack, threat))
         n = min(self.config.calibration_examples, held_out)
         images = dataclasses.replace(images, split=need.split, n=n)
         content = ModelCalibration(component, attacked, threat, images)
-        cost = (attacked.draws or AT_ONCE) * expected_forwards(attack, threat)
+        cost = (attacked.draws or AT_ONCE) * self._forwards(attack, threat)
         return self.add(content, content.label(str(spec), label), cost)
 
     def score(
@@ -341,7 +342,7 @@ class Planner:
         facts = ScoreFacts(
             target=target.facts,
             source=source,
-            attack=AttackFacts(str(attack.spec), minimal, attack.by_gradients, attack.component),
+            attack=AttackFacts(str(attack.spec), minimal, attack.by_gradients, family_of(attack.attack), attack.component),
             candidates=tuple(self._candidate(name, craft) for name, craft in crafts.items()),
         )
         key, label = key_of(content), content.label(str(attack.spec), source.label if source else "itself", target.label)
@@ -351,6 +352,10 @@ class Planner:
     def _candidate(self, name: str, craft: str) -> Candidate:
         content = self.crafts[craft]
         return Candidate(name, content.attacked.draws, content.calibration, content.attacked.preparation)
+
+    def _forwards(self, attack: Attack, threat: ThreatModel) -> float:
+        """The forwards of an attack for an example that withstands it."""
+        return passes_of(attack, threat, self.data.n_classes).forwards
 
     def _threat(self, epsilon: float | None) -> ThreatModel:
         return ThreatModel(self.config.norm, epsilon, self.data.box if self.config.clip else None)

@@ -12,13 +12,13 @@ from advbench.tasks.score import TargetFacts
 class View:
     """The model an attack queries: a named surrogate, or the target itself if None.
 
-    stochastic: whether its answers are random. guarded: whether a detector is to be evaded too. exact: whether its answers
+    stochastic: whether its answers are random. evading: whether a detector is to be evaded too. exact: whether its answers
     are those of the scored model.
     """
 
     name: str | None = None
     stochastic: bool = False
-    guarded: bool = False
+    evading: bool = False
     exact: bool = True
 
     @staticmethod

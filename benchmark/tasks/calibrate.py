@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias, cast
+from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from advbench.attacks.access import NoGradientError
-from advbench.attacks.attack import Attack
-from advbench.attacks.calibration import Calibrated, HeldOut
-from advbench.attacks.preparation import converged_draws, score_scale
+from advbench.attacks.calibration import HeldOut, open_values, score_scale
+from advbench.attacks.draws import converged_draws
 from advbench.attacks.threat import ThreatModel
 from advbench.clocks import stopwatch
 from advbench.defenses.defended import Surrogate
 from advbench.tasks.artefacts import Kind, artefact, save
 from advbench.tasks.components import Component, attack_of
 from advbench.tasks.context import Context, data_of
-from advbench.tasks.evaluation import guard_of
+from advbench.tasks.evaluation import detector_view
 from advbench.tasks.images import Images, SplitName, split_of
 from advbench.tasks.surrogates import Attacked, attacked_model
 
@@ -77,7 +76,7 @@ class ModelCalibration:
 
 @dataclass(frozen=True, slots=True)
 class Converged:
-    """When the mean gradient of a stochastic model has converged (`advbench.attacks.preparation.converged_draws`).
+    """When the mean gradient of a stochastic model has converged (`advbench.attacks.draws.converged_draws`).
 
     level: the least cosine between two independent means. cap: the most draws. n: how many images decide.
     """
@@ -89,7 +88,7 @@ class Converged:
 
 @dataclass(frozen=True, slots=True)
 class SurrogateCalibration:
-    """What the values depend on that every attack on a surrogate must know (`advbench.attacks.preparation`).
+    """What the values depend on that every attack on a surrogate must know.
 
     wants: ``draws``, how many a gradient averages, ``scale``, what a detector's score is worth. attacked: the surrogate.
     converged: when draws suffice. threat: within which gradients must agree. images: held out.
@@ -138,17 +137,12 @@ def _values(content: CalibrateContent, context: Context, device: torch.device) -
     if isinstance(content, DataCalibration):
         few = split_of(data_of(context), content.split).first(content.n)
         held_out = HeldOut(x=few.x, y=few.y, index=few.index, threat=ThreatModel("none", None))
-        return calibrated_attack(attack_of(content.attack)).calibrate(held_out)
+        return open_values(attack_of(content.attack), held_out)
     source = attacked_model(content.attacked, context, device)
     if isinstance(content, SurrogateCalibration):
         return prepare(content, source, context, device)
     prepared = prepared_for(content.attacked, context)
-    return calibrated_attack(attack_of(content.attack)).calibrate(_held_out(content, source, context, device, prepared))
-
-
-def calibrated_attack(attack: Attack) -> Calibrated:
-    """An attack with open values, as what it is."""
-    return cast(Calibrated, attack)
+    return open_values(attack_of(content.attack), _held_out(content, source, context, device, prepared))
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +157,7 @@ class Prepared:
 
 
 def prepare(content: SurrogateCalibration, source: Surrogate, context: Context, device: torch.device) -> dict[str, Tensor]:
-    """What every attack on a surrogate must know, of what is wanted: see `advbench.attacks.preparation`.
+    """What every attack on a surrogate must know, of what is wanted: `converged_draws` and `score_scale`.
 
     Returns ``scale`` of its detector's score; ``draws`` that a gradient averages, with ``cosines`` and whether it was
     ``capped``.
@@ -202,7 +196,7 @@ def _held_out(
         draws=prepared.draws,
         seed=images.seed,
         batch=images.batch,
-        guard=guard_of(source, few.y, prepared.scale),
+        detector=detector_view(source, few.y, prepared.scale),
     )
 
 

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from advbench.attacks.access import Access, Ledger, NoGradientError
 from advbench.attacks.attack import Attack
-from advbench.attacks.ensemble import with_stop
-from advbench.attacks.progress import expected_forwards
+from advbench.attacks.capabilities import calibrated, passes_of, with_stop
 from advbench.attacks.threat import ThreatModel
 from advbench.attacks.transfer import for_transfer
 from advbench.clocks import Measured
 from advbench.tasks import progress
 from advbench.tasks.artefacts import Kind, artefact, save
-from advbench.tasks.calibrate import NO_GRADIENT, calibrated_attack, prepared_for, read_values
+from advbench.tasks.calibrate import NO_GRADIENT, prepared_for, read_values
 from advbench.tasks.components import Component, attack_of
 from advbench.tasks.context import Context, data_of
 from advbench.tasks.evaluation import Craft, craft
@@ -66,7 +65,7 @@ def run(key: str, content: CraftContent, label: str, context: Context, device: t
         return _save_blind(place)
     source, images = attacked_model(content.attacked, context, device), content.images
     prepared = prepared_for(content.attacked, context)
-    forwards = prepared.draws * expected_forwards(attack, content.threat)
+    forwards = prepared.draws * passes_of(attack, content.threat, data_of(context).n_classes).forwards
     with _followed(key, label, images.n, forwards, context) as around:
         try:
             found = craft(
@@ -94,8 +93,7 @@ def _ready(content: CraftContent, context: Context) -> Attack | None:
     values = {} if content.calibration is None else read_values(content.calibration, context)
     if NO_GRADIENT in values:
         return None
-    if values:
-        attack = calibrated_attack(attack).calibrated(values)
+    attack = calibrated(attack, values)
     return for_transfer(attack) if content.transfer else attack
 
 

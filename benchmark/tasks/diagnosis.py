@@ -83,7 +83,7 @@ def _climb(access: WhiteBox, part: Split, threat: ThreatModel, gradient: Tensor)
     """The highest loss of each image on the way up, and where a gradient there is not finite, both of shape (n,)."""
     x_adv, losses, broken = part.x, [], []
     for _ in range(_STEPS):
-        x_adv = balls.project(x_adv + _STEP * threat.radius * balls.steepest(gradient, threat), part.x, threat)
+        x_adv = balls.project(x_adv + _STEP * threat.epsilon_or_inf * balls.steepest(gradient, threat), part.x, threat)
         found = access.loss_gradient(x_adv, Untargeted(part.y), cross_entropy)
         gradient = found.gradient
         losses.append(found.loss)

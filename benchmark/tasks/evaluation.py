@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from advbench.attacks import balls
-from advbench.attacks.access import Access, Guard, Ledger, WhiteBox, frozen
+from advbench.attacks.access import Access, DetectorView, Ledger, WhiteBox, frozen
 from advbench.attacks.attack import Attack
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Norm, ThreatModel, Untargeted, cross_entropy
@@ -122,7 +122,7 @@ def craft(
                 rng.fork("model"),
                 stochastic=surrogate.stochastic,
                 draws=draws,
-                guard=guard_of(surrogate, part.y, scale),
+                detector=detector_view(surrogate, part.y, scale),
             )
             with access, around(access):
                 x_adv = attack(access, part.x.clone(), Untargeted(part.y), threat, rng.fork("attack"))
@@ -132,11 +132,11 @@ def craft(
     return Craft(torch.cat(images), Ledger(*counts), measured)
 
 
-def guard_of(surrogate: Surrogate, y: Tensor, scale: float = 1.0) -> Guard | None:
+def detector_view(surrogate: Surrogate, y: Tensor, scale: float = 1.0) -> DetectorView | None:
     """The detector that the attacker of a surrogate evades, for images of the labels y (n,); None where there is none."""
     if surrogate.detector is None:
         return None
-    return Guard(surrogate.detector.model, y, surrogate.detector.stochastic, scale)
+    return DetectorView(surrogate.detector.model, y, surrogate.detector.stochastic, scale)
 
 
 def count(defended: Defended, split: Split, *, seed: int, draws: int, batch: int, device: torch.device) -> Counts:
@@ -316,8 +316,8 @@ def _verified(x_adv: Tensor, part: Split, threat: ThreatModel) -> Tensor:
 def _warm_up(surrogate: Surrogate, split: Split, *, seed: int, batch: int, device: torch.device) -> None:
     """One gradient and one look at a few images, uncounted: first-call costs are not timed (DESIGN, invariant 11)."""
     few = split.select(slice(min(batch, 8))).to(device)
-    rng, guard = ExampleRNG.make(seed, "warm-up", few.index), guard_of(surrogate, few.y)
-    with WhiteBox(surrogate.model, rng, stochastic=surrogate.stochastic, guard=guard) as access:
+    rng, detector = ExampleRNG.make(seed, "warm-up", few.index), detector_view(surrogate, few.y)
+    with WhiteBox(surrogate.model, rng, stochastic=surrogate.stochastic, detector=detector) as access:
         with suppress(RuntimeError):  # a model without a gradient can still be attacked with scores or labels
             access.loss_gradient(few.x, Untargeted(few.y), cross_entropy)
         access.logits(few.x)

@@ -151,7 +151,7 @@ def edge(x: Tensor, threat: ThreatModel, rng: ExampleRNG, block: int = 1) -> Ten
     coarse = rng.fork("edge").normal((c, -(-h // block), -(-w // block)), x.dtype)
     direction = coarse.repeat_interleave(block, dim=2).repeat_interleave(block, dim=3)[:, :, :h, :w]
     if threat.norm == "linf":
-        return balls.project(x + threat.radius * direction.sign(), x, threat)
+        return balls.project(x + threat.epsilon_or_inf * direction.sign(), x, threat)
     return balls.project(balls.stretch(x + direction, x, threat), x, threat)
 
 
@@ -227,7 +227,7 @@ class _Planting:
 
     def _others(self) -> list[Tensor]:
         """The points that keep the image's label, each (n, c, h, w): the image, points near it, and some at the edge."""
-        near = replace(self.threat, epsilon=NEAR * self.threat.radius)
+        near = replace(self.threat, epsilon=NEAR * self.threat.epsilon_or_inf)
         inner = self.rng.fork("inner")
         found = [balls.random_start(self.part.x, near, inner.at(point)) for point in range(INNER - 1)]
         return [self.part.x, *found, *(self._edge("rival", point) for point in range(RIVALS))]

@@ -50,7 +50,7 @@ class Reporter:
     """Follows a craft block by block, and says where it stands.
 
     say: called with the standing, at most once in `every` seconds. forwards: what the attack takes for an example that
-    withstands it, roughly (`attacks.progress.expected_forwards`, times the draws of a stochastic model).
+    withstands it, roughly (`attacks.capabilities.passes_of`, times the draws of a stochastic model).
     """
 
     def __init__(self, say: Callable[[CraftProgress], None], label: str, images: int, forwards: float, every: float) -> None:

@@ -120,11 +120,13 @@ class AttackFacts:
     """An attack as a record shows it.
 
     label: as the user names it. minimal_norm: whether the cell counts distances. gradients: whether it differentiates.
+    family: its kind, for people.
     """
 
     label: str
     minimal_norm: bool
     gradients: bool
+    family: str
     component: Component
 
     def described(self) -> AttackPart:
@@ -133,6 +135,7 @@ class AttackFacts:
             "label": self.label,
             "minimal_norm": self.minimal_norm,
             "gradients": self.gradients,
+            "family": self.family,
             "name": self.component.name,
             "arguments": self.component.keywords,
             "source_hash": self.component.source_hash,

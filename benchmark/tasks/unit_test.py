@@ -136,7 +136,7 @@ class _Judge:
     def within(self, x_adv: Tensor, threat: ThreatModel) -> Tensor:
         """The images of an attack that are within the radius, and the clean ones in place of the others."""
         x = self.planted.split.x
-        near = balls.distance(x_adv.double() - x.double(), threat.norm) <= threat.radius * (1 + TOLERANCE)
+        near = balls.distance(x_adv.double() - x.double(), threat.norm) <= threat.epsilon_or_inf * (1 + TOLERANCE)
         return torch.where(balls.per_example(near, x), x_adv, x)
 
     def random(self, threat: ThreatModel, points: int) -> list[Tensor]:

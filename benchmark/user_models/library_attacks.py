@@ -160,8 +160,8 @@ class Counted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (m, classes) of images (m, c, h, w), any number of them."""
         access, draws = self._access, self._access.draws
-        if (access.guard is not None or access.per_example) and len(x) != len(access):
-            what = "behind a detector" if access.guard is not None else "of a model that answers each in a way of its own"
+        if (access.detector is not None or access.per_example) and len(x) != len(access):
+            what = "behind a detector" if access.detector is not None else "of a model that answers each in a way of its own"
             raise RuntimeError(f"Expected {len(access)} images at a time {what}, got {len(x)}")
         logits = self._answer(x) if draws == 1 else torch.stack([self._answer(x) for _ in range(draws)]).mean(dim=0)
         self._count("forwards", draws * len(x))

@@ -116,7 +116,7 @@ def purified(
             stochastic or inner.stochastic,
             exact=inner.exact,
         )
-    surrogates["base"] = replace(inner, guarded=False, exact=False)
+    surrogates["base"] = replace(inner, evading=False, exact=False)
     seen = purifier if differentiable else Approximated(purifier, nn.Identity(), stochastic=stochastic)
     return Defended(
         model,

@@ -117,7 +117,7 @@ def with_detector(
     surrogates["follow"] = Surrogate(first.model, first.stochastic, beside(first, squeezers, held=True))
     surrogates["joint"] = Surrogate(joint, first.stochastic, surrogates["faithful"].detector, exact=False)
     surrogates["bpda"] = Surrogate(first.model, first.stochastic, beside(first, straight))
-    surrogates["base"] = replace(first, guarded=False, exact=False)
+    surrogates["base"] = replace(first, evading=False, exact=False)
     return Defended(base.model, base.stochastic, surrogates, detector=detector)
 
 

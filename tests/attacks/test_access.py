@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advbench.attacks.access import DecisionBased, Guard, ScoreBased, WhiteBox, frozen
+from advbench.attacks.access import DecisionBased, DetectorView, ScoreBased, WhiteBox, frozen
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Targeted, Untargeted, cross_entropy
 
@@ -114,8 +114,8 @@ def test_an_uncounted_pass_gives_the_same_logits_for_any_number_of_images_and_co
         first = access.uncounted(images(3), rng(3))
         assert torch.equal(access.logits(images(3)), first)
     assert access.ledger.forwards.tolist() == [1, 1, 1]
-    guard = Guard(AlwaysRejects(), torch.tensor([2, 0, 1]))
-    with WhiteBox(net(), rng(3), guard=guard) as access:
+    detector = DetectorView(AlwaysRejects(), torch.tensor([2, 0, 1]))
+    with WhiteBox(net(), rng(3), detector=detector) as access:
         assert access.uncounted(images(3).repeat(2, 1, 1, 1), None).argmax(dim=1).tolist() == [2, 0, 1, 2, 0, 1]
 
 

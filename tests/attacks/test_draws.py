@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advbench.attacks.access import Guard, NoGradientError
+from advbench.attacks.access import DetectorView, NoGradientError
 from advbench.attacks.calibration import HeldOut, score_scale
 from advbench.attacks.draws import CAP, converged_draws
 from advbench.attacks.rng import ExampleRNG
@@ -125,8 +125,8 @@ class Score(nn.Module):
 
 @pytest.mark.parametrize(("value", "scale"), [(0.5, 8.0), (-0.5, 8.0), (0.0, 1.0)])
 def test_a_score_is_worth_the_classifiers_margin(value, scale):
-    guard = Guard(Score(value), torch.arange(24) % 2)
-    assert score_scale(held_out(Halves(), stochastic=False, guard=guard)) == scale
+    detector = DetectorView(Score(value), torch.arange(24) % 2)
+    assert score_scale(held_out(Halves(), stochastic=False, detector=detector)) == scale
 
 
 @pytest.mark.parametrize(("changes", "message"), [({"level": 1.0}, "`level` in"), ({"cap": 0}, "`cap` >= 1")])

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from advbench.attacks import balls
-from advbench.attacks.access import DecisionBased, Guard
+from advbench.attacks.access import DecisionBased, DetectorView
 from advbench.attacks.calibration import HeldOut, calibrate
 from advbench.attacks.capabilities import Need, need_of
 from advbench.attacks.hop_skip_jump import HopSkipJump
@@ -60,8 +60,8 @@ class Unlike(nn.Module):
 
 def run(attack, x, y, norm="l2", *, model=None, detector=None, rows=None, epsilon=None, **how):
     rng = ExampleRNG.make(0, "attack", torch.arange(len(x)) if rows is None else rows)
-    guard = None if detector is None else Guard(detector, y)
-    with DecisionBased(model or Centroids(), rng.fork("model"), guard=guard, **how) as access:
+    detector = None if detector is None else DetectorView(detector, y)
+    with DecisionBased(model or Centroids(), rng.fork("model"), detector=detector, **how) as access:
         return attack(access, x, Untargeted(y), ThreatModel(norm, epsilon), rng.fork("attack")), access.ledger.queries
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from advbench.attacks import balls
-from advbench.attacks.access import AT_ONCE, Guard, Sides, WhiteBox
+from advbench.attacks.access import AT_ONCE, DetectorView, Sides, WhiteBox
 from advbench.attacks.losses import margin
 from advbench.attacks.pgd import PGD
 from advbench.attacks.rng import ExampleRNG
@@ -52,7 +52,7 @@ class Confident(nn.Module):
 
 def evaded(attack, detector: nn.Module, n: int = 5, scale: float = 10.0) -> Tensor:
     y = torch.zeros(n, dtype=torch.int64)
-    with attack.knowledge(Pixel(), rng(n), guard=Guard(detector, y, scale=scale)) as access:
+    with attack.knowledge(Pixel(), rng(n), detector=DetectorView(detector, y, scale=scale)) as access:
         x_adv = attack(access, grey(n), Untargeted(y), THREAT, rng(n).fork("attack"))
     assert not balls.violations(x_adv, grey(n), THREAT).any()
     return (Pixel()(x_adv).argmax(dim=1) != 0) & (detector(x_adv) <= 0)
@@ -107,8 +107,8 @@ def test_the_sides_are_the_gradients_of_each_alone():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.Tanh(), nn.Linear(5, 3)).double()
     watch = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 1), nn.Flatten(0)).double()
     x, y = torch.rand(20, 1, 8, 8, dtype=torch.float64), torch.randint(3, (20,))
-    guard = Guard(watch, y, scale=3.0)
-    with WhiteBox(model, rng(20), guard=guard) as access:
+    detector = DetectorView(watch, y, scale=3.0)
+    with WhiteBox(model, rng(20), detector=detector) as access:
         found = access.sides(x, Untargeted(y), margin)
         assert access.ledger.forwards.tolist() == [1] * 20
         assert access.ledger.backwards.tolist() == [2] * 20
@@ -133,7 +133,7 @@ def test_the_sides_of_an_unwatched_model_and_of_a_detector_without_a_gradient():
         assert access.ledger.backwards.tolist() == [1] * 3
     assert found.score.eq(-torch.inf).all()
     assert not found.downhill.any()
-    with WhiteBox(Pixel(), rng(3), guard=Guard(Hard(), y)) as access:
+    with WhiteBox(Pixel(), rng(3), detector=DetectorView(Hard(), y)) as access:
         found = access.sides(grey(3), Untargeted(y), margin)
     assert found.uphill.any()
     assert not found.downhill.any()
@@ -156,8 +156,8 @@ class NoisyFar(nn.Module):
 @pytest.mark.parametrize("draws", [1, AT_ONCE + 3])
 def test_the_sides_of_a_random_model_are_means_over_draws_that_both_share(draws):
     y, x = torch.zeros(4, dtype=torch.int64), grey(4) + 0.05
-    guard = Guard(NoisyFar(), y, stochastic=True)
-    with WhiteBox(NoisyPixel(), rng(4), stochastic=True, draws=draws, guard=guard) as access:
+    detector = DetectorView(NoisyFar(), y, stochastic=True)
+    with WhiteBox(NoisyPixel(), rng(4), stochastic=True, draws=draws, detector=detector) as access:
         found = access.sides(x, Untargeted(y), margin)
         assert access.ledger.forwards.tolist() == [draws] * 4
         assert access.ledger.backwards.tolist() == [2 * draws] * 4
@@ -220,7 +220,7 @@ def test_the_result_of_an_example_does_not_depend_on_its_batch():
 
     def images(rows: Tensor) -> Tensor:
         own = ExampleRNG.make(0, "attack", rows)
-        with WhiteBox(Pixel(), own, guard=Guard(Far(), y[rows])) as access:
+        with WhiteBox(Pixel(), own, detector=DetectorView(Far(), y[rows])) as access:
             return attack(access, x[rows], Untargeted(y[rows]), THREAT, own.fork("attack"))
 
     whole = images(torch.arange(n))

@@ -213,7 +213,7 @@ def test_a_detected_adversarial_has_failed_and_the_attack_knows_it(small):
     assert record.details["preparation"]["faithful"]["scale"] > 0
     unwatched = next(one for one in records(result, matrix="white-box") if "nothing" in one[0].target["label"])
     evaded = robust(record, examples)[examples.clean_correct == 1].mean()
-    assert evaded <= robust(*unwatched).mean() + 0.25  # the guarded attack gets nearly as far as one without a detector
+    assert evaded <= robust(*unwatched).mean() + 0.25  # nearly as far as without a detector
 
 
 def test_an_evasion_stands_beside_every_attack_on_a_detector_and_breaks_what_it_guards(small):

@@ -210,10 +210,11 @@ def test_the_parts_of_a_record_have_the_form_of_schema_2():
         "stochastic": False,
     }
     assert target.described() == shown
-    assert AttackFacts("pgd", minimal_norm=False, gradients=True, component=PGD).described() == {
+    assert AttackFacts("pgd", minimal_norm=False, gradients=True, family="gradient ascent", component=PGD).described() == {
         "label": "pgd",
         "minimal_norm": False,
         "gradients": True,
+        "family": "gradient ascent",
         **pgd,
         "source_hash": "hash of pgd",
         "parts": {"square": "hash of square"},

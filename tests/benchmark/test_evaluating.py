@@ -175,7 +175,7 @@ def test_images_and_labels_that_do_not_fit_are_refused():
     assert "logits for 8 classes, got 2" in refused(y=y + 6)
     assert "`epsilon` > 0" in refused(epsilon=-1)
     assert "Expected one `epsilon`" in refused(epsilon=[0.1, 0.2])
-    assert "usual linf radius" in refused_epsilon()
+    assert "usual epsilon in linf" in refused_epsilon()
     assert "an nn.Module, got function" in refused(model=refused)
 
 

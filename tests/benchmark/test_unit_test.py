@@ -379,7 +379,7 @@ def test_planted_images_are_accepted_and_attacks_must_evade_the_detector():
     assert len(found.split) >= 20
     assert (detector.model(found.planted) <= 0).all()
     guarded = ran(defended, PGD(steps=100, step_size=0.05))
-    alone = ran(defended, PGD(steps=100), surrogate=Surrogate(defended.model, guarded=False))
+    alone = ran(defended, PGD(steps=100), surrogate=Surrogate(defended.model, evading=False))
     assert float(guarded.found.double().mean()) >= 0.9
     assert float(alone.found.double().mean()) < 0.5  # misclassified, and rejected
 

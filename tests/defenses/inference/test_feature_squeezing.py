@@ -8,7 +8,7 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-from advbench.attacks.access import Guard, WhiteBox
+from advbench.attacks.access import DetectorView, WhiteBox
 from advbench.attacks.pgd import PGD
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import ThreatModel, Untargeted
@@ -81,7 +81,7 @@ def test_the_attacker_evades_the_detector_with_a_gradient_through_every_squeezer
     defended, split = lab.fitted(SPEC), lab.data.validation
     assert list(defended.surrogates) == ["faithful", "follow", "joint", "bpda", "base"]
     assert defended.surrogates["faithful"].detector is defended.detector
-    assert not defended.surrogates["base"].guarded
+    assert not defended.surrogates["base"].evading
     expected = score(defended, split.x, split.index)
     for name in ("faithful", "follow", "joint", "bpda"):
         x, detector = split.x.clone().requires_grad_(), defended.surrogates[name].detector
@@ -201,7 +201,7 @@ def test_a_saturated_detector_no_longer_stops_an_attack():
     def attacked(kind: type[SqueezedDistance]) -> torch.Tensor:
         detector = kind(Confident(10_000.0, at=0.45), [Darker()], threshold=0.5, stochastic=False)
         assert detector(x).item() == 1.5
-        with WhiteBox(detector.base, ExampleRNG.make(0, "oracle", index), guard=Guard(detector, y)) as access:
+        with WhiteBox(detector.base, ExampleRNG.make(0, "oracle", index), detector=DetectorView(detector, y)) as access:
             attack = PGD(steps=20, step_size=0.1, random_start=False)
             x_adv = attack(access, x, Untargeted(y), ThreatModel("linf", 0.15), ExampleRNG.make(0, "attack", index))
         assert detector.base(x_adv).argmax() == 0
@@ -222,7 +222,7 @@ def test_watches_any_defense(lab, base):
     if behind.detector is not None:  # either one rejects
         assert (score(defended, split.x, split.index) >= score(behind, split.x, split.index)).all()
     for surrogate in defended.surrogates.values():
-        if surrogate.guarded:
+        if surrogate.evading:
             x, rng = split.x.clone().requires_grad_(), ExampleRNG.make(0, "attack", split.index)
             detector = surrogate.detector
             found = detector.model(x, rng) if detector.stochastic else detector.model(x)

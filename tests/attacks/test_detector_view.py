@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advbench.attacks.access import AT_ONCE, DecisionBased, Guard, ScoreBased, WhiteBox, guarded
+from advbench.attacks.access import AT_ONCE, DecisionBased, DetectorView, ScoreBased, WhiteBox, undetected
 from advbench.attacks.apgd import APGD
 from advbench.attacks.carlini_wagner import CarliniWagner
 from advbench.attacks.deepfool import DeepFool
@@ -42,10 +42,10 @@ def rng(n: int) -> ExampleRNG:
     return ExampleRNG.make(0, "attack", torch.arange(n))
 
 
-def attacked(attack, guard, n=3, threat=THREAT, scale=5.0):
+def attacked(attack, detector, n=3, threat=THREAT, scale=5.0):
     y = torch.zeros(n, dtype=torch.int64)
-    given = Guard(SecondPixel(), y, scale=scale) if guard else None
-    with attack.knowledge(Sum(), rng(n), guard=given) as access:
+    given = DetectorView(SecondPixel(), y, scale=scale) if detector else None
+    with attack.knowledge(Sum(), rng(n), detector=given) as access:
         return attack(access, grey(n), Untargeted(y), threat, rng(n).fork("attack"))
 
 
@@ -58,7 +58,7 @@ def test_the_margin_of_guarded_logits_is_the_smaller_of_both_margins():
     logits = torch.randn(500, 6, generator=generator, dtype=torch.float64)
     score = torch.randn(500, generator=generator, dtype=torch.float64)
     y = torch.randint(6, (500,), generator=generator)
-    found = guarded(logits, y, score)
+    found = undetected(logits, y, score)
     torch.testing.assert_close(margin(found, Untargeted(y)), torch.minimum(margin(logits, Untargeted(y)), -score))
     undetected_error = (logits.argmax(dim=1) != y) & (score < 0)
     assert torch.equal(found.argmax(dim=1) != y, undetected_error)
@@ -72,7 +72,7 @@ def test_gradients_are_those_of_whichever_margin_stands_in_the_way(loss):
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
     watch = nn.Sequential(nn.Flatten(), nn.Linear(4, 1), nn.Flatten(0)).double()
     x, y = torch.rand(40, 1, 2, 2, dtype=torch.float64), torch.randint(3, (40,))
-    with WhiteBox(model, rng(40), guard=Guard(watch, y, scale=2.0)) as access:
+    with WhiteBox(model, rng(40), detector=DetectorView(watch, y, scale=2.0)) as access:
         found = access.loss_gradient(x, Untargeted(y), loss)
         logits, pull = access.pullback(x)
         rows = pull(torch.eye(3, dtype=torch.float64).unsqueeze(1).expand(3, 40, 3))
@@ -110,17 +110,17 @@ def test_gradients_are_those_of_whichever_margin_stands_in_the_way(loss):
     ids=lambda attack: type(attack).__name__ + str(getattr(attack, "loss", "")),
 )
 def test_an_attack_on_the_guarded_model_finds_what_the_detector_accepts(attack):
-    assert succeeded(attacked(attack, guard=True)).all()
+    assert succeeded(attacked(attack, detector=True)).all()
 
 
 @pytest.mark.parametrize("attack", [DeepFool(), CarliniWagner(steps=100)], ids=lambda attack: type(attack).__name__)
 def test_minimal_norm_attacks_reach_accepted_errors(attack):
-    x_adv = attacked(attack, guard=True, threat=ThreatModel("l2", None))
+    x_adv = attacked(attack, detector=True, threat=ThreatModel("l2", None))
     assert succeeded(x_adv).all()
 
 
 def test_plain_pgd_walks_into_the_detector():
-    x_adv = attacked(PGD(steps=40, random_start=False, stop="never"), guard=False)
+    x_adv = attacked(PGD(steps=40, random_start=False, stop="never"), detector=False)
     assert (Sum()(x_adv).argmax(dim=1) == 1).all()
     assert (SecondPixel()(x_adv) > 0).all()
 
@@ -133,18 +133,18 @@ def test_a_detector_that_rejects_everything_cannot_be_passed():
     y = torch.zeros(4, dtype=torch.int64)
     far = torch.ones(4, 1, 1, 2)
     for kind in (WhiteBox, ScoreBased):
-        with kind(Sum(), rng(4), guard=Guard(Always(), y)) as access:
+        with kind(Sum(), rng(4), detector=DetectorView(Always(), y)) as access:
             assert (access.logits(far).argmax(dim=1) == 0).all()
-    with DecisionBased(Sum(), rng(4), guard=Guard(Always(), y)) as access:
+    with DecisionBased(Sum(), rng(4), detector=DetectorView(Always(), y)) as access:
         assert (access.labels(far) == 0).all()
-    with WhiteBox(Sum(), rng(4), guard=Guard(Always(), y)) as access:
+    with WhiteBox(Sum(), rng(4), detector=DetectorView(Always(), y)) as access:
         assert not Targeted(y, y + 1).achieved(access.logits(far)).any()
 
 
 def test_the_guard_follows_selection_and_averaging():
     y = torch.tensor([0, 1, 0, 1])
     x = torch.tensor([0.5, 0.9]).expand(4, 1, 1, 2)  # the model says class 1, the detector rejects
-    access = WhiteBox(Sum(), rng(4), guard=Guard(SecondPixel(), y))
+    access = WhiteBox(Sum(), rng(4), detector=DetectorView(SecondPixel(), y))
     assert access.logits(x).argmax(dim=1).tolist() == [0, 1, 0, 1]
     some = access.select(torch.tensor([1, 2])).averaging(3)
     assert some.logits(x[:2]).argmax(dim=1).tolist() == [1, 0]
@@ -153,7 +153,7 @@ def test_the_guard_follows_selection_and_averaging():
 
 def test_the_detector_is_frozen_with_the_model_and_comes_back():
     watch = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(2, 1), nn.Flatten(0))
-    with WhiteBox(Sum(), rng(2), guard=Guard(watch, torch.zeros(2, dtype=torch.int64))):
+    with WhiteBox(Sum(), rng(2), detector=DetectorView(watch, torch.zeros(2, dtype=torch.int64))):
         assert not watch[1].training
         assert not watch[2].weight.requires_grad
     assert watch[1].training
@@ -169,7 +169,7 @@ class NoisyScore(nn.Module):
 
 def test_a_stochastic_detector_makes_a_deterministic_model_random():
     y = torch.zeros(2000, dtype=torch.int64)
-    access = WhiteBox(Sum(), rng(2000), guard=Guard(NoisyScore(), y, stochastic=True))
+    access = WhiteBox(Sum(), rng(2000), detector=DetectorView(NoisyScore(), y, stochastic=True))
     assert access.stochastic
     assert not torch.equal(access.logits(torch.ones(2000, 1, 1, 2)), access.logits(torch.ones(2000, 1, 1, 2)))
     errors = (access.logits(torch.ones(2000, 1, 1, 2)).argmax(dim=1) != 0).double().mean()
@@ -182,7 +182,7 @@ def test_scores_of_another_shape_are_refused():
             return x.flatten(1)
 
     with (
-        WhiteBox(Sum(), rng(2), guard=Guard(Wide(), torch.zeros(2, dtype=torch.int64))) as access,
+        WhiteBox(Sum(), rng(2), detector=DetectorView(Wide(), torch.zeros(2, dtype=torch.int64))) as access,
         pytest.raises(ValueError, match=r"Expected a detector's scores of shape \(2,\), got \(2, 2\)"),
     ):
         access.logits(grey(2))
