@@ -249,11 +249,12 @@ def test_a_stochastic_model_is_scored_twice_and_repeats_at_any_batch():
 
 def test_an_attack_that_fails_is_a_row_and_never_robust(tmp_path):
     model, x, y, _ = problem()
-    result = evaluate(FailsLater(model), x, y, epsilon=EPSILON, attack="fgsm,pgd(steps=100)", batch=N, out=tmp_path / "out")
+    attacks, out = "fgsm,mi-fgsm(steps=99)", tmp_path / "out"
+    result = evaluate(FailsLater(model), x, y, epsilon=EPSILON, attack=attacks, batch=N, out=out)
     assert not result.complete
     assert result.exit_code == 1
     reasons = {record.attack["label"]: record.reason for record, examples in result.cells if examples is None}
-    assert "enough" in reasons["pgd(steps=100)"]
+    assert "enough" in reasons["mi-fgsm(steps=99)"]
     assert "worst case, incomplete" in str(result)
     summary = result.summary()
     assert summary["robust"] is None or summary["robust"]["complete"] is False
