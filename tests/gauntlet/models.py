@@ -15,8 +15,8 @@ side: no setting is chosen on a kind of network that judges. Both halves hold ne
 
 **Norms and radii.** Every model is attacked in the norm of its training (the first of `radii`) and in one foreign norm, on
 the first test images that it gets right. A radius that is None is set by the references alone, before ours run: the median
-over the images of the smallest distance that any minimal-norm reference finds, rounded to two digits, at most `LARGEST`.
-About half of the images then withstand, where a paired test sees most.
+over the images of the smallest distance that the references of DDN, FMN, DeepFool and FAB find, rounded to two digits, at
+most `LARGEST`. About half of the images then withstand, where a paired test sees most.
 
 **The third lot.** Four more models, drawn from `THIRD_LOT_SEED` by `third_lot`: network, units, training, radius and scale
 of logits at random. They are made and attacked once, after the attacks are frozen, and printed as they fall.

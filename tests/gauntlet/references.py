@@ -24,6 +24,8 @@ from tests.gauntlet.pairs import PAIRS, Setting, quiet, squares, version_of
 from tests.gauntlet.training import Problem
 
 FILE = Path(__file__).with_name("references.npz")
+RULE = ("ddn", "fmn", "deepfool", "fab")
+"""The attacks whose references set a radius that the recipe leaves open."""
 ENSEMBLE = "autoattack"
 """The name of pyautoattack's standard ensemble among the references."""
 
@@ -145,15 +147,20 @@ def run(problem: Problem, key: Key, epsilon: float | None) -> Outcome:
 
 
 def radius(book: Book, problem: Problem, norm: Norm) -> float:
-    """The recipe's radius, else by the rule: the median of the smallest distances that the references found."""
+    """The recipe's radius, else by the rule: the median of the smallest distances that the references of `RULE` found."""
     if norm in book.radii:
         return book.radii[norm]
     given = problem.recipe.radii[norm]
     if given is not None:
         return given
-    found = [outcome.distances for key, outcome in book.outcomes.items() if key.norm == norm and PAIRS[key.attack].minimal]
-    if not found:
-        raise ValueError(f"Expected minimal-norm references in {norm} for {problem.recipe.name} first, got none")
+    attacks = [attack for attack in RULE if norm in PAIRS[attack].norms]
+    keys = [Key(norm, attack, library) for attack in attacks for library in PAIRS[attack].libraries(norm)]
+    missing = [key for key in keys if key not in book.outcomes]
+    if missing:
+        raise ValueError(
+            f"Expected the references that set the radius of {problem.recipe.name} first, got none of {missing}"
+        )
+    found = [book.outcomes[key].distances for key in keys]
     return min(float(f"{torch.stack(found).amin(dim=0).median():.2g}"), LARGEST[norm])
 
 

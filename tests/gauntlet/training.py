@@ -92,7 +92,7 @@ def problem(recipe: Recipe, images: int | None = None) -> Problem:
             if len(found) >= count:
                 break
     index = torch.tensor(found[:count])
-    return Problem(recipe, model, fingerprint(model), x[index], y[index], index)
+    return Problem(recipe, model, fingerprint(model), x[index].contiguous(), y[index], index)
 
 
 def model_of(recipe: Recipe) -> nn.Module:
