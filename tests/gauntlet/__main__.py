@@ -67,9 +67,9 @@ def run(chosen: argparse.Namespace) -> int:
         for norm, attack in cells(chosen, recipe):
             if not applies(attack, faced, norm):
                 continue
-            for row in rows_of(faced, book_of(books, faced), attack, norm):
+            for row in rows_of(faced, book_of(books, faced), attack, norm, chosen.seed):
                 note = again(faced, row, chosen.seeds) if chosen.seeds > 1 else ""
-                keep(Path(chosen.out), row, note)
+                keep(Path(chosen.out), row, chosen.seed, note)
                 told = "LOSES" if row.loses else "holds"
                 print(f"{recipe.name} {norm} {attack} beside {row.library}: {told} {note}", file=sys.stderr, flush=True)
                 rows.append(row)
@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="", help="names, separated by commas; the half does not count then")
     parser.add_argument("--attack", default="", help="names, separated by commas")
     parser.add_argument("--norm", default="")
-    parser.add_argument("--seed", type=int, default=0, help="of the references")
+    parser.add_argument("--seed", type=int, default=0, help="of both; references are kept by seed")
     parser.add_argument("--seeds", type=int, default=1, help="so many seeds of both for images on which outcomes differ")
     parser.add_argument("--out", default="advbench-out/gauntlet", help="the folder for rows.jsonl")
     return parser

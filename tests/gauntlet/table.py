@@ -86,15 +86,15 @@ def attack(problem: Problem, name: str, norm: Norm, epsilon: float | None, their
     return Outcome(distances, forwards, float(ledger.backwards.double().mean()), seconds, refused)
 
 
-def rows_of(problem: Problem, book: Book, name: str, norm: Norm) -> list[Row]:
-    """Ours beside every reference that the book has of the attack in the norm."""
+def rows_of(problem: Problem, book: Book, name: str, norm: Norm, seed: int = 0) -> list[Row]:
+    """Ours beside every reference that the book has of the attack in the norm and with the seed."""
     pair = PAIRS[name]
-    keys = [Key(norm, name, library) for library in pair.references] or [Key(norm, ENSEMBLE, "pyautoattack")]
+    keys = [Key(norm, name, library, seed) for library in pair.references] or [Key(norm, ENSEMBLE, "pyautoattack", seed)]
     keys = [key for key in keys if key in book.outcomes]
     if not keys:
         return []
     epsilon = None if pair.minimal else book.radii[norm]
-    ours = attack(problem, name, norm, epsilon, book.outcomes[keys[0]])
+    ours = attack(problem, name, norm, epsilon, book.outcomes[keys[0]], seed)
     return [Row(problem.recipe.name, norm, epsilon, name, key.library, ours, book.outcomes[key]) for key in keys]
 
 
@@ -151,7 +151,7 @@ def pooled(rows: Sequence[Row]) -> list[tuple[object, ...]]:
     return cells
 
 
-def keep(folder: Path, row: Row, note: str = "") -> None:
+def keep(folder: Path, row: Row, seed: int, note: str = "") -> None:
     """Append a row with all distances of ours to a file of JSON lines."""
     folder.mkdir(parents=True, exist_ok=True)
     told = {
@@ -160,6 +160,7 @@ def keep(folder: Path, row: Row, note: str = "") -> None:
         "norm": row.norm,
         "epsilon": row.epsilon,
         "attack": row.attack,
+        "seed": seed,
         "library": row.library,
         "loses": row.loses,
         "broken": [broken(row.ours), broken(row.theirs)],
