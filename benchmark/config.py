@@ -72,8 +72,10 @@ class Config(BaseModel):
     stochastic defense, and again as many that score it. substitute, substitute_rounds, substitute_step, substitute_seeds:
     the black-box attacker's architectures, rounds of Jacobian-based augmentation, its step lambda, and how many held-out
     images it starts from. calibration_examples: held-out images that a model is attacked on to calibrate an attack. batch:
-    images per compute batch, measured where absent. compile: whether deterministic models are compiled to be attacked;
-    scores always take the model as it is.
+    images per compute batch, measured where absent. unit_test: whether the attacks are tested on `unit_test_images` of the
+    scored images on models with a planted adversarial image (`advbench.tasks.planting`): those of the white-box matrix, and
+    those that ask the model itself. compile: whether deterministic models are compiled to be attacked; scores always take
+    the model as it is.
     """
 
     model_config = ConfigDict(
@@ -112,6 +114,8 @@ class Config(BaseModel):
     substitute_seeds: int = Field(default=150, ge=10)
     calibration_examples: int = Field(default=200, ge=1)
     batch: int | None = Field(default=None, ge=1)
+    unit_test: bool = False
+    unit_test_images: int = Field(default=64, ge=2)
 
     @field_validator("matrix", mode="before")
     @classmethod
@@ -132,6 +136,12 @@ class Config(BaseModel):
     def _no_epsilon_without_a_norm(self) -> Self:
         if self.norm == "none" and self.epsilon is not None:
             raise ValueError("Expected no `epsilon` with the norm none: give the attack its strength, such as sigma=0.3")
+        return self
+
+    @model_validator(mode="after")
+    def _no_unit_test_without_a_norm(self) -> Self:
+        if self.norm == "none" and self.unit_test:
+            raise ValueError("Expected no `unit_test` with the norm none: a planted image needs a ball to lie in")
         return self
 
     @field_validator("seed")

@@ -117,6 +117,21 @@ class SubstitutePart(TypedDict):
     seconds: float
 
 
+class UnitTestPart(TypedDict):
+    """What attacks found of adversarial images that are known to exist (`advbench.results.unit_tests.UnitTestOutcome`)."""
+
+    images: int
+    built: int
+    found: int
+    missed: list[int]
+    control: int
+    points: int
+    probes: dict[str, int | None]
+    features: str
+    unbuilt: dict[str, int]
+    reason: str
+
+
 class DetailsPart(TypedDict, total=False):
     """What else is known about a cell.
 
@@ -124,7 +139,7 @@ class DetailsPart(TypedDict, total=False):
     train_seconds, train_facts: what it took and found. calibration: values found for the attack, those short enough to
     read. preparation: values found for each surrogate. draws: passes averaged per question, by candidate. candidates: the
     robust accuracy that each candidate alone would leave, None for one that gave no gradient. diagnosis: symptoms of the
-    gradients and the number of images that were looked at.
+    gradients and the number of images that were looked at. unit_test: what the attacks found of planted adversarial images.
     """
 
     compute_batch: int
@@ -138,6 +153,7 @@ class DetailsPart(TypedDict, total=False):
     draws: dict[str, int]
     candidates: dict[str, float | None]
     diagnosis: dict[str, int]
+    unit_test: UnitTestPart
     substitute: SubstitutePart
 
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from advbench.results.record import Record
+from advbench.results.record import Record, UnitTestPart
 
 PASSED = 0.95
 """The least share of planted adversarial images that an evaluation must find."""
@@ -55,33 +54,37 @@ class UnitTestOutcome:
         """Why nothing could be tested, or not all images; empty where all were."""
         return self.reason or "; ".join(f"{name} ({count})" for name, count in self.unbuilt.items())
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> UnitTestPart:
         """As a record's details and the JSON of an evaluation hold it."""
         return {
-            **{
-                name: getattr(self, name) for name in ("images", "built", "found", "control", "points", "features", "reason")
-            },
+            "images": self.images,
+            "built": self.built,
+            "found": self.found,
             "missed": list(self.missed),
+            "control": self.control,
+            "points": self.points,
             "probes": dict(self.probes),
+            "features": self.features,
             "unbuilt": dict(self.unbuilt),
+            "reason": self.reason,
         }
 
 
 def unit_test_of(record: Record) -> UnitTestOutcome | None:
     """The unit test of a cell; None if it had none."""
     found = record.details.get("unit_test")
-    if not isinstance(found, dict) or not found:
+    if not found:
         return None
     return UnitTestOutcome(
-        images=int(found["images"]),
-        built=int(found["built"]),
-        missed=tuple(int(index) for index in found["missed"]),
-        control=int(found["control"]),
-        points=int(found["points"]),
+        images=found["images"],
+        built=found["built"],
+        missed=tuple(found["missed"]),
+        control=found["control"],
+        points=found["points"],
         probes=found["probes"],
-        features=str(found["features"]),
+        features=found["features"],
         unbuilt=found["unbuilt"],
-        reason=str(found["reason"]),
+        reason=found["reason"],
     )
 
 

@@ -98,6 +98,15 @@ def run(
     n_examples: Annotated[int | None, typer.Option(help="Number of test images to score. [default: all]")] = None,
     train_examples: Annotated[int | None, typer.Option(help="Number of training images. [default: all]")] = None,
     epochs: Annotated[int | None, typer.Option(help="Training epochs. [default: set by the data set]")] = None,
+    unit_test: Annotated[
+        bool,
+        typer.Option(
+            "--unit-test", help="Also test whether the attacks find adversarial images that are planted and known to exist."
+        ),
+    ] = False,
+    unit_test_images: Annotated[
+        int | None, typer.Option(help="Number of images that the unit test plants one for. [default: 64]")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, or cuda:0,cuda:1. [default: auto]")] = None,
     jobs: Annotated[int | None, typer.Option(help="Number of parallel tasks. [default: one per core, or per GPU]")] = None,
     backend: Annotated[str | None, typer.Option(help="Processes (loky) or threads (threading). [default: loky]")] = None,
@@ -115,12 +124,14 @@ def run(
 
     Exit codes: 0 all cells scored, 1 at least one cell failed (the table says which), 2 bad input, 130 interrupted.
     """
-    settings = {name: value for name, value in locals().items() if name not in ("config", "compile", "dry_run", "fresh")}
+    flags = {"compile": compile, "fresh": fresh, "unit_test": unit_test}
+    given = {name: value for name, value in locals().items() if name not in ("config", "dry_run", "flags")}
+    settings = given | {name: value or None for name, value in flags.items()}
     try:
         from advbench.config import make_config
         from advbench.plan.plan import make_plan
 
-        plan = make_plan(make_config(config, compile=compile or None, fresh=fresh or None, **settings), measure=not dry_run)
+        plan = make_plan(make_config(config, **settings), measure=not dry_run)
     except (ValueError, OSError) as error:
         refuse(error)
     if dry_run:
@@ -161,6 +172,15 @@ def evaluate(
     ] = None,
     stochastic: Annotated[bool, typer.Option("--stochastic", help="The model's output is random.")] = False,
     seed: Annotated[int | None, typer.Option(help="Random seed of the attacks. [default: 0]")] = None,
+    unit_test: Annotated[
+        bool,
+        typer.Option(
+            "--unit-test", help="Also test whether the attacks find adversarial images that are planted and known to exist."
+        ),
+    ] = False,
+    unit_test_images: Annotated[
+        int | None, typer.Option(help="Number of images that the unit test plants one for. [default: 64]")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. [default: auto]")] = None,
     jobs: Annotated[int | None, typer.Option(help="Number of parallel attacks. [default: one per core, or per GPU]")] = None,
     out: Annotated[Path | None, typer.Option(help="Output directory. [default: advbench-out]")] = None,
@@ -176,11 +196,12 @@ def evaluate(
 
     Exit codes: 0 all attacks scored, 1 at least one failed (the table says which), 2 bad input, 130 interrupted.
     """
-    settings = {name: value for name, value in locals().items() if name not in ("target", "json", "fresh")}
+    settings = {name: value for name, value in locals().items() if name not in ("target", "json")}
+    settings |= {"fresh": fresh or None, "unit_test": unit_test or None}
     try:
         from advbench.user_models.target import plan_target, run_target
 
-        plan = plan_target(target, fresh=fresh or None, **settings)
+        plan = plan_target(target, **settings)
     except (ValueError, OSError) as error:
         refuse(error)
     from rich.console import Console

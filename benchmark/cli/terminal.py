@@ -133,6 +133,7 @@ def print_plan(plan: Plan) -> None:
         "substitute": "substitutes to train",
         "clean": "models to check on clean images",
         "diagnose": "models to check for gradients",
+        "unit-test": "attacks to unit-test",
         "calibrate": "attacks to calibrate on held-out images",
         "craft": "attacks to craft",
         "score": "cells to score",

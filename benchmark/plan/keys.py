@@ -26,13 +26,14 @@ MODULES: Mapping[Kind, str] = {
     "substitute": "advbench.tasks.substitute",
     "clean": "advbench.tasks.clean",
     "diagnose": "advbench.tasks.diagnose",
+    "unit-test": "advbench.tasks.unit_test",
     "calibrate": "advbench.tasks.calibrate",
     "craft": "advbench.tasks.craft",
     "score": "advbench.tasks.score",
 }
 """The module that runs each kind of task; its code and what it imports of advbench is part of the key."""
 
-VERSIONED: frozenset[Kind] = frozenset({"clean", "diagnose", "calibrate", "craft", "score"})
+VERSIONED: frozenset[Kind] = frozenset({"clean", "diagnose", "unit-test", "calibrate", "craft", "score"})
 """Kinds whose keys depend on the versions of torch and torchvision. Trained weights stay what they are without them."""
 
 

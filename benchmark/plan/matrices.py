@@ -22,7 +22,8 @@ def white_box(planner: Planner, target: Target) -> None:
     for attack in planner.gradient_attacks:
         for epsilon in planner.epsilons:
             found = _crafts(planner, target, attack, epsilon, target.surrogates) | _evasions(planner, target, epsilon)
-            planner.score("white-box", target, attack, epsilon, found, None, diagnosis=planner.diagnose(target, epsilon))
+            looked, tested = planner.diagnose(target, epsilon), planner.unit_test(target, attack, epsilon, found)
+            planner.score("white-box", target, attack, epsilon, found, None, diagnosis=looked, unit_test=tested)
             if _IGNORING in found:
                 alone = {_IGNORING: found[_IGNORING]}
                 planner.score("oblivious", target, attack, epsilon, alone, SourceFacts(_IGNORING, "surrogate"))
@@ -36,7 +37,8 @@ def queries(planner: Planner, target: Target) -> None:
             source = SourceFacts("label queries" if labels else "score queries", "queries")
             for epsilon in planner.epsilons:
                 found = _crafts(planner, target, attack, epsilon, (target.itself,))
-                planner.score("black-box", target, attack, epsilon, found, source)
+                tested = planner.unit_test(target, attack, epsilon, found)
+                planner.score("black-box", target, attack, epsilon, found, source, unit_test=tested)
 
 
 def _crafts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -28,17 +29,21 @@ from advbench.tasks.craft import CraftContent
 from advbench.tasks.diagnose import DiagnoseContent
 from advbench.tasks.images import Images, scored_split, split_of
 from advbench.tasks.models import build_defended
+from advbench.tasks.planting import INNER, RIVALS
 from advbench.tasks.score import AttackFacts, Candidate, ScoreContent, ScoreFacts, SourceFacts, TargetFacts
 from advbench.tasks.substitute import SubstituteContent
 from advbench.tasks.surrogates import Attacked
 from advbench.tasks.task import ScoreTask, Task, TaskContent
 from advbench.tasks.train import TrainContent
+from advbench.tasks.unit_test import UnitTestContent
 from advbench.zoo import checkpoints, datasets, training
 from advbench.zoo.data import DataSet
 from advbench.zoo.training import Budget
 
 USUAL_DRAWS = 4
 """Passes averaged per question for a stochastic model where nothing says how many it takes."""
+MOST_POINTS = 200
+"""The most random points that stand beside an attack in its unit test."""
 _PREPARED_ON = 32
 """Held-out images on which the draws of EOT are found."""
 
@@ -240,6 +245,28 @@ class Planner:
             self._looks[asked] = self.add(content, content.label(target.label), float(target.draws))
         return self._looks[asked]
 
+    def unit_test(
+        self, target: Target, attack: PlannedAttack, epsilon: float | None, crafts: Mapping[str, str]
+    ) -> str | None:
+        """The task that tests whether a cell's attacks find planted adversarial images; None if it is not wanted.
+
+        crafts: the cell's candidates by name. Random points are as many as an image's forwards in the attack, within limits.
+        """
+        if not self.config.unit_test:
+            return None
+        threat, images = self._threat(epsilon), self._images(target.batch, target.seed)
+        n = min(images.n, self.config.unit_test_images)
+        content = UnitTestContent(
+            target=target.key,
+            crafts=tuple((name, self.crafts[key]) for name, key in crafts.items()),
+            threat=threat,
+            points=max(1, min(MOST_POINTS, math.ceil(self._forwards(attack.attack, threat)))),
+            draws=self.config.score_draws if target.stochastic else 1,
+            images=dataclasses.replace(images, n=n),
+        )
+        cost = n / images.n * (target.draws * (INNER + RIVALS) + sum(self.tasks[key].cost for key in crafts.values()))
+        return self.add(content, content.label(str(attack.spec), target.label), cost)
+
     def craft(
         self,
         source: str,
@@ -324,6 +351,7 @@ class Planner:
         handed: bool = False,
         substitute: str | None = None,
         diagnosis: str | None = None,
+        unit_test: str | None = None,
     ) -> None:
         """A cell. crafts: candidates by name. handed: whether they were crafted on another model than that of the target."""
         minimal = attack.minimal_norm and not handed
@@ -334,6 +362,7 @@ class Planner:
             crafts=tuple(crafts.values()),
             substitute=substitute,
             diagnosis=diagnosis,
+            unit_test=unit_test,
             threat=self._threat(epsilon),
             minimal_norm=minimal,
             dataset=self.data.name,

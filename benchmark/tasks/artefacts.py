@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from advbench.files import write_atomically
 from advbench.zoo import checkpoints
 
-Kind = Literal["train", "substitute", "clean", "diagnose", "calibrate", "craft", "score"]
-KINDS: tuple[Kind, ...] = ("train", "substitute", "clean", "diagnose", "calibrate", "craft", "score")
+Kind = Literal["train", "substitute", "clean", "diagnose", "unit-test", "calibrate", "craft", "score"]
+KINDS: tuple[Kind, ...] = ("train", "substitute", "clean", "diagnose", "unit-test", "calibrate", "craft", "score")
 
 Array: TypeAlias = NDArray[np.generic]
 

@@ -60,7 +60,7 @@ class CraftContent:
 def run(key: str, content: CraftContent, label: str, context: Context, device: torch.device) -> None:
     """Attack the scored images; if the model gives no gradient, the artefact says so."""
     place = artefact("craft", key, context.out)
-    attack = _ready(content, context)
+    attack = ready_attack(content, context)
     if attack is None:
         return _save_blind(place)
     source, images = attacked_model(content.attacked, context, device), content.images
@@ -85,7 +85,7 @@ def run(key: str, content: CraftContent, label: str, context: Context, device: t
     return _save(place, found)
 
 
-def _ready(content: CraftContent, context: Context) -> Attack | None:
+def ready_attack(content: CraftContent, context: Context) -> Attack | None:
     """The attack with its open values found, as it must run here; None if there was no gradient to find them with."""
     attack = attack_of(content.attack)
     if content.transfer:

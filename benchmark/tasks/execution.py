@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from advbench.clocks import single_thread, stopwatch
-from advbench.tasks import calibrate, clean, craft, diagnose, score, substitute, train
+from advbench.tasks import calibrate, clean, craft, diagnose, score, substitute, train, unit_test
 from advbench.tasks.clean import CleanContent
 from advbench.tasks.context import Context
 from advbench.tasks.craft import CraftContent
@@ -16,6 +16,7 @@ from advbench.tasks.score import ScoreContent
 from advbench.tasks.substitute import SubstituteContent
 from advbench.tasks.task import ScoreTask, Task
 from advbench.tasks.train import TrainContent
+from advbench.tasks.unit_test import UnitTestContent
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,8 @@ def _perform(task: Task, context: Context, device: torch.device) -> None:
         clean.run(key, content, context, device)
     elif isinstance(content, DiagnoseContent):
         diagnose.run(key, content, context, device)
+    elif isinstance(content, UnitTestContent):
+        unit_test.run(key, content, context, device)
     elif isinstance(content, CraftContent):
         craft.run(key, content, task.label, context, device)
     elif not isinstance(content, ScoreContent):

@@ -37,6 +37,7 @@ from advbench.tasks.evaluation import Craft, score
 from advbench.tasks.images import Images, scored_split
 from advbench.tasks.substitute import read_substitute
 from advbench.tasks.train import read_training
+from advbench.tasks.unit_test import read_unit_test
 from advbench.zoo.data import Split
 
 
@@ -46,8 +47,8 @@ class ScoreContent:
 
     matrix: which one it belongs to. target, clean: keys of the model's training and of its answers on clean images.
     crafts: keys of the candidates' crafts. substitute: key of the substitute that was attacked in the model's place, if one
-    was. diagnosis: key of the look at the model's gradients, if there is one. minimal_norm: whether the nearest candidate
-    that fools the model counts. dataset: its name. images: the scored ones.
+    was. diagnosis, unit_test: keys of the look at the model's gradients and of the test of the attacks, if there are any.
+    minimal_norm: whether the nearest candidate that fools the model counts. dataset: its name. images: the scored ones.
     """
 
     kind: ClassVar[Kind] = "score"
@@ -58,6 +59,7 @@ class ScoreContent:
     crafts: tuple[str, ...]
     substitute: str | None
     diagnosis: str | None
+    unit_test: str | None
     threat: ThreatModel
     minimal_norm: bool
     dataset: str
@@ -66,7 +68,7 @@ class ScoreContent:
     @property
     def needs(self) -> tuple[str, ...]:
         """The model, its clean answers, the crafts, and what the record shows beside them."""
-        return (self.target, self.clean, *self.crafts, *filter(None, (self.substitute, self.diagnosis)))
+        return (self.target, self.clean, *self.crafts, *filter(None, (self.substitute, self.diagnosis, self.unit_test)))
 
     def label(self, attack: str, source: str, target: str) -> str:
         """For people: the attack, what it was crafted on, and the model."""
@@ -285,6 +287,8 @@ def _details(content: ScoreContent, facts: ScoreFacts, context: Context) -> Deta
     details |= _calibrated(facts, context)
     if content.diagnosis:
         details["diagnosis"] = read_diagnosis(artefact("diagnose", content.diagnosis, context.out))
+    if content.unit_test:
+        details["unit_test"] = read_unit_test(artefact("unit-test", content.unit_test, context.out)).described()
     if content.substitute:
         found = read_substitute(content.substitute, context)
         details["substitute"] = {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from advbench.defenses.defended import Surrogate
+from advbench.defenses.defended import Defended, Surrogate
 from advbench.tasks.artefacts import artefact
 from advbench.tasks.compiling import compiled
 from advbench.tasks.components import architecture_of
@@ -42,13 +42,17 @@ def attacked_model(attacked: Attacked, context: Context, device: torch.device) -
     return compiled(found) if attacked.compile else found
 
 
+def surrogate_of(defended: Defended, name: str | None) -> Surrogate:
+    """A surrogate of a defended model by its name; the model itself, and its detector, if None."""
+    if name is None:
+        return Surrogate(defended.model, defended.stochastic, defended.detector)
+    return defended.surrogates[name]
+
+
 def _plain_model(attacked: Attacked, context: Context, device: torch.device) -> Surrogate:
     substitute = context.substitutes.get(attacked.model)
     if substitute is None:
-        defended = defended_of(attacked.model, context, device)
-        if attacked.surrogate is None:
-            return Surrogate(defended.model, defended.stochastic, defended.detector)
-        return defended.surrogates[attacked.surrogate]
+        return surrogate_of(defended_of(attacked.model, context, device), attacked.surrogate)
     with GENERATORS, training.seeded(0):
         model = architecture_of(substitute.architecture, data_of(context))
     checkpoints.load(artefact("substitute", attacked.model, context.out), model)

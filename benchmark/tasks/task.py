@@ -13,8 +13,11 @@ from advbench.tasks.diagnose import DiagnoseContent
 from advbench.tasks.score import ScoreContent, ScoreFacts
 from advbench.tasks.substitute import SubstituteContent
 from advbench.tasks.train import TrainContent
+from advbench.tasks.unit_test import UnitTestContent
 
-TaskContent: TypeAlias = TrainContent | SubstituteContent | CleanContent | DiagnoseContent | CalibrateContent | CraftContent
+TaskContent: TypeAlias = (
+    TrainContent | SubstituteContent | CleanContent | DiagnoseContent | UnitTestContent | CalibrateContent | CraftContent
+)
 """What a task computes, but for scores."""
 
 

@@ -1,170 +1,134 @@
-"""The attack unit test: does an attack find an adversarial image where one is known to exist?"""
+"""Unit test: whether the attacks of a cell find adversarial images that are known to exist."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from advbench.attacks import balls
-from advbench.attacks.access import NoGradientError
-from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import ThreatModel
-from advbench.defenses.defended import Defended, Surrogate
-from advbench.results.statistics import TOLERANCE
-from advbench.tasks.evaluation import craft
-from advbench.tasks.planting import Planted, TwoLabelAnswer, blocks, edge, judged, plant
-from advbench.zoo.data import Split
+from advbench.defenses.defended import Defended
+from advbench.results.unit_tests import UnitTestOutcome
+from advbench.tasks.artefacts import Kind, artefact, save
+from advbench.tasks.calibrate import prepared_for
+from advbench.tasks.context import Context, data_of, defended_of
+from advbench.tasks.craft import CraftContent, ready_attack
+from advbench.tasks.images import Images, scored_split
+from advbench.tasks.probing import Probe, UnitTest, unit_test
+from advbench.tasks.surrogates import surrogate_of
+
+_NONE = -1
+"""In the file, the count of a candidate whose surrogate gives no gradient."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Probe:
-    """An attack under test, as a cell of the evaluation runs it.
+@dataclass(frozen=True, slots=True)
+class UnitTestContent:
+    """What the unit test of a cell depends on.
 
-    attack: with what was calibrated. surrogate: the model that it differentiates or asks. threat: what it is given, of a
-    minimal-norm attack without an epsilon. draws, scale: as `advbench.tasks.evaluation.craft` takes them.
+    target: key of the training of the model. crafts: the cell's candidates by name, which are crafted again, on the model
+    with planted adversarial images. threat: of the cell. points: random points per image of the control. draws: on which a
+    stochastic model is judged. images: the scored ones for which an image is planted.
     """
 
-    attack: Any
-    surrogate: Surrogate
+    kind: ClassVar[Kind] = "unit-test"
+
+    target: str
+    crafts: tuple[tuple[str, CraftContent], ...]
     threat: ThreatModel
-    draws: int = 1
-    scale: float = 1.0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class UnitTest:
-    """What a cell's attacks, and a random search, found of the planted adversarial images.
-
-    images: tried. index: data-set indices of the n images for which a model could be built, ascending, (n,). found: where
-    the attacks found an adversarial image, control: where random points did, both (n,), bool. probes: how many each attack
-    found alone, None where its surrogate gives no gradient. points: random points per image. features: what the readouts
-    read. unbuilt: how many images have no model, by reason.
-    """
-
-    images: int
-    index: Tensor
-    found: Tensor
-    control: Tensor
-    probes: Mapping[str, int | None]
     points: int
-    features: str
-    unbuilt: Mapping[str, int]
+    draws: int
+    images: Images
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The model, and the calibrations of the attacks and of its surrogates."""
+        return tuple(dict.fromkeys((self.target, *(need for _, craft in self.crafts for need in craft.needs))))
+
+    def label(self, attack: str, target: str) -> str:
+        """For people: the attack and the model as the user names them."""
+        return f"unit test of {attack} on {target}"
 
 
-def unit_test(
-    defended: Defended,
-    probes: Mapping[str, Probe],
-    split: Split,
-    threat: ThreatModel,
-    *,
-    points: int,
-    seed: int,
-    draws: int,
-    batch: int,
-    device: torch.device,
-) -> UnitTest:
-    """Attack models with planted adversarial images as a cell attacks the model itself; its best candidate counts.
+def run(key: str, content: UnitTestContent, context: Context, device: torch.device) -> None:
+    """Test the attacks; if that fails, the artefact says why, and the cell keeps its number."""
+    place, images = artefact("unit-test", key, context.out), content.images
+    try:
+        defended = defended_of(content.target, context, device)
+        found = unit_test(
+            defended,
+            _probes(content, defended, context),
+            scored_split(data_of(context), images.n),
+            content.threat,
+            points=content.points,
+            seed=images.seed,
+            draws=content.draws,
+            batch=images.batch,
+            device=device,
+        )
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        return _save(place, UnitTestOutcome(images.n, 0, (), 0, content.points, {}, "", {}, reason))
+    return _save(place, _outcome(found))
 
-    split: the images, ascending in their indices. threat: of the cell. points: of the random search, alternately in the ball
-    and at its edge. draws: on which a stochastic model is judged, fresh ones for choosing and for counting.
 
-    Raises what the attacks and the models raise, but for NoGradientError; ViolationError where an attack leaves its budget.
-    """
-    planted = plant(defended, split, threat, seed=seed, draws=draws, batch=batch, device=device)
-    judge = _Judge(planted, planted.defended(defended), seed, draws, batch, device)
-    found: dict[str, Tensor] = {}
-    counts: dict[str, int | None] = dict.fromkeys(probes)
-    for name, probe in probes.items() if len(planted.split) else ():
-        try:
-            crafted = craft(
-                probe.attack,
-                planted.surrogate(probe.surrogate),
-                planted.split,
-                probe.threat,
-                seed=seed,
-                draws=probe.draws,
-                batch=batch,
-                device=device,
-                scale=probe.scale,
-            )
-        except NoGradientError:
-            continue
-        found[name] = judge.within(crafted.x_adv, threat)
-        counts[name] = int(judge.verdict(found[name], "select").fooled.sum())
-    control = judge.random(threat, points)
-    return UnitTest(
-        images=len(split),
-        index=planted.split.index,
-        found=judge.best(list(found.values())),
-        control=judge.best(control),
-        probes=counts,
-        points=points,
-        features=planted.features,
-        unbuilt=planted.unbuilt,
+def _probes(content: UnitTestContent, defended: Defended, context: Context) -> dict[str, Probe | None]:
+    """The candidates by name, as the cell crafts them; None for one whose calibration found no gradient."""
+    probes: dict[str, Probe | None] = {}
+    for name, craft in content.crafts:
+        attack, prepared = ready_attack(craft, context), prepared_for(craft.attacked, context)
+        surrogate = surrogate_of(defended, craft.attacked.surrogate)
+        probes[name] = None if attack is None else Probe(attack, surrogate, craft.threat, prepared.draws, prepared.scale)
+    return probes
+
+
+def _outcome(found: UnitTest) -> UnitTestOutcome:
+    return UnitTestOutcome(
+        images=found.images,
+        built=len(found.index),
+        missed=tuple(found.index[~found.found].tolist()),
+        control=int(found.control.sum()),
+        points=found.points,
+        probes=found.probes,
+        features=found.features,
+        unbuilt=found.unbuilt,
     )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Judge:
-    """What the scored model, with its readouts, says of candidates: images (n, c, h, w) of the planted split."""
+def _save(path: Path, found: UnitTestOutcome) -> None:
+    probes, unbuilt = found.probes, found.unbuilt
+    save(
+        path,
+        **{name: np.array(getattr(found, name)) for name in _NUMBERS},
+        **{name: np.array(getattr(found, name), dtype=np.str_) for name in _TEXTS},
+        missed=np.array(found.missed, dtype=np.int64),
+        probe_names=np.array(list(probes), dtype=np.str_),
+        probe_counts=np.array([_NONE if count is None else count for count in probes.values()], dtype=np.int64),
+        unbuilt_names=np.array(list(unbuilt), dtype=np.str_),
+        unbuilt_counts=np.array(list(unbuilt.values()), dtype=np.int64),
+    )
 
-    planted: Planted
-    binary: Defended
-    seed: int
-    draws: int
-    batch: int
-    device: torch.device
 
-    def verdict(self, x: Tensor, purpose: str, draw: int = 0) -> TwoLabelAnswer:
-        """The verdict on draws of a purpose, from a given one on."""
-        parts = []
-        for start in range(0, len(x), self.batch):
-            rows = slice(start, start + self.batch)
-            rng = ExampleRNG.make(self.seed, purpose, self.planted.split.index[rows].to(self.device)).fork("unit-test", draw)
-            stochastic = self.binary.stochastic
-            image = x[rows].to(self.device)
-            parts.append(
-                judged(self.binary.model, self.binary.detector, image, rng, stochastic=stochastic, draws=self.draws)
-            )
-        lead, accepted = (torch.cat([getattr(part, name) for part in parts]).cpu() for name in ("lead", "accepted"))
-        return TwoLabelAnswer(lead, accepted)
+_NUMBERS = ("images", "built", "control", "points")
+_TEXTS = ("features", "reason")
 
-    def within(self, x_adv: Tensor, threat: ThreatModel) -> Tensor:
-        """The images of an attack that are within the radius, and the clean ones in place of the others."""
-        x = self.planted.split.x
-        near = balls.distance(x_adv.double() - x.double(), threat.norm) <= threat.epsilon_or_inf * (1 + TOLERANCE)
-        return torch.where(balls.per_example(near, x), x_adv, x)
 
-    def random(self, threat: ThreatModel, points: int) -> list[Tensor]:
-        """The best of some random points, alternately in the ball and at its edge, each looked at once."""
-        split = self.planted.split
-        if not len(split):
-            return []
-        rng = ExampleRNG.make(self.seed, "attack", split.index).fork("unit-test control")
-        best, highest = split.x, torch.full((len(split),), -torch.inf, dtype=torch.float64)
-        once = _Judge(self.planted, self.binary, self.seed, 1, self.batch, self.device)
-        turn = blocks(self.binary, split.x.shape)
-        for point in range(points):
-            here = rng.at(point)
-            block = turn[point // 2 % len(turn)]
-            x = edge(split.x, threat, here, block) if point % 2 else balls.random_start(split.x, threat, here)
-            seen = once.verdict(x, "oracle", point)
-            lead = seen.lead.masked_fill(~seen.accepted, -torch.inf)
-            best = torch.where(balls.per_example(lead > highest, x), x, best)
-            highest = lead.maximum(highest)
-        return [best]
-
-    def best(self, candidates: list[Tensor]) -> Tensor:
-        """Where the strongest candidate, chosen on draws of its own, fools the model on fresh ones; (n,), bool."""
-        if not candidates:
-            return torch.zeros(len(self.planted.split), dtype=torch.bool)
-        seen = [self.verdict(x, "select") for x in candidates]
-        leads = torch.stack([one.lead for one in seen])
-        allowed = torch.stack([one.accepted for one in seen])
-        choice = leads.masked_fill(~allowed, -torch.inf).argmax(dim=0)
-        chosen = torch.stack(candidates)[choice, torch.arange(len(choice))]
-        return self.verdict(chosen, "report").fooled
+def read_unit_test(path: Path) -> UnitTestOutcome:
+    """The outcome of a finished unit test."""
+    with np.load(path, allow_pickle=False) as file:
+        counts = dict(zip(file["probe_names"].tolist(), file["probe_counts"].tolist(), strict=True))
+        images, built, control, points = (int(file[name]) for name in _NUMBERS)
+        features, reason = (str(file[name]) for name in _TEXTS)
+        return UnitTestOutcome(
+            images=images,
+            built=built,
+            control=control,
+            points=points,
+            features=features,
+            reason=reason,
+            missed=tuple(file["missed"].tolist()),
+            probes={name: None if count == _NONE else count for name, count in counts.items()},
+            unbuilt=dict(zip(file["unbuilt_names"].tolist(), file["unbuilt_counts"].tolist(), strict=True)),
+        )

@@ -73,6 +73,8 @@ def evaluate(
     name: str = "model",
     seed: int = 0,
     batch: int | None = None,
+    unit_test: bool = False,
+    unit_test_images: int = 64,
     out: str | Path | None = None,
     watch: Watcher | None = None,
 ) -> EvaluationResult:
@@ -87,8 +89,9 @@ def evaluate(
     that does and is not declared is refused. draws: passes that a gradient of a stochastic model averages; where None they
     are found on `held_out`, or are sixteen without it. held_out: images and labels that nothing is scored on, for attacks
     that are calibrated on such. name: what the model is called in the result. batch: images at a time, measured where
-    None. out: a folder for the records and reports; where None nothing is left behind. watch: called with the scheduler's
-    `Status`.
+    None. unit_test: whether every attack is also tested on models with a planted adversarial image, for `unit_test_images`
+    of the images (`advbench.tasks.planting`); attacks that find less than 95% of them are too weak. out: a folder for the
+    records and reports; where None nothing is left behind. watch: called with the scheduler's `Status`.
 
     Nothing is reused from earlier evaluations, since a live model's code has no name. Raises ValueError, in one line, for
     images, labels, models or settings that do not fit. An attack that fails is a row that says so.
@@ -104,6 +107,7 @@ def evaluate(
         own = replace(own, weights_sha256=checkpoints.fingerprint(whole))
         data = data_set_of(test, validation)
         given: dict[str, object] = {"norm": norm, "epsilon": epsilon, "seed": seed, "device": str(device)}
+        given |= {"unit_test": unit_test, "unit_test_images": unit_test_images}
         given["attack"] = _attacks(attack, norm, differentiable=differentiable)
         given["draws"] = draws or (None if validation is not None else _DRAWS)
         given["batch"] = batch if batch or differentiable else DEFAULT_BATCH

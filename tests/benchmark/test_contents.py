@@ -26,6 +26,7 @@ from advbench.tasks.score import AttackFacts, ScoreContent, SourceFacts, TargetF
 from advbench.tasks.substitute import SubstituteContent
 from advbench.tasks.surrogates import Attacked
 from advbench.tasks.train import TrainContent
+from advbench.tasks.unit_test import UnitTestContent
 from advbench.zoo.training import Budget
 
 NET = Component("mlp", (("widths", (8, 8)),), "hash of mlp", (), "file")
@@ -34,6 +35,11 @@ IMAGES = Images(seed=3, fingerprint="data", split="test", n=24, batch=16, device
 THREAT = ThreatModel("linf", 0.1)
 BUDGET = Budget(train_examples=300, patience=3)
 ATTACKED = Attacked(model="training", surrogate="base", draws=None, compile=False, preparation="preparation")
+
+CRAFT = CraftContent(ATTACKED, PGD, THREAT, transfer=True, calibration="calibration", images=IMAGES)
+OTHER = CraftContent(
+    Attacked("training", None, 1, compile=False), PGD, THREAT, transfer=False, calibration=None, images=IMAGES
+)
 
 CONTENTS = {
     "train": TrainContent(PGD, NET, "data", BUDGET, 3, (("base", "other training"), ("denoiser", "part"))),
@@ -45,7 +51,8 @@ CONTENTS = {
     "calibrate a surrogate": SurrogateCalibration(
         ("draws", "scale"), dataclasses.replace(ATTACKED, preparation=None), Converged(0.9, 64, 32), THREAT, IMAGES
     ),
-    "craft": CraftContent(ATTACKED, PGD, THREAT, transfer=True, calibration="calibration", images=IMAGES),
+    "unit-test": UnitTestContent("training", (("base", CRAFT), ("faithful", OTHER)), THREAT, 40, 10, IMAGES),
+    "craft": CRAFT,
     "score": ScoreContent(
         matrix="black-box",
         target="training",
@@ -53,6 +60,7 @@ CONTENTS = {
         crafts=("craft", "other craft"),
         substitute="substitute",
         diagnosis="diagnosis",
+        unit_test="unit test",
         threat=THREAT,
         minimal_norm=False,
         dataset="digits",
@@ -67,8 +75,9 @@ NEEDS = {
     "calibrate from images": (),
     "calibrate on a model": ("training", "preparation"),
     "calibrate a surrogate": ("training",),
+    "unit-test": ("training", "preparation", "calibration"),
     "craft": ("training", "preparation", "calibration"),
-    "score": ("training", "clean", "craft", "other craft", "substitute", "diagnosis"),
+    "score": ("training", "clean", "craft", "other craft", "substitute", "diagnosis", "unit test"),
 }
 
 VALID = {"split": "validation", "norm": "l2", "optimizer": "sgd", "schedule": "constant", "augmentation": "crop-flip"}

@@ -289,7 +289,7 @@ def by_kind(plan):
 
 
 def test_every_kind_has_its_code_and_the_version_of_torch_in_its_key_where_numbers_depend_on_it(plan_of, monkeypatch):
-    plan = plan_of(draws=None)
+    plan = plan_of(draws=None, unit_test=True)
     before = by_kind(plan)
     assert all(before.values())
     for task in plan.tasks.values():
@@ -297,21 +297,21 @@ def test_every_kind_has_its_code_and_the_version_of_torch_in_its_key_where_numbe
         assert keys.keyed(task.content)["code"] == source_hash(MODULES[task.kind])
         assert ("versions" in keys.keyed(task.content)) == (task.kind in VERSIONED)
     assert set(keys.versions()) == {"torch", "torchvision"}
-    assert frozenset({"clean", "diagnose", "calibrate", "craft", "score"}) == VERSIONED
+    assert frozenset({"clean", "diagnose", "unit-test", "calibrate", "craft", "score"}) == VERSIONED
     monkeypatch.setattr(keys, "versions", lambda: {"torch": "0.0", "torchvision": "0.0"})
-    after = by_kind(plan_of(draws=None))
+    after = by_kind(plan_of(draws=None, unit_test=True))
     for kind in MODULES:
         assert (after[kind] == before[kind]) if kind not in VERSIONED else not after[kind] & before[kind], kind
 
 
 @pytest.mark.parametrize("kind", MODULES)
 def test_the_changed_code_of_a_kind_is_another_task(plan_of, monkeypatch, kind):
-    before = by_kind(plan_of(draws=None))
+    before = by_kind(plan_of(draws=None, unit_test=True))
     monkeypatch.setattr(keys, "MODULES", MODULES | {kind: "advbench"})
-    after = by_kind(plan_of(draws=None))
+    after = by_kind(plan_of(draws=None, unit_test=True))
     assert not after[kind] & before[kind]
     if kind != "score":
-        assert not after["score"] & before["score"] or kind in ("substitute", "diagnose", "calibrate")
+        assert not after["score"] & before["score"] or kind in ("substitute", "diagnose", "unit-test", "calibrate")
 
 
 def test_planning_hashes_a_model_once_and_its_looks_once(plan_of, monkeypatch):

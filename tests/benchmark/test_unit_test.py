@@ -17,8 +17,8 @@ from advbench.defenses.defended import Defended, Detector, Surrogate
 from advbench.defenses.inference.noise import Noisy
 from advbench.tasks import planting
 from advbench.tasks.planting import plant
+from advbench.tasks.probing import Probe, unit_test
 from advbench.tasks.readouts import last_linear, separate
-from advbench.tasks.unit_test import Probe, unit_test
 from advbench.zoo.data import Split
 
 CPU = torch.device("cpu")
