@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -119,6 +121,29 @@ def test_pgd_reaches_the_best_point_of_ball_and_box(linear, white_box, norm, box
     assert (drop <= (1 + 1e-9) * possible).all()
     assert access.ledger.backwards.tolist() == [120] * len(x)
     assert access.ledger.forwards.tolist() == [121] * len(x)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_pgd_step_is_its_fraction_of_the_radius(linear, white_box, norm):
+    x = images()
+    model, w = binary(linear, x, height=5.0)
+    with white_box(model, len(x)) as access:
+        attack = PGD(steps=1, step_size=0.2, random_start=False, stop="never")
+        found = attack(access, x, zeros(x), ThreatModel(norm, EPSILON[norm], None), access.rng)
+    torch.testing.assert_close(found, x + 0.2 * EPSILON[norm] * unit_descent(w, norm), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_pgd_restarts_set_out_from_different_points(linear, white_box, norm):
+    x, seen = images(), []
+    model, _ = binary(linear, x)
+    hook = model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    with white_box(model, len(x)) as access:
+        PGD(steps=1, restarts=3, stop="never")(access, x, zeros(x), ThreatModel(norm, EPSILON[norm]), access.rng)
+    hook.remove()
+    starts = torch.stack(seen[::2])  # a step has one look at its start and one at its end
+    assert len(starts) == 3
+    assert all((one != other).flatten(1).any(dim=1).all() for one, other in itertools.pairwise(starts))
 
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "margin"])

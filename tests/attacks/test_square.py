@@ -63,6 +63,19 @@ def test_the_best_corner_of_a_small_image_is_found():
     torch.testing.assert_close(margin(model(x_adv), Untargeted(y)), best)
 
 
+def test_the_first_query_is_stripes_of_the_balls_corners():
+    """Every value moves by epsilon, a column of a channel in one direction, and both directions occur."""
+    x = 0.3 + 0.4 * torch.rand(8, 2, 9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    model = Watched(x.shape[1:])
+    y = right(model, x)
+    model.seen.clear()
+    attacked(Square(queries=1, stop="never"), model, x, y, ThreatModel("linf", 0.1))
+    stripes = (model.seen[0] - x) / 0.1
+    torch.testing.assert_close(stripes.abs(), torch.ones_like(stripes))
+    assert (stripes.std(dim=2) < 1e-9).all()
+    assert 0.3 < (stripes > 0).double().mean() < 0.7
+
+
 @pytest.mark.parametrize("norm", RADII)
 def test_queries_are_counted_and_stay_inside(norm):
     x = images(6)
