@@ -210,7 +210,7 @@ MUTANTS = (
         "attacks/apgd.py",
         "(climb.rises <= enough) | stuck",
         "climb.rises <= enough",
-        (f"{A}apgd.py -k paper",),
+        (f"{A}apgd.py -k since_the_last",),
     ),
     default("apgd-t: three targets", "attacks/apgd.py", "targets: int = 9", "targets: int = 3"),
     Mutant(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from advbench.attacks import balls
 from advbench.attacks.access import WhiteBox
-from advbench.attacks.apgd import APGD, APGDDLR, APGDT, checkpoints
+from advbench.attacks.apgd import APGD, APGDDLR, APGDT, Climb, _check, checkpoints
 from advbench.attacks.losses import margin
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Targeted, ThreatModel, Untargeted
@@ -103,6 +103,28 @@ def test_the_points_are_those_of_the_paper_in_plain_numbers(seed):
         APGD(loss="margin", stop="never")(access, x, Untargeted(torch.tensor([0])), ThreatModel("linf", 0.3), rng(1))
     expected = reference_ascent(height, slope, model.seen[0], 0.2, 0.8, 0.3, 100)
     assert model.seen == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_step_size_halves_too_where_nothing_higher_was_found_since_the_last_checkpoint():
+    """Condition 2 of the paper alone: 20 of 22 steps rise. Highest loss as before; higher; as before, but halved there."""
+    points, numbers = torch.arange(3.0).view(3, 1, 1, 1), torch.ones(3)
+    before = Climb(
+        x_adv=points,
+        previous=points,
+        gradient=points,
+        loss=numbers,
+        best=points + 10,
+        best_gradient=points,
+        best_loss=torch.tensor([1.0, 2.0, 1.0]),
+        step=numbers,
+        rises=20 * numbers,
+        settled=numbers,
+        halved=torch.tensor([False, False, True]),
+    )
+    after = _check(before, 0.75 * 22)
+    assert after.step.tolist() == [0.5, 1, 1]
+    assert after.x_adv.flatten().tolist() == [10, 1, 2], "back to the best iterate"
+    assert after.halved.tolist() == [True, False, False]
 
 
 def test_checkpoints_are_those_of_the_paper():
