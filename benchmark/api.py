@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ParamSpec, TypeVar, Unpack
 
-from advbench.config import Config, make_config, to_toml
+from advbench.config import Config, RunSettings, make_config, to_toml
 from advbench.engine.scheduler import Watcher, run_plan
 from advbench.plan.plan import Plan, make_plan
 from advbench.records.reporting import write_manifest
@@ -16,6 +18,9 @@ from advbench.tasks.artefacts import artefact
 
 if TYPE_CHECKING:
     import pandas as pd
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +55,56 @@ class RunResult:
         return str(self.frame.to_html(index=False))
 
 
-def run(config_file: str | Path | None = None, *, watch: Watcher | None = None, **settings: Any) -> RunResult:
+def _spelled_out(function: Callable[P, R]) -> Callable[P, R]:
+    """The function with every setting of a run in its signature, for `help` and notebooks; type checkers see them anyway."""
+    own = inspect.signature(function)
+    settings = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind.__forward_arg__)
+        for name, kind in RunSettings.__annotations__.items()
+    ]
+    named = [one for one in own.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    function.__signature__ = own.replace(parameters=[*named, *settings])  # type: ignore[attr-defined]
+    return function
+
+
+@_spelled_out
+def run(
+    config_file: str | Path | None = None, *, watch: Watcher | None = None, **settings: Unpack[RunSettings]
+) -> RunResult:
     """Cross defenses and attacks into the matrices, and publish a leaderboard.
 
-    config_file: a TOML file. settings: the same names as the command line's flags with ``_`` (`matrix`, `dataset`,
-    `defense`, `attack`, `norm`, `epsilon`, `seed`, `n_examples`, `out`, ...), which override the file; components are names,
-    ``"pgd(steps=100)"``, or mappings with a `name`. watch: called with the scheduler's `Status` as it changes.
+    config_file: a TOML file of settings; those given here override it.
+    watch: called with the scheduler's `Status` as it changes.
+
+    What is crossed (None: the default suite)
+    matrix: ``all``, or some of ``white-box``, ``black-box`` and ``transfer``.
+    dataset: a registered name, ``npz:PATH`` or ``folder:PATH``. data_dir: its folder.
+    architecture, defense, attack: ``"pgd(steps=100)"``, a list of such, or mappings with a `name`.
+    substitute: architectures of the black-box attacker's substitutes.
+    seed: one training seed or several.
+    n_examples: scored test images, all if None.
+
+    The threat
+    norm: ``linf``, ``l2``, ``l1``, or ``none`` for corruptions.
+    epsilon: one or several, in pixel units of [0, 1], such as ``"8/255"``; the data set's usual one if None.
+    clip: whether adversarial images keep to the range of pixels.
+
+    Training (None: the data set's usual budget, `advbench.zoo.training.Budget`)
+    train_examples, epochs, batch_size, learning_rate, optimizer, schedule, augmentation.
+
+    Attacking
+    draws: passes averaged per question to a stochastic defense, calibrated if None.
+    score_draws: passes that choose the worst candidate of a stochastic defense, and again as many that score it.
+    substitute_rounds, substitute_step, substitute_seeds: rounds and step of the augmentation, and held-out images at first.
+    calibration_examples: held-out images on which attacks are calibrated.
+    batch: images per compute batch, measured if None.
+    compile: whether deterministic models are compiled to be attacked.
+    unit_test: whether attacks are tested on models with planted adversarial images. unit_test_images: on how many images.
+
+    Where it runs
+    device: ``auto``, ``cpu``, ``cuda``, or several such as ``cuda:0,cuda:1``.
+    jobs: parallel tasks, one per core or GPU if None. backend: ``loky`` (processes) or ``threading``.
+    out: the output folder. fresh: whether finished work in it is done again.
 
     Finished work in `out` and in the model cache is kept and not done again. Raises ValueError, in one line, for bad input.
     """

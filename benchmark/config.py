@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self, TypeAlias, TypedDict
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -17,7 +17,7 @@ Matrix = Literal["white-box", "black-box", "transfer"]
 MATRICES: tuple[Matrix, ...] = ("white-box", "black-box", "transfer")
 
 
-def _specs(value: Any) -> Any:
+def _specs(value: object) -> object:
     """Component lists: ``"a,b(x=1)"``, or a list of names and ``{name = "a", x = 1}`` tables."""
     if value is None:
         return None
@@ -27,7 +27,7 @@ def _specs(value: Any) -> Any:
     return tuple(_spec(item) for item in items)
 
 
-def _spec(item: Any) -> Spec:
+def _spec(item: object) -> Spec:
     if isinstance(item, Spec):
         return item
     if isinstance(item, str):
@@ -37,7 +37,7 @@ def _spec(item: Any) -> Spec:
     raise ValueError(f'Expected a name or a table such as {{name = "pgd", steps = 100}}, got {item!r}')
 
 
-def _numbers(value: Any) -> Any:
+def _numbers(value: object) -> object:
     """One number, a list of numbers, or a text such as ``0,1,2``."""
     if value is None:
         return None
@@ -56,6 +56,51 @@ def _fraction(text: str) -> float | str:
 
 
 Specs = Annotated[tuple[Spec, ...], BeforeValidator(_specs)]
+
+
+Components: TypeAlias = str | Sequence[str | Spec | Mapping[str, object]]
+"""Components as settings name them: a text such as ``"a,b(x=1)"``, or specs, texts, and mappings with a `name`."""
+Numbers: TypeAlias = float | str | Sequence[float | str]
+"""One number, several, or a text such as ``"0.1,8/255"``."""
+
+
+class RunSettings(TypedDict, total=False):
+    """The settings of a run as a caller gives them: the fields of `Config`, each as itself or as text; None: the default."""
+
+    matrix: str | Sequence[str] | None
+    dataset: str | None
+    data_dir: str | Path | None
+    architecture: Components | None
+    defense: Components | None
+    attack: Components | None
+    substitute: Components | None
+    norm: str | None
+    epsilon: Numbers | None
+    clip: bool | None
+    compile: bool | None
+    seed: int | str | Sequence[int] | None
+    n_examples: int | None
+    train_examples: int | None
+    epochs: int | None
+    batch_size: int | None
+    learning_rate: float | None
+    optimizer: str | None
+    schedule: str | None
+    augmentation: str | None
+    device: str | None
+    jobs: int | None
+    backend: str | None
+    out: str | Path | None
+    fresh: bool | None
+    draws: int | None
+    score_draws: int | None
+    substitute_rounds: int | None
+    substitute_step: float | None
+    substitute_seeds: int | None
+    calibration_examples: int | None
+    batch: int | None
+    unit_test: bool | None
+    unit_test_images: int | None
 
 
 class Config(BaseModel):
@@ -119,7 +164,9 @@ class Config(BaseModel):
 
     @field_validator("matrix", mode="before")
     @classmethod
-    def _all_matrices(cls, value: Any) -> Any:
+    def _all_matrices(cls, value: object) -> object:
+        if not isinstance(value, str | list | tuple):
+            return value
         items = split_list(value) if isinstance(value, str) else list(value)
         chosen = MATRICES if "all" in items else items
         return tuple(dict.fromkeys(chosen))
@@ -152,7 +199,7 @@ class Config(BaseModel):
         return tuple(dict.fromkeys(value))
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, object]:
     """The tables of a TOML file; ValueError in one line where there is none or where it does not parse."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -164,7 +211,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not valid TOML: {error}") from None
 
 
-def make_config(file: Path | None = None, **settings: Any) -> Config:
+def make_config(file: Path | None = None, /, **settings: object) -> Config:
     """The configuration from a TOML file (or none) and settings that override it; those that are None do not count.
 
     Raises ValueError in one line that names the field, what was expected and what came.
@@ -186,7 +233,7 @@ def to_toml(config: Config) -> str:
     return "".join(f"{name.replace('_', '-')} = {_toml(value)}\n" for name, value in values.items() if value is not None)
 
 
-def _toml(value: Any) -> str:
+def _toml(value: object) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, str | Spec):

@@ -10,12 +10,14 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from advbench.attacks import balls
+from advbench.attacks.access import DetectorView
+from advbench.attacks.attack import Attack
 from advbench.attacks.calibration import HeldOut, calibrate
 from advbench.attacks.capabilities import Claiming, Configured, short_of
 from advbench.attacks.rng import ExampleRNG
@@ -108,13 +110,13 @@ def labels(model: nn.Module, x: Tensor, wrong: tuple[int, ...] = (1, 4)) -> Tens
     return y
 
 
-def threat_of(attack: Any, norm: str, box: tuple[float, float] | None = (0.0, 1.0)) -> ThreatModel:
+def threat_of(attack: Attack, norm: str, box: tuple[float, float] | None = (0.0, 1.0)) -> ThreatModel:
     """The threat at which an attack is tried in a norm."""
     return ThreatModel(norm, None if attack.minimal_norm else EPSILON[norm], box)  # type: ignore[arg-type]
 
 
 def run(
-    attack: Any,
+    attack: Attack,
     model: nn.Module,
     x: Tensor,
     goal: Goal,
@@ -122,17 +124,22 @@ def run(
     *,
     seed: int = 0,
     index: Tensor | None = None,
-    **arguments: Any,
+    stochastic: bool = False,
+    draws: int = 1,
+    detector: DetectorView | None = None,
 ) -> Tensor:
-    """What an attack makes of images x, as the harness would call it; `arguments` are those of its access."""
+    """What an attack makes of images x, as the harness would call it.
+
+    index: of the images in their data set. stochastic, draws, detector: as `Access` takes them.
+    """
     rng = ExampleRNG.make(seed, "attack", torch.arange(len(x)) if index is None else index)
     found: Tensor
-    with attack.knowledge(model, rng.fork("model"), **arguments) as access:
+    with attack.knowledge(model, rng.fork("model"), stochastic=stochastic, draws=draws, detector=detector) as access:
         found = attack(access, x, goal, threat, rng.fork("attack"))
     return found
 
 
-def shortened(spec: Spec) -> Any:
+def shortened(spec: Spec) -> Attack:
     """The cheap setting of a spec's attack, with the arguments that the spec gives, and its open values found."""
     attack = short_of(registry.attacks.create(spec))
     if isinstance(attack, Configured):
@@ -147,7 +154,7 @@ def _held_out() -> HeldOut:
     return HeldOut(x=x, y=labels(model, x), index=torch.arange(_MANY), threat=ThreatModel("linf", 0.1), model=model)
 
 
-def _setting(attack: Any, norm: str, dtype: torch.dtype = torch.float32) -> tuple[Net, Tensor, Untargeted, ThreatModel]:
+def _setting(attack: Attack, norm: str, dtype: torch.dtype = torch.float32) -> tuple[Net, Tensor, Untargeted, ThreatModel]:
     model, x = Net().to(dtype), images(dtype=dtype)
     return model, x, Untargeted(labels(model, x)), threat_of(attack, norm)
 
@@ -155,13 +162,13 @@ def _setting(attack: Any, norm: str, dtype: torch.dtype = torch.float32) -> tupl
 # --- the checks, each of (attack, norm)
 
 
-def check_budget(attack: Any, norm: str) -> None:
+def check_budget(attack: Attack, norm: str) -> None:
     """No image lies outside the ball."""
     model, x, goal, threat = _setting(attack, norm)
     _within(run(attack, model, x, goal, threat), x, dataclasses.replace(threat, box=None))
 
 
-def check_box(attack: Any, norm: str) -> None:
+def check_box(attack: Attack, norm: str) -> None:
     """No pixel lies outside [0, 1]."""
     model, x, goal, threat = _setting(attack, norm)
     x_adv = run(attack, model, x, goal, threat)
@@ -170,7 +177,7 @@ def check_box(attack: Any, norm: str) -> None:
         raise Broken(f"{int(outside.sum())} of {len(x)} images have pixels in [{x_adv.min():.6g}, {x_adv.max():.6g}]")
 
 
-def check_dtype(attack: Any, norm: str) -> None:
+def check_dtype(attack: Attack, norm: str) -> None:
     """Shape and type of the images are kept, in single and in double precision."""
     for dtype in (torch.float32, torch.float64):
         model, x, goal, threat = _setting(attack, norm, dtype)
@@ -182,7 +189,7 @@ def check_dtype(attack: Any, norm: str) -> None:
         _within(x_adv, x, threat)
 
 
-def check_batches(attack: Any, norm: str) -> None:
+def check_batches(attack: Attack, norm: str) -> None:
     """What becomes of an example depends neither on the others in its batch nor on their order."""
     dtype = _precision(attack, norm)
     model, x, goal, threat = _setting(attack, norm, dtype)
@@ -202,7 +209,7 @@ def check_batches(attack: Any, norm: str) -> None:
                 raise Broken(f"{int((~same).sum())} of {len(rows)} outcomes differ")
 
 
-def check_seeds(attack: Any, norm: str) -> None:
+def check_seeds(attack: Attack, norm: str) -> None:
     """A seed repeats, the global random state makes no difference, and is left as it was."""
     model, x, goal, threat = _setting(attack, norm)
     torch.manual_seed(0)
@@ -215,7 +222,7 @@ def check_seeds(attack: Any, norm: str) -> None:
         raise Broken("the same seed gives other images")
 
 
-def check_classes(attack: Any, norm: str) -> None:
+def check_classes(attack: Attack, norm: str) -> None:
     """Any number of classes will do: 2, 3, 5, 100."""
     x, threat = images(4), threat_of(attack, norm)
     for classes in (2, 3, 5, 100):
@@ -227,7 +234,7 @@ def check_classes(attack: Any, norm: str) -> None:
         _within(x_adv, x, threat)
 
 
-def check_shifted_logits(attack: Any, norm: str) -> None:
+def check_shifted_logits(attack: Attack, norm: str) -> None:
     """Logits that are all lower by 1000, so the same answers, are no harder to attack."""
     plain, shifted = (_fooled(attack, norm, Net(shift=shift), images(_MANY)) for shift in (0.0, -1000.0))
     _enough(plain)
@@ -235,7 +242,7 @@ def check_shifted_logits(attack: Any, norm: str) -> None:
         raise Broken(f"fools {shifted} of {_MANY} with logits lower by 1000, {plain} else")
 
 
-def check_extreme_pixels(attack: Any, norm: str) -> None:
+def check_extreme_pixels(attack: Attack, norm: str) -> None:
     """Images of pixels at exactly 0 and 1 are no harder to attack than those slightly away from it."""
     x = images(_MANY).round()
     exact, nudged = (_fooled(attack, norm, Net(), each) for each in (x, x.clamp(2e-3, 1 - 2e-3)))
@@ -244,7 +251,7 @@ def check_extreme_pixels(attack: Any, norm: str) -> None:
         raise Broken(f"fools {exact} of {_MANY} with pixels at 0 and 1, {nudged} with pixels at 0.002 and 0.998")
 
 
-def check_stochastic_model(attack: Any, norm: str) -> None:
+def check_stochastic_model(attack: Attack, norm: str) -> None:
     """A stochastic model is attacked within the budget, and a seed repeats."""
     model, x, goal, threat = _setting(attack, norm)
     first, second = (run(attack, model, x, goal, threat, stochastic=True, draws=2) for _ in range(2))
@@ -253,7 +260,7 @@ def check_stochastic_model(attack: Any, norm: str) -> None:
         raise Broken("the same seed gives other images")
 
 
-def check_zero_gradient(attack: Any, norm: str) -> None:
+def check_zero_gradient(attack: Attack, norm: str) -> None:
     """A model without a slope and a saturated one do no harm: no NaN, no error."""
     x, threat = images(4), threat_of(attack, norm)
     for name, model in (("flat", Flat()), ("saturated", Net(scale=1e6, shift=-1e7))):
@@ -264,7 +271,7 @@ def check_zero_gradient(attack: Any, norm: str) -> None:
         _within(x_adv, x, threat)
 
 
-def check_model_untouched(attack: Any, norm: str) -> None:
+def check_model_untouched(attack: Attack, norm: str) -> None:
     """The model and the images are left as they came, after an exception of the model's too."""
     model, x, goal, threat = _setting(attack, norm)
     model.features[1].eval()
@@ -287,7 +294,7 @@ def check_model_untouched(attack: Any, norm: str) -> None:
         _untouched(model, before)
 
 
-def check_success_flag(attack: Any, norm: str) -> None:
+def check_success_flag(attack: Attack, norm: str) -> None:
     """Where the attack says itself which images fool the model, a fresh look says the same."""
     if not isinstance(attack, Claiming):
         raise Inapplicable("it makes no claims")
@@ -304,7 +311,7 @@ def check_success_flag(attack: Any, norm: str) -> None:
         raise Broken(f"it is wrong about {int(wrong.sum())} of {len(x)} images")
 
 
-CHECKS: Mapping[str, Callable[[Any, str], None]] = {
+CHECKS: Mapping[str, Callable[[Attack, str], None]] = {
     "budget": check_budget,
     "box": check_box,
     "dtype": check_dtype,
@@ -330,7 +337,7 @@ def examine(spec: Spec) -> list[Verdict]:
     return [_verdict(str(spec), attack, name, check) for name, check in CHECKS.items()]
 
 
-def _verdict(label: str, attack: Any, name: str, check: Callable[[Any, str], None]) -> Verdict:
+def _verdict(label: str, attack: Attack, name: str, check: Callable[[Attack, str], None]) -> Verdict:
     failures, inapplicable = [], ""
     for norm in sorted(attack.norms):
         try:
@@ -384,7 +391,7 @@ def _excess(x_adv: Tensor, x: Tensor, threat: ThreatModel) -> float:
     return max(0.0, float(balls.distance(x_adv - x, threat.norm).max()) - threat.epsilon_or_inf)
 
 
-def _fooled(attack: Any, norm: str, model: Net, x: Tensor) -> int:
+def _fooled(attack: Attack, norm: str, model: Net, x: Tensor) -> int:
     """How many images an attack fools a model with."""
     goal = Untargeted(labels(model, x, wrong=()))
     x_adv = run(attack, model, x, goal, threat_of(attack, norm))
@@ -398,7 +405,7 @@ def _enough(fooled: int) -> None:
         raise Inapplicable(f"it fools {fooled} of {_MANY} in so short a run: set its steps")
 
 
-def _precision(attack: Any, norm: str) -> torch.dtype:
+def _precision(attack: Attack, norm: str) -> torch.dtype:
     """Double precision, where the attack takes it."""
     model, x, goal, threat = _setting(attack, norm, torch.float64)
     try:
@@ -408,13 +415,17 @@ def _precision(attack: Any, norm: str) -> torch.dtype:
     return torch.float64
 
 
-def _fingerprint(model: nn.Module) -> tuple[Any, ...]:
+_Fingerprint: TypeAlias = tuple[list[bool], list[tuple[bool, Tensor | None]], list[Tensor]]
+"""Modes of the modules, flags and gradients of the parameters, and all state."""
+
+
+def _fingerprint(model: nn.Module) -> _Fingerprint:
     modes = [module.training for module in model.modules()]
     gradients = [(parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     return modes, gradients, [value.clone() for value in model.state_dict().values()]
 
 
-def _untouched(model: nn.Module, before: tuple[Any, ...]) -> None:
+def _untouched(model: nn.Module, before: _Fingerprint) -> None:
     after = _fingerprint(model)
     if after[0] != before[0]:
         raise Broken("the model's modes (train, eval) change")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -257,8 +256,7 @@ def _training(name: str, device: torch.device) -> Iterator[BenchRow]:
         steps = {key: _stepper(defense, architecture().to(device), data) for key, defense in (BASELINE | OBJECTIVES).items()}
 
     def fit(defense: Defense) -> Callable[[], object]:
-        arguments: dict[str, Any] = {"inputs": {}, "seed": 0, "device": device, "budget": budget}
-        return lambda: defense.fit(architecture, data, **arguments)
+        return lambda: defense.fit(architecture, data, inputs={}, seed=0, device=device, budget=budget)
 
     trainings = {key: fit(defense) for key, defense in (BASELINE | PRETRAININGS).items()}
     for measure, calls in (("training step", steps), ("training", trainings)):

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from advbench.config import make_config
 from advbench.engine.scheduler import Watcher, run_plan
@@ -14,7 +14,7 @@ from advbench.plan.plan import Plan, make_plan
 from advbench.records.reporting import write_manifest
 from advbench.reproduction.findings import Findings, RunFindings, ScoredCell
 from advbench.reproduction.studies import choose
-from advbench.reproduction.study import SCALES, Comparison, Scale, Study
+from advbench.reproduction.study import SCALES, Comparison, Scale, Settings, Study
 from advbench.zoo.data import DataSet
 
 Announce = Callable[[str], None]
@@ -59,14 +59,17 @@ def reproduce(
     seeds: Sequence[int] = (0, 1, 2),
     watch: Watcher | None = None,
     announce: Announce | None = None,
-    **settings: Any,
+    data_dir: str | Path | None = None,
+    device: str | None = None,
+    jobs: int | None = None,
+    backend: str | None = None,
 ) -> Reproduction:
     """Run a paper's experiments and put its tables beside ours.
 
     name: PAPER, PAPER.TABLE, or None for all. scale: `smoke` (digits), `small` (MNIST, short trainings)
     or `full` (the papers' budgets, for a GPU). seeds: of the trainings; claims need at least three. watch, announce: called
-    with the scheduler's status, and with the name of each run as it starts. settings: `data_dir`, `device`, `jobs`,
-    `backend` as for `run`.
+    with the scheduler's status, and with the name of each run as it starts. data_dir, device, jobs,
+    backend: as for `advbench.run`.
 
     Finished work in `out` and in the model cache is kept. Raises ValueError, in one line, for bad input.
     """
@@ -76,6 +79,7 @@ def reproduce(
         raise ValueError(f"Expected `scale` among {', '.join(SCALES)}, got {scale!r}")
     folder, outcomes, keys, interrupted = Path(out), [], [], False
     chosen = choose(name, scale)
+    settings = {"data_dir": data_dir, "device": device, "jobs": jobs, "backend": backend}
     loaded: _Loaded = {}
     plans = [_plans(study, scale, tuple(seeds), folder, settings, loaded) for study in chosen]
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +99,7 @@ _Loaded: TypeAlias = dict[tuple[str, Path | None], DataSet]
 
 
 def _plans(
-    study: Study, scale: Scale, seeds: tuple[int, ...], out: Path, settings: dict[str, Any], loaded: _Loaded
+    study: Study, scale: Scale, seeds: tuple[int, ...], out: Path, settings: Settings, loaded: _Loaded
 ) -> dict[str, Plan]:
     plans: dict[str, Plan] = {}
     for run, own in study.runs(scale).items():

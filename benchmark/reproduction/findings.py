@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from advbench.defenses.defended import Defended
 from advbench.plan.plan import Plan
@@ -80,12 +80,12 @@ class ScoredCell:
         return np.inf if epsilon is None else epsilon
 
     @property
-    def _survived(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        survived: np.ndarray[Any, np.dtype[np.bool_]] = 2 * self.examples.report_correct >= self.examples.draws
+    def _survived(self) -> NDArray[np.bool_]:
+        survived: NDArray[np.bool_] = 2 * self.examples.report_correct >= self.examples.draws
         return survived | np.isinf(self.examples.distance_l2)
 
     @property
-    def broken(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def broken(self) -> NDArray[np.bool_]:
         """Which clean-correct examples the attack made wrong, at any distance, (n,)."""
         return clean_correct(self.examples) & ~self._survived
 
@@ -101,21 +101,21 @@ class RunFindings:
     plan: Plan
     cells: tuple[ScoredCell, ...]
 
-    def one(self, *, seed: int, **facts: Any) -> ScoredCell:
+    def one(self, *, seed: int, **facts: object) -> ScoredCell:
         """The only cell with these facts. Raises ValueError where there is none, or more than one."""
         found = self.all(seed=seed, **facts)
         if len(found) != 1:
             raise ValueError(f"Expected one cell with seed={seed}, {_said(facts)}; got {len(found)}")
         return found[0]
 
-    def first(self, **facts: Any) -> ScoredCell:
+    def first(self, **facts: object) -> ScoredCell:
         """The first of the cells with these facts, for what they share. Raises ValueError where there is none."""
         found = self.all(**facts)
         if not found:
             raise ValueError(f"Expected a cell with {_said(facts)}; got none")
         return found[0]
 
-    def all(self, **facts: Any) -> list[ScoredCell]:
+    def all(self, **facts: object) -> list[ScoredCell]:
         """The cells with these facts: `seed`, `matrix`, `epsilon`; `defense`, `architecture`, `attack` by name.
 
         `source` is the label of what the adversarials were made on, `target` that of the model under attack.
@@ -175,11 +175,11 @@ class Findings:
         return self.runs[name]
 
 
-def _said(facts: Mapping[str, Any]) -> str:
+def _said(facts: Mapping[str, object]) -> str:
     return ", ".join(f"{name}={value}" for name, value in facts.items())
 
 
-def _fact(record: Record, name: str) -> Any:
+def _fact(record: Record, name: str) -> object:
     if name == "defense":
         return record.target["defense"]["name"]
     if name == "architecture":
@@ -194,7 +194,8 @@ def _fact(record: Record, name: str) -> Any:
         return record.threat["epsilon"]
     if name == "source":
         return None if record.source is None else record.source["label"]
-    return getattr(record, name)
+    fact: object = getattr(record, name)
+    return fact
 
 
 def _accuracy(model: torch.nn.Module, split: Split) -> float:

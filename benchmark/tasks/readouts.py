@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +86,7 @@ def _pair(lead: Tensor) -> Tensor:
 def replaced(layer: nn.Module, instead: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Have `layer` answer with what `instead` makes of its input, inside."""
 
-    def hook(_: nn.Module, given: tuple[Any, ...], __: Tensor) -> Tensor:
+    def hook(_: nn.Module, given: tuple[Tensor, ...], __: Tensor) -> Tensor:
         return instead(given[0])
 
     handle = layer.register_forward_hook(hook)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
@@ -81,17 +81,25 @@ def evaluate(
     """Attack a model on labelled images and say what it withstands; the result shows itself as a table in a notebook.
 
     model: images (n, c, h, w) in [0, 1] -> logits (n, classes); it is evaluated on the device where it is, in evaluation
-    mode, and left as it came. x, y: images (n, c, h, w) in [0, 1] and their labels (n,), tensors on any device or arrays.
-    norm: ``linf``, ``l2`` or ``l1``, or ``none`` for corruptions. epsilon: in pixel units of [0, 1], such as
-    ``8 / 255`` or ``"8/255"``. attack: specs such as ``"auto"`` (the default) or ``["pgd(steps=100)", "square"]``; a
-    minimal-norm attack, `fmn`, runs beside them where none is named. mean, std: of a normalisation that the model expects
-    and does not do itself, by channel. stochastic: whether it draws random numbers (by torch's global generators); a model
-    that does and is not declared is refused. draws: passes that a gradient of a stochastic model averages; where None they
-    are found on `held_out`, or are sixteen without it. held_out: images and labels that nothing is scored on, for attacks
-    that are calibrated on such. name: what the model is called in the result. batch: images at a time, measured where
-    None. unit_test: whether every attack is also tested on models with a planted adversarial image, for `unit_test_images`
-    of the images (`advbench.tasks.planting`); attacks that find less than 95% of them are too weak. out: a folder for the
-    records and reports; where None nothing is left behind. watch: called with the scheduler's `Status`.
+    mode, and left as it came.
+    x, y: images (n, c, h, w) in [0, 1] and their labels (n,), tensors on any device or arrays.
+    norm: ``linf``, ``l2`` or ``l1``, or ``none`` for corruptions.
+    epsilon: in pixel units of [0, 1], such as ``8 / 255`` or ``"8/255"``.
+    attack: specs such as ``"auto"`` (the default) or ``["pgd(steps=100)", "square"]``; a minimal-norm attack, `fmn`, runs
+    beside them if none is named.
+    mean, std: of a normalisation that the model expects and does not do itself, by channel.
+    stochastic: whether it draws random numbers (by torch's global generators); a model that does and is not declared is
+    refused.
+    draws: passes that a gradient of a stochastic model averages; if None they are found on `held_out`, or are sixteen
+    without it.
+    held_out: images and labels that nothing is scored on, for attacks that are calibrated on such.
+    name: what the model is called in the result.
+    seed: of all random draws.
+    batch: images at a time, measured if None.
+    unit_test: whether every attack is also tested on models with a planted adversarial image
+    (`advbench.tasks.planting`); attacks that find less than 95% of them are too weak. unit_test_images: on how many images.
+    out: a folder for the records and reports; if None nothing is left behind.
+    watch: called with the scheduler's `Status`.
 
     Nothing is reused from earlier evaluations, since a live model's code has no name. Raises ValueError, in one line, for
     images, labels, models or settings that do not fit. An attack that fails is a row that says so.
@@ -166,7 +174,7 @@ def _place(name: str, own: Own, data: DataSet) -> str:
     return f"{name}-{hashlib.sha256(f'{own.weights_sha256}/{data.fingerprint}'.encode()).hexdigest()[:8]}"
 
 
-def _config(architecture: str, own: Own, label: str, **settings: Any) -> Config:
+def _config(architecture: str, own: Own, label: str, **settings: object) -> Config:
     """The configuration whose only target is the model `own` of an `architecture`."""
     given = {each.name: getattr(own, each.name) for each in fields(own) if getattr(own, each.name) != each.default}
     defense = Shown("own", Spec.of("own", given).arguments, label)

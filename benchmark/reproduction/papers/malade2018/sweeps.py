@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from advbench.reproduction.findings import Findings, RunFindings, ScoredCell
 from advbench.reproduction.papers.malade2018.nets import (
@@ -107,15 +106,14 @@ def _sigma(findings: Findings) -> Sequence[Comparison]:
     return (Comparison(printed.caption, columns, rows, (claim,), (f"pair {pair_of(run)}",), (plot,)),)
 
 
-def _values(run: RunFindings, argument: str) -> list[Any]:
+def _values(run: RunFindings, argument: str) -> list[float]:
     """The values of an argument of MALADE that ran, in order."""
     return sorted({_arguments(cell)[argument] for cell in run.cells})
 
 
-def _arguments(cell: ScoredCell) -> Mapping[str, Any]:
+def _arguments(cell: ScoredCell) -> Mapping[str, float]:
     """Those of a cell's defense."""
-    arguments: Mapping[str, Any] = cell.record.target["defense"]["arguments"]
-    return arguments
+    return cell.record.target["defense"]["arguments"]
 
 
 # --- step sizes and noise, and how they fall
