@@ -1,8 +1,9 @@
 """An ensemble of AutoAttack's parts that spends its passes on the examples that are close to breaking.
 
-An example that withstands costs 840 to 4,200 passes, by how close it is, where `AutoAttack` spends 9,700 on each. The
-price is a bet: an example that only thousands of squares would break, while neither gradients nor a few hundred squares wear
-its margin off, is left standing; results to be compared with the literature need `autoattack`. Little is saved where nearly
+An example that withstands costs 840 to 4,200 passes, by how close it is, where `AutoAttack` spends 9,700 on each; where
+gradients are no better than random squares, which masked gradients are not, it gets AutoAttack's budget too. The price is a
+bet: an example that only thousands of squares would break, while gradients do wear its margin off, is left standing; results
+to be compared with the literature need `autoattack`. Little is saved where nearly
 all examples break in AutoAttack's first run, and an example that falls late in that run may cost more here. Time is saved
 less than passes on small networks in small batches, where a few last examples hold up a long sequence of squares. With
 ``stop="never"``, and for a stochastic model, every example that breaks costs all of the 4,200 passes, and a stochastic
@@ -51,13 +52,16 @@ class Auto:
        left, APGD with `long_steps` on the margin.
     3. `survey` queries of Square, and APGD from where they led: on models whose gradients are masked far from the boundary
        this breaks what neither does alone.
-    4. Square goes on, up to `queries`, for the near examples, and where squares came as far as all gradients; as long as of
-       its own margin no more is left than the share survey / queries so far. Whenever its queries have doubled, APGD sets
-       out from where it is once more.
+    4. Square goes on, up to `queries`, for the near examples, as long as of its own margin no more is left than the share
+       survey / queries so far. Whenever its queries have doubled, APGD sets out from where it is once more.
+    5. An example is misled where the survey wore off the margin by the share `misled` of what all gradients did, or more:
+       random squares rarely come so far unless the gradients point astray. It gets AutoAttack's own budget: APGD on the
+       difference of logits ratio and FAB with `long_steps` towards each of the `all_targets` likeliest classes, and Square
+       with `all_queries`, however its margin wears off.
 
     Near is an example whose margin is worn off but for a share `near` of the clean image's. An example is left alone once
     broken; all decisions are its own, so that it does not depend on its batch. With ``stop="never"``, and for a stochastic
-    model, broken examples count as near and go through everything.
+    model, broken examples count as near and go through parts 1 to 4.
     """
 
     steps: int = 25
@@ -66,6 +70,9 @@ class Auto:
     near: float = 0.3
     queries: int = 2400
     survey: int = 300
+    misled: float = 0.8
+    all_targets: int = 9
+    all_queries: int = 5000
     stop: Stop = "success"
 
     norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2", "l1"})
@@ -76,9 +83,13 @@ class Auto:
 
     def __post_init__(self) -> None:
         check_positive(self, "steps", "long_steps", "targets", "near", "queries", "survey")
+        check_positive(self, "misled", "all_targets", "all_queries")
 
     def passes(self, threat: ThreatModel, classes: int) -> Passes:
-        """Those of an example near the boundary, which goes through all parts; one far from it has a fifth of them."""
+        """Those of an example near the boundary, which goes through parts 1 to 4; one far from it has a fifth of them.
+
+        A misled example, which no declaration can foresee, costs up to 9,700 passes more.
+        """
         steps, targets = self._steps(threat), min(self.targets, classes - 1)
         ascent, long = (APGD(steps=each, stop="never").passes(threat, classes) for each in (steps, self.long_steps))
         refined = Passes(steps + 1, steps + (threat.norm == "l1"))
@@ -123,15 +134,36 @@ class Auto:
         standings.ascend("long", APGD(steps=self.long_steps), margin, chosen=standings.near(self.near / 2))
 
     def _squares(self, standings: Standings, ascent: APGD) -> None:
-        """Parts 3 and 4."""
-        square = Square(queries=self.queries, rescale=False)
+        """Parts 3 to 5."""
+        square = Square(queries=max(self.queries, self.all_queries), rescale=False)
+        by_gradients = standings.best.loss.clone()
         standings.ask(square, range(min(self.survey, self.queries)))
+        misled = standings.misled(by_gradients, self.misled)
         standings.refine(ascent, standings.trail)
-        chosen = standings.near(self.near) | standings.misled()
-        asked = self.survey
-        while asked < self.queries:
-            chosen &= standings.trail_near(self.survey / asked)
-            standings.ask(square, range(asked, min(2 * asked, self.queries)), chosen)
+        self._all_targets(standings, misled)
+        self._square_on(standings, square, ascent, self.survey, self.queries, standings.near(self.near) & ~misled, misled)
+        self._square_on(standings, square, ascent, max(self.survey, self.queries), self.all_queries, misled, misled)
+
+    def _all_targets(self, standings: Standings, misled: Tensor) -> None:
+        """AutoAttack's targeted runs, for the examples `misled`, shape (n,), bool."""
+        for number, target in enumerate(standings.likeliest_targets(self.all_targets, misled)):
+            standings.ascend(f"all-{number}", APGD(steps=self.long_steps), dlr, target, misled)
+            standings.walk(FAB(steps=self.long_steps), target, misled)
+
+    def _square_on(
+        self,
+        standings: Standings,
+        square: Square,
+        ascent: APGD,
+        asked: int,
+        queries: int,
+        chosen: Tensor,
+        misled: Tensor,
+    ) -> None:
+        """Square from `asked` to `queries` for the examples `chosen` while they wear off, and for all that are `misled`."""
+        while asked < queries:
+            chosen = misled | (chosen & standings.trail_near(self.survey / asked))
+            standings.ask(square, range(asked, min(2 * asked, queries)), chosen)
             standings.refine(ascent, standings.trail, chosen)
             asked *= 2
 
@@ -171,13 +203,20 @@ class Standings:
         """Who has an adversarial not far outside the ball, shape (n,), bool."""
         return self.distance <= CLOSE[self.threat.norm] * self.threat.epsilon_or_inf
 
-    def misled(self) -> Tensor:
-        """Where squares came as far as all gradients, shape (n,), bool."""
-        return self.trail.loss >= self.best.loss
+    def misled(self, by_gradients: Tensor, share: float) -> Tensor:
+        """Whose margin squares wore off by a share of what gradients did, or more, and still withstands, shape (n,), bool.
 
-    def likeliest_targets(self, count: int) -> list[Tensor | None]:
-        """The wrong classes likeliest at the best images, each (n,) int64; None where the goal has a target."""
-        rows = self.live()
+        by_gradients: the highest margins that gradients had reached before the squares, shape (n,).
+        """
+        squares, gradients = self.clean + self.trail.loss, self.clean + by_gradients
+        return (squares >= share * gradients.clamp(min=0)) & ~self.best.achieved
+
+    def likeliest_targets(self, count: int, chosen: Tensor | None = None) -> list[Tensor | None]:
+        """The wrong classes likeliest at the best images, each (n,) int64; None where the goal has a target.
+
+        chosen: whose, shape (n,), bool; of all that are still attacked if None.
+        """
+        rows = self.live(chosen)
         if isinstance(self.goal, Targeted) or not len(rows):
             return [None]
         logits = self.access.select(rows).logits(self.best.x_adv[rows])
