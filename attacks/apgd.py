@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Self
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, NamedTuple, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from advbench.attacks.losses import loss_named, margin
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, Targeted, ThreatModel
 
+Form: TypeAlias = Literal["published", "box-aware"]
+"""How a run in l2 projects: on the ball and then the box, or on both at once."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class APGD:
@@ -33,7 +36,8 @@ class APGD:
     is left alone after its first success; inputs that are already misclassified are
     returned unchanged.
 
-    In l2 the projection is the exact one on ball and box; in l1 a run is that of `climb_sparsely`. A run costs steps
+    form: in l2, ``published`` projects on the ball and clips to the box afterwards, as the authors' code does; ``box-aware``
+    projects on ball and box at once. In linf both are the same; in l1 a run is that of `climb_sparsely`. A run costs steps
     backwards and steps + 1 forwards; stopping at success or targets cost one forward more, of the clean images. A stochastic
     model's strongest iterates are settled on fresh draws (`iterates.settle`).
     """
@@ -44,6 +48,7 @@ class APGD:
     targets: int = 0
     momentum: float = 0.75
     rho: float = 0.75
+    form: Form = "published"
     stop: Stop = "success"
 
     norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2", "l1"})
@@ -57,6 +62,8 @@ class APGD:
         loss_named(self.loss)
         if self.targets < 0:
             raise ValueError(f"Expected `targets` >= 0, got {self.targets}")
+        if self.form not in ("published", "box-aware"):
+            raise ValueError(f"Expected `form` to be published or box-aware, got {self.form!r}")
 
     def passes(self, threat: ThreatModel, classes: int) -> Passes:
         """The runs towards all targets from all restarts, and the look at the clean images."""
@@ -95,14 +102,17 @@ class APGD:
             climb_sparsely(search, aim, threat, rng, self.steps)
         else:
             start = balls.random_start(search.x, threat, rng)
-            climb(search, aim, threat, start, self.steps, momentum=self.momentum, rho=self.rho)
+            climb(search, aim, threat, start, self.steps, self._settings())
 
     def refine(self, search: Search[WhiteBox], aim: Aim, threat: ThreatModel, start: Tensor) -> None:
         """One run from the live examples' points `start`, shape (m, c, h, w), that are good already: a small first step."""
         if threat.norm == "l1":
             sparse_phase(search, aim, threat, start, self.steps)
         else:
-            climb(search, aim, threat, start, self.steps, momentum=self.momentum, rho=self.rho, step_size=0.25)
+            climb(search, aim, threat, start, self.steps, replace(self._settings(), step_size=0.25))
+
+    def _settings(self) -> Settings:
+        return Settings(self.momentum, self.rho, balls.ball_then_box if self.form == "published" else balls.project)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,34 +157,38 @@ class Climb(NamedTuple):
     halved: Tensor
 
 
-def climb(
-    search: Search[WhiteBox],
-    aim: Aim,
-    threat: ThreatModel,
-    start: Tensor,
-    steps: int,
-    *,
-    momentum: float,
-    rho: float,
-    step_size: float = 2.0,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a run in linf or l2 is told: `momentum` and `rho` as `APGD` has them.
+
+    project: of points (m, c, h, w) around the images, on ball and box. step_size: the first, in units of epsilon.
+    """
+
+    momentum: float
+    rho: float
+    project: Callable[[Tensor, Tensor, ThreatModel], Tensor]
+    step_size: float = 2.0
+
+
+def climb(search: Search[WhiteBox], aim: Aim, threat: ThreatModel, start: Tensor, steps: int, settings: Settings) -> None:
     """One run in linf or l2 from the live examples' `start`: algorithm 1 of Croce & Hein 2020 (arXiv:2003.01690).
 
-    The step size begins at `step_size` epsilon. At each checkpoint an example's halves, and it goes back to its best
-    iterate, where fewer than a share `rho` of the steps raised the loss, or where neither the step size nor the highest loss
-    has changed since the last checkpoint.
+    At each checkpoint an example's step size halves, and the example goes back to its best iterate, where fewer than a share
+    `rho` of the steps raised the loss, or where neither the step size nor the highest loss has changed since the last
+    checkpoint. After it went back a rise is one above the iterate that was asked last, as in the authors' code, which halves
+    later than the paper's text, where it would be one above the highest loss.
     """
-    climb = _observe(search, aim, start, _start(start, step_size * threat.epsilon_or_inf))
+    climb = _observe(search, aim, start, _start(start, settings.step_size * threat.epsilon_or_inf))
     period_start, ends = 0, set(checkpoints(steps))
     for step in range(1, steps):
         if not search:
             return
-        climb = _observe(search, aim, _move(climb, search.x, threat, momentum if step > 1 else 1.0), climb)
+        climb = _observe(search, aim, _move(climb, search.x, threat, settings, first=step == 1), climb)
         if step in ends:
-            climb = _check(climb, rho * (step - period_start))
+            climb = _check(climb, settings.rho * (step - period_start))
             period_start = step
     if search:
-        look(search, _move(climb, search.x, threat, momentum if steps > 1 else 1.0), margin)
+        look(search, _move(climb, search.x, threat, settings, first=steps == 1), margin)
 
 
 def checkpoints(steps: int) -> Iterator[int]:
@@ -208,13 +222,11 @@ def _start(start: Tensor, step: float) -> Climb:
     )
 
 
-def _move(climb: Climb, x: Tensor, threat: ThreatModel, momentum: float) -> Tensor:
+def _move(climb: Climb, x: Tensor, threat: ThreatModel, settings: Settings, *, first: bool) -> Tensor:
     """The next iterates: a projected gradient step, of which `momentum` is taken, and the rest of the last step."""
     ahead = climb.x_adv + balls.per_example(climb.step, x) * balls.steepest(climb.gradient, threat)
-    ahead = balls.project(ahead, x, threat)
-    return balls.project(
-        climb.x_adv + momentum * (ahead - climb.x_adv) + (1 - momentum) * (climb.x_adv - climb.previous), x, threat
-    )
+    step, weight = settings.project(ahead, x, threat) - climb.x_adv, 1.0 if first else settings.momentum
+    return settings.project(climb.x_adv + weight * step + (1 - weight) * (climb.x_adv - climb.previous), x, threat)
 
 
 def _observe(search: Search[WhiteBox], aim: Aim, x_adv: Tensor, climb: Climb) -> Climb:
@@ -244,7 +256,6 @@ def _check(climb: Climb, enough: float) -> Climb:
     return climb._replace(
         x_adv=climb.best.where(back, climb.x_adv),
         gradient=climb.best_gradient.where(back, climb.gradient),
-        loss=climb.best_loss.where(halve, climb.loss),
         step=(climb.step / 2).where(halve, climb.step),
         rises=torch.zeros_like(climb.rises),
         settled=climb.best_loss,

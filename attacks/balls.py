@@ -6,6 +6,8 @@ clean images `x` lie inside the box. l0 counts changed values (each channel of a
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -76,6 +78,15 @@ def project(x_adv: Tensor, x: Tensor, threat: ThreatModel, radius: Tensor | None
     if len(outside) == len(x):
         return nearest(x_adv, x, threat, radius)
     return boxed.index_copy(0, outside, nearest(x_adv[outside], x[outside], threat, radius[outside]))
+
+
+def ball_then_box(x_adv: Tensor, x: Tensor, threat: ThreatModel, radius: Tensor | None = None) -> Tensor:
+    """`x_adv` projected on the ball alone, then clipped to the box, as most published code does; shapes (n, ...).
+
+    For linf this is the projection on both. In other norms what is clipped lies inside the ball, nearer to `x` than it need
+    be. radius: of each example's ball, shape (n,), in place of the epsilon.
+    """
+    return _boxed(project(x_adv, x, replace(threat, box=None), radius), threat)
 
 
 def stretch(x_adv: Tensor, x: Tensor, threat: ThreatModel, radius: Tensor | None = None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
@@ -149,9 +149,8 @@ def _ball_then_box(x_adv: Tensor, x: Tensor, threat: ThreatModel, radius: Tensor
         kept = (radius.long() - 1).clamp(min=0).unsqueeze(1)
         threshold = delta.abs().sort(dim=1, descending=True).values.gather(1, kept)
         x_adv = x + delta.where(delta.abs() >= threshold, 0).view_as(x)
-    else:
-        x_adv = balls.project(x_adv, x, replace(threat, box=None), radius)
-    return x_adv if threat.box is None else x_adv.clamp(*threat.box)
+        return x_adv if threat.box is None else x_adv.clamp(*threat.box)
+    return balls.ball_then_box(x_adv, x, threat, radius)
 
 
 def _largest_radius(x: Tensor, threat: ThreatModel) -> Tensor:

@@ -113,6 +113,7 @@ TABLE = [
             Row(name, "targets", targets, targets, APGD),
             Row(name, "momentum", 0.75, 0.75, APGD),
             Row(name, "rho", 0.75, 0.75, APGD),
+            Row(name, "form", "published", "published", APGD),
         )
     ),
     *(
@@ -135,6 +136,9 @@ TABLE = [
     Row("auto", "near", None, 0.3, "ours", "the share of the margin that is left"),
     Row("auto", "queries", 5000, 2400, SQUARE, "for near examples alone, with ascents in between"),
     Row("auto", "survey", None, 300, "ours", "queries that every example gets"),
+    Row("auto", "misled", None, 0.8, "ours", "squares beside gradients, chosen on the choosing half of the gauntlet"),
+    Row("auto", "all_targets", 9, 9, APGD),
+    Row("auto", "all_queries", 5000, 5000, SQUARE),
     Row("autoattack", "steps", 100, 100, APGD),
     Row("autoattack", "queries", 5000, 5000, SQUARE),
     Row("autoattack-rand", "steps", 100, 100, APGD),
