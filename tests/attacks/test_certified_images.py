@@ -188,3 +188,5 @@ def test_a_minimal_norm_attack_that_goes_too_far_breaks_nothing_within_the_radiu
     other = torch.stack([split.x[split.y != label][0] for label in split.y])
     expected = np.linalg.norm((other - split.x).double().flatten(1), ord={"linf": np.inf, "l2": 2, "l1": 1}[norm], axis=1)
     np.testing.assert_allclose(getattr(examples, f"distance_{norm}"), expected, rtol=1e-6)
+    rms = (other - split.x).double().flatten(1).square().mean(dim=1).sqrt()
+    np.testing.assert_allclose(examples.rms, rms, rtol=1e-6)
