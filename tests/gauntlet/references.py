@@ -166,7 +166,8 @@ def radius(book: Book, problem: Problem, norm: Norm) -> float:
 
 def ensemble(problem: Problem, book: Book, norm: Norm, seed: int = 0) -> Outcome:
     """pyautoattack's standard ensemble, from the runs of its parts: an image that one of them breaks within the radius is
-    broken. Where Square has not run on all images it runs on those that are left.
+    broken. Where Square has not run on all images it runs on those that are left. Passes are those of the parts, each on all
+    images; in sequence they cost less.
 
     So does the library, whose parts attack every image on its own. With two or three classes there is no targeted ratio of
     logits, as its authors advise; APGD on the ratio itself takes the place of `apgd-t` where there are three.

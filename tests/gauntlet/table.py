@@ -81,9 +81,8 @@ def attack(problem: Problem, name: str, norm: Norm, epsilon: float | None, their
         x_adv = ours(access, problem.x, Untargeted(problem.y), threat, rng)
     seconds = time.perf_counter() - start
     distances, refused = verified(problem.model, problem.x, problem.y, x_adv, threat)
-    ledger = access.ledger
-    forwards = float((ledger.forwards + ledger.queries).double().mean())
-    return Outcome(distances, forwards, float(ledger.backwards.double().mean()), seconds, refused)
+    forwards, backwards = (float(passes.double().mean()) for passes in (access.ledger.forwards, access.ledger.backwards))
+    return Outcome(distances, forwards, backwards, seconds, refused)
 
 
 def rows_of(problem: Problem, book: Book, name: str, norm: Norm, seed: int = 0) -> list[Row]:
