@@ -23,6 +23,7 @@ from advbench.attacks.fab import FAB
 from advbench.attacks.fmn import FMN
 from advbench.attacks.threat import Norm
 from tests.gauntlet.models import MODELS, THIRD_LOT_SEED, Recipe, third_lot
+from tests.gauntlet.networks import NETWORKS
 from tests.gauntlet.pairs import PAIRS
 from tests.gauntlet.references import Book, Outcome, fill, load
 from tests.gauntlet.table import Row, markdown, pooled, rows_of
@@ -150,6 +151,21 @@ def test_the_third_lot_is_drawn_from_its_seed() -> None:
     assert len({recipe.seed for recipe in third_lot()}) == 4
     assert third_lot()[0].name not in MODELS
     assert all(len(recipe.radii) == 2 and set(recipe.radii.values()) == {None} for recipe in third_lot())
+
+
+@pytest.mark.parametrize("recipe", [*MODELS.values(), *third_lot()], ids=lambda recipe: recipe.name)
+def test_networks_answer_with_gradients(recipe: Recipe) -> None:
+    side = 14 if recipe.halved else 28
+    shape = (3, 16, 16) if recipe.task in ("cifar", "kinds") else (1, side, 2 * side if recipe.task == "pairs" else side)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = NETWORKS[recipe.network](shape, 7, recipe.units).eval()
+    x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    logits = model(x)
+    (gradient,) = torch.autograd.grad(logits[:, 0].sum(), x)
+    assert logits.shape == (2, 7)
+    assert (gradient != 0).flatten(1).any(dim=1).all()
+    torch.testing.assert_close(model(x[1:]), logits[1:])
 
 
 def test_every_registered_attack_with_a_namesake_runs() -> None:
