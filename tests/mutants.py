@@ -187,8 +187,8 @@ MUTANTS = (
     Mutant(
         "apgd: without momentum",
         "attacks/apgd.py",
-        "threat, momentum if step > 1 else 1.0), climb)",
-        "threat, 1.0), climb)",
+        "settings, first=step == 1), climb)",
+        "settings, first=True), climb)",
         (f"{A}apgd.py -k paper",),
     ),
     Mutant(
@@ -496,7 +496,7 @@ MUTANTS = (
     Mutant(
         "auto: no squares",
         "attacks/auto.py",
-        "        self._squares(standings, APGD(steps=steps))\n",
+        "        self._squares(standings, _ascent(steps))\n",
         "",
         (f"{A}auto.py -k masked",),
     ),
