@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -118,6 +119,26 @@ def test_masked_gradients_hide_nothing_from_squares(gradient):
     assert (cheap >= thorough).all()
 
 
+@pytest.mark.parametrize("gradient", ["zero", "reversed"])
+def test_an_example_that_gradients_mislead_gets_autoattacks_budget(gradient):
+    x, threat = images(24), ThreatModel("linf", 0.1)
+    budget = Auto(steps=10, long_steps=20, queries=200, survey=50, all_queries=1500)
+    spent = {}
+    for model in (Masked(gradient), small_net(3)):
+        goal = Untargeted(model(x).argmax(dim=1))
+        found = {}
+        for attack in (budget, replace(budget, misled=1e9)):
+            x_adv, access = attacked(attack, model, x, goal, threat)
+            found[attack.misled] = goal.achieved(model(x_adv))
+            spent[type(model), attack.misled] = access.ledger.forwards[~found[attack.misled]]
+        if isinstance(model, Masked):
+            assert found[0.8].sum() >= found[1e9].sum() + 2
+            assert (found[0.8] | ~found[1e9]).all()
+    assert (spent[Masked, 0.8] > 1500).double().mean() >= 0.8
+    assert (spent[Masked, 1e9] < 700).all()
+    assert (spent[nn.Sequential, 0.8] < 700).all()
+
+
 def test_an_example_costs_and_gets_what_it_does_alone():
     model, x = small_net(5), images(10)
     y, threat = model(x).argmax(dim=1), ThreatModel("linf", RADII["linf"])
@@ -169,7 +190,9 @@ def test_a_lucky_draw_ends_nothing():
     assert (access.ledger.forwards >= 2 * short_count(SMALL, 1)).all()
 
 
-@pytest.mark.parametrize("field", ["steps", "long_steps", "targets", "near", "queries", "survey"])
+@pytest.mark.parametrize(
+    "field", ["steps", "long_steps", "targets", "near", "queries", "survey", "misled", "all_targets", "all_queries"]
+)
 def test_numbers_are_checked(field):
     with pytest.raises(ValueError, match=f"Expected `{field}` > 0"):
         Auto(**{field: 0})
