@@ -1,13 +1,13 @@
 """An ensemble of AutoAttack's parts that spends its passes on the examples that are close to breaking.
 
 An example that withstands costs 840 to 4,200 passes, by how close it is, where `AutoAttack` spends 9,700 on each. Where
-gradients do no better than a few hundred random squares, as masked gradients do, it gets AutoAttack's budget too. The price is
-a bet: an example that only thousands of squares would break, while gradients do wear its margin off, is left standing; results
-to be compared with the literature need `autoattack`. Little is saved where nearly all examples break in AutoAttack's first run,
-and an example that falls late in that run may cost more here. Time is saved less than passes on small networks in small
-batches, where a few last examples hold up a long sequence of squares. With ``stop="never"``, and for a stochastic model, every
-example that breaks costs all of the 4,200 passes, and a stochastic model's best images of every run are settled on fresh draws
-(`iterates.settle`).
+gradients do no better than a few hundred random squares, as masked gradients do, it gets AutoAttack's budget too. The price
+is a bet: an example that only thousands of squares would break, while gradients do wear its margin off, is left standing;
+results to be compared with the literature need `autoattack`. Little is saved where nearly all examples break in
+AutoAttack's first run, and an example that falls late in that run may cost more here. Time is saved less than passes on
+small networks in small batches, where a few last examples hold up a long sequence of squares. With ``stop="never"``, and
+for a stochastic model, every example that breaks costs all of the 4,200 passes, and a stochastic model's best images of
+every run are settled on fresh draws (`iterates.settle`).
 """
 
 from __future__ import annotations

