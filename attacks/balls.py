@@ -38,6 +38,10 @@ def distance(delta: Tensor, norm: Norm) -> Tensor:
     """The length of each perturbation, shape (n,), in the dtype of `delta`, shape (n, ...).
 
     Raises ValueError for the norm ``none``, which has no length.
+
+    >>> delta = torch.tensor([[0.3, -0.4, 0.0]], dtype=torch.float64)
+    >>> [distance(delta, norm).item() for norm in ("linf", "l2", "l1", "l0")]
+    [0.4, 0.5, 0.7, 2.0]
     """
     if norm not in _ORDERS:
         raise ValueError(f"Expected `norm` to be one of {', '.join(_ORDERS)} to measure a length, got {norm!r}")
@@ -64,6 +68,14 @@ def project(x_adv: Tensor, x: Tensor, threat: ThreatModel, radius: Tensor | None
     whose clipped values are refilled for l2, soft thresholding between bounds for l1 (Croce & Hein 2021, arXiv:2103.01208,
     section 3.1), the values that save the most for l0. Images that are inside come back bit for bit. Without an epsilon only
     the box counts, without a box only the ball. radius: of each example's ball, shape (n,), in place of the epsilon.
+
+    In l2 the clip takes length from the first value, and the second is refilled up to the sphere:
+
+    >>> x, x_adv = torch.tensor([[0.9, 0.5]]).double(), torch.tensor([[1.3, 0.8]]).double()
+    >>> project(x_adv, x, ThreatModel("l2", 0.25))
+    tensor([[1.0000, 0.7291]], dtype=torch.float64)
+    >>> project(x_adv, x, ThreatModel("linf", 0.25))
+    tensor([[1.0000, 0.7500]], dtype=torch.float64)
     """
     boxed = _boxed(x_adv, threat)
     if threat.norm == "none" or (threat.epsilon is None and radius is None):
@@ -85,6 +97,10 @@ def ball_then_box(x_adv: Tensor, x: Tensor, threat: ThreatModel, radius: Tensor 
 
     For linf this is the projection on both. In other norms what is clipped lies inside the ball, nearer to `x` than it need
     be. radius: of each example's ball, shape (n,), in place of the epsilon.
+
+    >>> x, x_adv = torch.tensor([[0.9, 0.5]]).double(), torch.tensor([[1.3, 0.8]]).double()
+    >>> ball_then_box(x_adv, x, ThreatModel("l2", 0.25))  # `project` gives (1, 0.7291)
+    tensor([[1.0000, 0.6500]], dtype=torch.float64)
     """
     return _boxed(project(x_adv, x, replace(threat, box=None), radius), threat)
 
@@ -97,6 +113,10 @@ def stretch(x_adv: Tensor, x: Tensor, threat: ThreatModel, radius: Tensor | None
 
     radius: of each example's ball, shape (n,), in place of the epsilon.
     Raises ValueError without either, or for a norm other than linf, l2, l1.
+
+    >>> x, x_adv = torch.tensor([[0.5, 0.5]]).double(), torch.tensor([[0.53, 0.54]]).double()
+    >>> stretch(x_adv, x, ThreatModel("l2", 0.25))  # a perturbation of length 0.05, made five times as long
+    tensor([[0.6500, 0.7000]], dtype=torch.float64)
     """
     if radius is None:
         radius = x.new_full((len(x),), _radius(threat, "stretch"))
@@ -141,6 +161,10 @@ def steepest(gradient: Tensor, threat: ThreatModel) -> Tensor:
     infinite components outweigh all others (see `finite`).
 
     Raises ValueError for a norm other than linf, l2, l1.
+
+    >>> gradient = torch.tensor([[3.0, -4.0]])
+    >>> [steepest(gradient, ThreatModel(norm, 0.1)).tolist() for norm in ("linf", "l2", "l1")]
+    [[[1.0, -1.0]], [[0.6000000238418579, -0.800000011920929]], [[0.0, -1.0]]]
     """
     match threat.norm:
         case "linf":
@@ -203,6 +227,14 @@ def random_start(x: Tensor, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
     l2: a normal direction and a radius u**(1/d). l1: d of d + 1 exponentials over their sum, with random signs.
 
     Raises ValueError without an epsilon or for a norm other than linf, l2, l1.
+
+    >>> x, threat = torch.full((2, 3), 0.5), ThreatModel("l1", 0.1)
+    >>> rng = ExampleRNG.make(seed=0, purpose="attack", index=torch.tensor([7, 42]))
+    >>> start = random_start(x, threat, rng)
+    >>> bool((distance(start - x, "l1") <= 0.1).all())
+    True
+    >>> torch.equal(random_start(x[1:], threat, rng.select(torch.tensor([1]))), start[1:])  # in a batch of its own
+    True
     """
     epsilon = _radius(threat, "random start")
     shape, d = tuple(x.shape[1:]), x[0:1].numel()
@@ -227,6 +259,11 @@ def violations(x_adv: Tensor, x: Tensor, threat: ThreatModel, tolerance: float =
     dtype of `x_adv` can add: half a unit in the last place of every value. The box is widened by `tolerance` of its width.
 
     Raises ValueError where the shapes differ.
+
+    >>> x = torch.tensor([[0.5], [0.5], [0.95], [0.5]])
+    >>> x_adv = torch.tensor([[0.6], [0.7], [1.02], [float("nan")]])  # allowed, too far, outside the box, no number
+    >>> violations(x_adv, x, ThreatModel("linf", 0.1)).tolist()
+    [False, True, True, True]
     """
     if x_adv.shape != x.shape:
         raise ValueError(f"Expected `x_adv` of the shape of `x`, {tuple(x.shape)}, got {tuple(x_adv.shape)}")
@@ -271,6 +308,11 @@ def water_level(rates: Tensor, caps: Tensor, volume: float | Tensor) -> Tensor:
     it, and end there after finitely many: each step caps what has overflowed and shares the rest among the others.
 
     rates, caps: non-negative, shape (n, d). volume: one number, or one per example, shape (n,).
+
+    The first value is capped at 0.5, so that the second has to give the rest of the volume:
+
+    >>> water_level(torch.ones(1, 2).double(), torch.tensor([[0.5, 4.0]]).double(), 2.0).item()
+    1.5
     """
     level = (volume / rates.sum(dim=1)).nan_to_num(posinf=torch.inf)
     caps = caps.clamp(max=torch.finfo(caps.dtype).max)

@@ -18,6 +18,14 @@ def way_to_hyperplane(x: Tensor, normal: Tensor, level: Tensor, threat: ThreatMo
 
     x: points in the box, normal: (n, c, h, w) each. level: what <normal, z - x> has to be, shape (n,). Returns (n, c, h, w).
     Raises ValueError for a norm other than linf, l2, l1.
+
+    The first value can move by 0.1 only, so that in l2 the second has to move farther:
+
+    >>> x, normal = torch.tensor([[0.9, 0.5]]).double(), torch.tensor([[4.0, 3.0]]).double()
+    >>> way_to_hyperplane(x, normal, torch.tensor([1.0]).double(), ThreatModel("l2", None, box=None))
+    tensor([[0.1600, 0.1200]], dtype=torch.float64)
+    >>> way_to_hyperplane(x, normal, torch.tensor([1.0]).double(), ThreatModel("l2", None))
+    tensor([[0.1000, 0.2000]], dtype=torch.float64)
     """
     size = balls.distance(normal, "linf")
     size = size.where(size > 0, 1)

@@ -18,6 +18,11 @@ def margin(logits: Tensor, goal: Goal) -> Tensor:
     masked by minus infinity, so the logits' offset and magnitude do not matter.
 
     logits: (n, classes). Returns (n,).
+
+    >>> from advbench.attacks.threat import Untargeted
+    >>> logits = torch.tensor([[3.0, 1.0, 0.0], [1.0, 3.0, 0.0]])
+    >>> margin(logits, Untargeted(torch.tensor([0, 0]))).tolist()  # right by 2, wrong by 2
+    [-2.0, 2.0]
     """
     label = goal.target if isinstance(goal, Targeted) else goal.y
     column = label.unsqueeze(1)
@@ -33,6 +38,13 @@ def dlr(logits: Tensor, goal: Goal) -> Tensor:
     three and four classes; with fewer it is `cross_entropy`.
 
     logits: (n, classes). Returns (n,).
+
+    Ten times the logits change the cross-entropy, but not this loss:
+
+    >>> from advbench.attacks.threat import Untargeted
+    >>> logits, goal = torch.tensor([[4.0, 1.0, 0.0]]), Untargeted(torch.tensor([0]))
+    >>> dlr(logits, goal).item(), dlr(10 * logits, goal).item()
+    (-0.75, -0.75)
     """
     targeted = isinstance(goal, Targeted)
     if logits.shape[1] < (4 if targeted else 3):

@@ -53,6 +53,11 @@ def log_odds(logits: Tensor, goal: Goal) -> Tensor:
     and its gradient has the direction of the cross-entropy's, of which it keeps all digits however confident the model is.
 
     logits: (n, classes).
+
+    >>> from advbench.attacks.threat import Untargeted
+    >>> logits = torch.tensor([[0.9, 0.1]]).double().log()  # probability 0.1 of a wrong label
+    >>> round(log_odds(logits, Untargeted(torch.tensor([0]))).item(), 4)  # log(0.1 / 0.9)
+    -2.1972
     """
     column = (goal.target if isinstance(goal, Targeted) else goal.y).unsqueeze(1)
     odds = logits.gather(1, column).squeeze(1) - logits.scatter(1, column, -torch.inf).logsumexp(dim=1)

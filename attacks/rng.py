@@ -49,6 +49,13 @@ class ExampleRNG:
 
     key: 64 bits from the seed, the purpose and the names of the forks. index: the examples' data-set indices, (n,) int64.
     draw: the number of the draw, (n,) int64.
+
+    An example's numbers depend on its index in the data set, and not on the batch:
+
+    >>> pair = ExampleRNG.make(seed=0, purpose="attack", index=torch.tensor([3, 8])).uniform((2,))
+    >>> alone = ExampleRNG.make(seed=0, purpose="attack", index=torch.tensor([8])).uniform((2,))
+    >>> torch.equal(pair[1:], alone)
+    True
     """
 
     key: tuple[int, int]

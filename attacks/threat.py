@@ -22,6 +22,13 @@ class ThreatModel:
     box: the range of pixels; None where a paper does not clip (such records never enter a leaderboard).
 
     Raises ValueError for an unknown norm, an epsilon that is not positive and finite, or an empty box.
+
+    >>> ThreatModel("linf", 8 / 255)
+    ThreatModel(norm='linf', epsilon=0.03137254901960784, box=(0.0, 1.0))
+    >>> ThreatModel("l2", -1.0)
+    Traceback (most recent call last):
+        ...
+    ValueError: Expected `epsilon` > 0, got -1.0
     """
 
     norm: Norm
@@ -52,6 +59,10 @@ class Untargeted:
     """Make the model answer anything but the true label.
 
     y: true labels, shape (n,), int64.
+
+    >>> logits = torch.tensor([[2.0, 1.0], [2.0, 1.0]])
+    >>> Untargeted(torch.tensor([0, 1])).achieved(logits).tolist()
+    [False, True]
     """
 
     y: Tensor
@@ -103,6 +114,10 @@ def cross_entropy(logits: Tensor, goal: Goal) -> Tensor:
     zero at about 100 nats, which `margin` does not.
 
     logits: (n, classes). Returns (n,), in nats.
+
+    >>> logits = torch.tensor([[0.0, 0.0]]).double()
+    >>> round(cross_entropy(logits, Untargeted(torch.tensor([0]))).item(), 4)  # log 2
+    0.6931
     """
     if isinstance(goal, Targeted):
         return torch.nn.functional.logsigmoid(_log_odds(logits, goal.target))

@@ -29,6 +29,11 @@ class RunResult:
 
     out: the output folder. cells: keys of the cells. failures: the reason of every cell without numbers, by key.
     reports: the files that were written. ran: tasks that were executed, the rest was there. interrupted: by Ctrl-C.
+
+    >>> result = RunResult(Path("advbench-out"), cells=("a", "b"), failures={"b": "out of memory"}, reports=(), ran=2,
+    ...                    interrupted=False)
+    >>> result.exit_code
+    1
     """
 
     out: Path
@@ -107,6 +112,11 @@ def run(
     out: the output folder. fresh: whether finished work in it is done again.
 
     Finished work in `out` and in the model cache is kept and not done again. Raises ValueError, in one line, for bad input.
+
+    >>> result = run(dataset="digits", matrix="transfer", architecture="gu2014/n100-100-10", defense="none,weight-decay",
+    ...              attack="fgm", train_examples=300, epochs=2, n_examples=50, batch=50, device="cpu", jobs=1)
+    >>> result.exit_code, len(result.cells)
+    (0, 4)
     """
     config = make_config(Path(config_file) if config_file is not None else None, **settings)
     return run_config(config, watch)

@@ -30,6 +30,11 @@ def stopwatch(device: torch.device) -> Iterator[Measured]:
     """Measure a block on `device`, synchronised before and after.
 
     The peak is that of the device's allocator on a GPU, and that of this process's resident memory on a CPU.
+
+    >>> with stopwatch(torch.device("cpu")) as measured:
+    ...     total = torch.ones(1000).sum()
+    >>> measured.seconds > 0 and measured.peak_memory_bytes > 0
+    True
     """
     measured = Measured()
     _reset_peak(device)
@@ -45,7 +50,12 @@ def stopwatch(device: torch.device) -> Iterator[Measured]:
 
 @contextmanager
 def single_thread() -> Iterator[None]:
-    """One thread for torch inside, as every task has; the number of threads is restored afterwards."""
+    """One thread for torch inside, as every task has; the number of threads is restored afterwards.
+
+    >>> with single_thread():
+    ...     torch.get_num_threads()
+    1
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -58,6 +68,13 @@ def resolve_devices(text: str) -> list[torch.device]:
     """The devices of ``auto``, ``cpu``, ``cuda`` or ``cuda:0,cuda:1``.
 
     ValueError, in one line, where a device does not exist here.
+
+    >>> resolve_devices("cpu")
+    [device(type='cpu')]
+    >>> resolve_devices("abacus")
+    Traceback (most recent call last):
+        ...
+    ValueError: Expected `device` auto, cpu, cuda or cuda:N, got 'abacus'
     """
     if text == "auto":
         return [torch.device("cuda", 0)] if torch.cuda.is_available() else [torch.device("cpu")]

@@ -31,6 +31,12 @@ class EvaluationResult:
 
     label: of the model. cells: the record of every attack, with its examples if it was scored. missing: labels of cells
     that have no record, after an interruption. seconds: of the whole evaluation. reports: files that were written.
+
+    Without a scored attack there is no number:
+
+    >>> empty = EvaluationResult(label="model", cells=(), missing=("pgd",))
+    >>> empty.robust is None, empty.complete, empty.exit_code
+    (True, False, 1)
     """
 
     label: str

@@ -55,6 +55,11 @@ def split_variance(values_by_seed: Sequence[Values]) -> SeedSplit:
     Seeds and examples cross, each with an effect of its own: value = mean + seed + example + rest. From the mean squares of
     the two-way table (Searle, Casella & McCulloch 1992, chapter 4), a training on n new examples has variance seed +
     (example + rest) / n.
+
+    Every seed answers half of the images, always the same ones: all of the spread comes from the choice of images.
+
+    >>> split_variance([np.repeat([0.0, 1.0], 50)] * 3).training
+    0.0
     """
     table = np.stack(values_by_seed)
     seeds, n = table.shape
@@ -105,6 +110,12 @@ def compare_seeds(first: Values, second: Values, spreads: tuple[Spread, Spread],
     spreads: of each, from `shared_spreads`; the fewer of their degrees of freedom count. sampling: the variance that the
     choice of examples adds to the difference, 0 if the claim is about these examples only; degrees of freedom are then
     Satterthwaite's, with the examples' taken as many.
+
+    >>> before, after = np.array([0.80, 0.82, 0.81]), np.array([0.70, 0.72, 0.71])
+    >>> (spread,) = shared_spreads([[before, after]], step=1e-4)
+    >>> found = compare_seeds(before, after, (spread, spread))
+    >>> round(found.difference, 3), round(spread.sd, 3), spread.degrees, found.lower < 0.001
+    (-0.1, 0.01, 4.0, True)
     """
     from scipy import special
 

@@ -100,6 +100,10 @@ def wilson(successes: float, n: int) -> Estimate:
     """The share `successes` / `n` with Wilson's 95% score interval (Wilson 1927).
 
     Raises ValueError unless 0 <= successes <= n and n > 0.
+
+    >>> found = wilson(90, 100)
+    >>> round(found.value, 3), round(found.low, 3), round(found.high, 3)
+    (0.9, 0.826, 0.945)
     """
     if not (n > 0 and 0 <= successes <= n):
         raise ValueError(f"Expected 0 <= `successes` <= `n` and `n` > 0, got {successes} and {n}")
@@ -114,6 +118,10 @@ def bootstrap_mean(values: Values, seed: int = 0) -> Estimate:
 
     A resample is drawn as the counts of its distinct values, which are multinomial, so that thousands of resamples of counts
     out of a few draws cost next to nothing.
+
+    >>> found = bootstrap_mean(np.repeat([0.2, 0.8], 50))
+    >>> round(found.value, 3), round(found.low, 2), round(found.high, 2)
+    (0.5, 0.44, 0.56)
     """
     distinct, counts = np.unique(_not_empty(values), return_counts=True)
     resamples = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=_RESAMPLES)
@@ -127,6 +135,9 @@ def bootstrap_median(values: Values, seed: int = 0) -> Estimate:
     The median of a resample is an order statistic of n uniform positions. These follow beta distributions, so that the
     resamples' medians are drawn directly: the m-th smallest of n uniforms is Beta(m, n - m + 1), and the next one divides
     the rest as Beta(1, n - m).
+
+    >>> bootstrap_median(np.array([1.0, 2.0, 3.0, np.inf, np.inf]))  # the attack failed on two of five
+    Estimate(value=3.0, low=1.0, high=inf)
     """
     ordered = np.sort(_not_empty(values))
     n, rng = len(ordered), np.random.default_rng(seed)
@@ -139,7 +150,11 @@ def bootstrap_median(values: Values, seed: int = 0) -> Estimate:
 
 
 def rate(values: Values) -> Estimate:
-    """The mean of shares in [0, 1], (n,): Wilson's interval if each is 0 or 1, the bootstrap over examples otherwise."""
+    """The mean of shares in [0, 1], (n,): Wilson's interval if each is 0 or 1, the bootstrap over examples otherwise.
+
+    >>> rate(np.array([1.0, 1.0, 0.0, 1.0])) == wilson(3, 4)
+    True
+    """
     if np.isin(_not_empty(values), (0.0, 1.0)).all():
         return wilson(float(values.sum()), len(values))
     return bootstrap_mean(values)
@@ -214,6 +229,11 @@ def reports_of_lowest(selected: NDArray[Number], reported: NDArray[Number]) -> V
     """The report of the attacker with the lowest select by example, (n,), the mean over attackers that tie.
 
     selected, reported: counts or shares of correct answers by attacker and example, (attackers, n).
+
+    The second attacker is chosen on the first image; on the second image both tie, so that their mean counts:
+
+    >>> reports_of_lowest(np.array([[9, 5], [3, 5]]), np.array([[8, 6], [4, 5]]))
+    array([4. , 5.5])
     """
     lowest: Values = reported.mean(axis=0, where=selected == selected.min(axis=0))
     return lowest

@@ -32,6 +32,10 @@ class FixedSet:
     out: the folder of their records. source, attack, seed: what they were made with. records: keys of the cells of the
     source on itself. part, row: which of these cells, in ascending order, and which of its examples each image is, (n,)
     int64. index: its position in the test split; label: its true class; both (n,) int64. norm: the norm of each, (n,) str.
+
+    >>> found = fixed_set("advbench-out", "none", size=5)  # "advbench-out": the folder of a finished transfer matrix
+    >>> tuple(found.images().x.shape), sorted(found.accuracy("weight-decay"))
+    ((5, 1, 28, 28), ['all', 'linf'])
     """
 
     out: Path
@@ -105,6 +109,10 @@ def fixed_set(
     source: the label of the model as its records have it, such as ``none``. attack: the label of the attack. norms: those
     that count, all that were run where None. seed: the training seed of the source. choice: the seed of the draw.
     Raises ValueError where there are no such records, the images of the records differ, or a norm has too few.
+
+    >>> found = fixed_set("advbench-out", "none", size=5)  # "advbench-out": the folder of a finished transfer matrix
+    >>> len(found), found.accuracy("none")["all"].value  # the source is fooled by every one
+    (5, 0.0)
     """
     store = Store(Path(out))
     cells = sorted(_transfers(store, source, source, attack, seed), key=lambda cell: _cell_name(cell[1]))

@@ -37,6 +37,10 @@ def check(
     The other terms are those of `advbench.results.gate.verdicts.Terms`. The verdicts' `exit_code` is 0 if no number is
     worse than the baseline, 1 for a regression, 2 if the runs cannot be compared. Raises ValueError, in one line, for a file
     or a folder that cannot be read.
+
+    >>> verdicts = check("advbench-out", "advbench-out")  # a finished run against itself
+    >>> verdicts.exit_code
+    0
     """
     terms = Terms(
         alpha=alpha,
@@ -53,6 +57,9 @@ def write_baseline(out: str | Path | Sequence[str | Path], path: str | Path) -> 
     """Write the baseline of the last run in `out`, or of those of several folders together, such as a training seed each.
 
     Raises ValueError if at least one cell has no numbers.
+
+    >>> write_baseline("advbench-out", "baseline.json").name  # "advbench-out": the folder of a finished run
+    'baseline.json'
     """
     text = baselines.to_text(read_runs(_folders(out)))
     return write_atomically(Path(path), text)

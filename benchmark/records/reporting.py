@@ -27,6 +27,11 @@ def report(*outs: str | Path, every: bool = False, to: str | Path | None = None,
     (``.tar.xz``, `advbench.results.archive`) does in place of a folder. Where `to` is an archive, the records of the one
     folder are packed into it, and no report is written. Returns the files.
     Raises ValueError where there are no records, or no `to` where it is needed.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     sorted(path.name for path in report("advbench-out", to=folder))  # "advbench-out": the folder of a finished run
+    ['leaderboard.html', 'leaderboard.md', 'results.csv']
     """
     if format is not None and format not in FORMATS:
         raise ValueError(f"Expected `format` to be one of {', '.join(FORMATS)}, got {format!r}")

@@ -27,7 +27,15 @@ class Spec:
 
     @staticmethod
     def parse(text: str) -> Spec:
-        """Read ``name`` or ``name(key=value, ...)`` with Python literals as values; ValueError where it is neither."""
+        """Read ``name`` or ``name(key=value, ...)`` with Python literals as values; ValueError where it is neither.
+
+        >>> Spec.parse("pgd(steps=100, step_size=0.05)")
+        Spec(name='pgd', arguments=(('step_size', 0.05), ('steps', 100)))
+        >>> Spec.parse("pgd(100)")
+        Traceback (most recent call last):
+            ...
+        ValueError: Expected name(key=value, ...) such as pgd(steps=100), got 'pgd(100)'
+        """
         name, bracket, rest = text.strip().partition("(")
         if not bracket:
             if not name:
@@ -54,7 +62,11 @@ class Spec:
 
 
 def split_list(text: str) -> list[str]:
-    """Split a comma-separated list of specs, leaving commas inside brackets and quotes alone."""
+    """Split a comma-separated list of specs, leaving commas inside brackets and quotes alone.
+
+    >>> split_list("fgm, pgd(steps=100, step_size=0.05), square")
+    ['fgm', 'pgd(steps=100, step_size=0.05)', 'square']
+    """
     parts, depth, quote, current = [], 0, "", ""
     for character in text:
         if quote:
@@ -75,7 +87,11 @@ def split_list(text: str) -> list[str]:
 
 
 def canonical(content: object) -> str:
-    """The one JSON text of a content: sorted keys, no spaces, no NaN."""
+    """The one JSON text of a content: sorted keys, no spaces, no NaN.
+
+    >>> canonical({"steps": 40, "name": "pgd"})
+    '{"name":"pgd","steps":40}'
+    """
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 

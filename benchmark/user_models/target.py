@@ -103,6 +103,16 @@ def evaluate(
 
     Nothing is reused from earlier evaluations, since a live model's code has no name. Raises ValueError, in one line, for
     images, labels, models or settings that do not fit. An attack that fails is a row that says so.
+
+    A model that compares two pixels is broken if they differ by less than twice epsilon:
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False))
+    >>> model[1].weight.data = torch.eye(2)
+    >>> x = torch.tensor([[0.9, 0.1], [0.45, 0.55], [0.6, 0.45], [0.2, 0.7]]).view(4, 1, 1, 2)
+    >>> result = evaluate(model, x, [0, 1, 0, 1], attack="fgm,fmn", epsilon=0.1, batch=4)
+    >>> result.clean.value, result.robust.value
+    (1.0, 0.5)
     """
     started = time.monotonic()
     test, validation = split_of(x, y), split_of(*held_out) if held_out is not None else None

@@ -17,6 +17,11 @@ def autocorrelation(x: Tensor) -> Tensor:
     """The covariance function of the raw second moments of images (n, c, h, w), averaged over the images.
 
     By FFT in O(n c d log d), equal to averaging the dense matrix E[x x^T] along displacements.
+
+    An image of one row (1, 2): its pixels are 1 and 4 squared on average 2.5, and 2 as the product of neighbours.
+
+    >>> autocorrelation(torch.tensor([[[[1.0, 2.0]]]]).double()).flatten()
+    tensor([2.0000, 2.5000, 2.0000], dtype=torch.float64)
     """
     return averaged(power(x), (x.shape[2], x.shape[3]))
 
@@ -86,6 +91,9 @@ def exponential(shape: tuple[int, int, int], decay_length: float, channel_correl
     """exp(-r / decay_length) of the distance r within a channel, times `channel_correlation` between channels; float64.
 
     shape: channels, height, width. decay_length: in pixels, > 0. channel_correlation: in [0, 1].
+
+    >>> exponential((1, 1, 3), decay_length=2.0, channel_correlation=0.0).flatten()  # at distances 2, 1, 0, 1, 2
+    tensor([0.3679, 0.6065, 1.0000, 0.6065, 0.3679], dtype=torch.float64)
     """
     c, h, w = shape
     dy, dx = torch.arange(1 - h, h).view(-1, 1), torch.arange(1 - w, w)
@@ -99,6 +107,11 @@ def decay_length(function: Tensor) -> float:
 
     From the radial profile averaged over the channels, straight between whole distances; infinity where it never falls so
     far, NaN where there is no variance.
+
+    Close to the length of an exponential decay, which is rounded to whole distances:
+
+    >>> round(decay_length(exponential((1, 32, 32), decay_length=2.5, channel_correlation=0.0)), 1)
+    2.4
     """
     profile = radial_profile(function).diagonal().mean(dim=1).double()
     if not profile[0] > 0:

@@ -21,7 +21,11 @@ _CHUNK_BYTES = 2**20
 
 
 def dense_rows(weight: Tensor) -> Tensor:
-    """Squared norms of the rows of a dense layer, shape (out,); `weight` is (out, in)."""
+    """Squared norms of the rows of a dense layer, shape (out,); `weight` is (out, in).
+
+    >>> dense_rows(torch.tensor([[3.0, 4.0], [0.0, 2.0]])).tolist()
+    [25.0, 4.0]
+    """
     return _DenseRows.apply(weight)  # type: ignore[no-any-return]
 
 
@@ -113,6 +117,11 @@ def masked_norms(rows: Tensor, y: Tensor, index: Tensor | None = None, interior:
     index: of max pooling behind the layer, shape (n, channels, height, width), int64 positions in a channel's map; `y` is
     then pooled and `rows` is not. interior: of a convolution with pooling behind it; there it is enough to count the active
     units of each channel. Differentiable in `rows`; the mask is locally constant.
+
+    Two units with rows of squared norms 25 and 4: the first image has both active, the second the latter alone.
+
+    >>> masked_norms(torch.tensor([25.0, 4.0]), torch.tensor([[0.7, 0.1], [0.0, 0.1]])).tolist()
+    [29.0, 4.0]
     """
     y = y.detach()
     if index is None:

@@ -92,6 +92,13 @@ def layer_jacobians(
 
     x: images (n, ...). output: whether the last layer ends in its `softmax` or its `logits`. projections, generator: of
     the estimates.
+
+    >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False))
+    >>> for layer in (net[0], net[2]):
+    ...     layer.weight.data = torch.tensor([[3.0, 4.0], [0.0, -2.0]])
+    >>> logits, norms = layer_jacobians(net, torch.tensor([[1.0, 1.0]]), output="logits")  # the second unit is off
+    >>> {name: norm.item() for name, norm in norms.items()}
+    {'0': 25.0, '2': 29.0}
     """
     check_output(output)
     cut = layers_of(model)
