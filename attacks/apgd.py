@@ -250,6 +250,9 @@ def _observe(search: Search[WhiteBox], aim: Aim, x_adv: Tensor, climb: Climb) ->
 
 def _check(climb: Climb, enough: float) -> Climb:
     """The two conditions of a checkpoint; the next period starts from the best iterate where the step size halves."""
+    # After a halving the example restarts from its best iterate with a step that has not been tried yet, so that an
+    # unchanged best loss is no evidence against it: the second condition waits for one more period. Losses start at minus
+    # infinity and `halved` at True, so that it says nothing at the first checkpoint either.
     stuck = ~climb.halved & (climb.best_loss <= climb.settled)
     halve = (climb.rises <= enough) | stuck
     back = balls.per_example(halve, climb.x_adv)

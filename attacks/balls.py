@@ -83,6 +83,8 @@ def project(x_adv: Tensor, x: Tensor, threat: ThreatModel, radius: Tensor | None
     radius = x.new_full((len(x),), threat.epsilon_or_inf) if radius is None else radius
     if threat.norm == "linf":
         return boxed.clamp(x - per_example(radius, x), x + per_example(radius, x))
+    # A clipped point inside the ball is the projection already, and images inside keep their bits. The rest start from the
+    # unclipped point: clipping first would change which point of the intersection is the nearest.
     outside = (distance(boxed - x, threat.norm) > radius).nonzero().squeeze(1)
     if not len(outside):
         return boxed
@@ -317,6 +319,9 @@ def water_level(rates: Tensor, caps: Tensor, volume: float | Tensor) -> Tensor:
     level = (volume / rates.sum(dim=1)).nan_to_num(posinf=torch.inf)
     caps = caps.clamp(max=torch.finfo(caps.dtype).max)
     while True:
+        # One Newton step: with the values that are full at this level held at their caps, the level at which the others hold
+        # the rest. By concavity it is never above the root. Rounding may put it below the last level, so the higher of the
+        # two counts, and the loop ends when no level rises.
         full = (level.unsqueeze(1) * rates >= caps).to(rates.dtype)
         free = ((1 - full) * rates).sum(dim=1)
         rest = volume - (full * caps).sum(dim=1)
@@ -344,6 +349,8 @@ def _project_l1(x_adv: Tensor, x: Tensor, threat: ThreatModel, radius: Tensor) -
         surplus = lengths.sum(dim=1) - radius
         low, high = shift.where(surplus >= 0, low), shift.where(surplus <= 0, high)
         moving = (room - lengths).sign_().mul_(lengths.sign()).sum(dim=1)
+        # Only the values between zero and their room move with the shift, so that minus their number is the slope. Without
+        # any the step is infinite or NaN, which falls outside the bracket and becomes a halving.
         newton = shift + surplus / moving
         inside = (newton > low) & (newton < high) & (step < _NEWTON_STEPS or step % 2 == 0)
         ahead = newton.where(inside, (low + high) / 2)

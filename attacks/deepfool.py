@@ -106,6 +106,8 @@ class DeepFool:
                 (classes,) = search.keep(classes)
             boundary = self._nearest(search.access, x_adv, search.goal, threat, classes)
             classes = boundary.classes
+            # The raw steps add up in `total`, and the overshoot lengthens the sum only. If every step were lengthened, the
+            # overshoot would grow with the number of steps.
             length = (boundary.length + _AHEAD).where(boundary.length.isfinite(), 0)
             total = total + balls.per_example(length, x_adv) * balls.steepest(boundary.normal, threat)
             ahead = search.x + (1 + self.overshoot) * total
@@ -127,6 +129,8 @@ class DeepFool:
             if threat.box is not None:
                 least = self.overshoot / 2 * balls.distance(reached - search.x, threat.norm)
                 length = (_CAUTION * length).maximum(least)
+            # Steps accumulate in `reached`, which has no overshoot, while `x_adv` is what the model sees. Steps of a share
+            # of the way would approach the boundary geometrically and never cross it; the least length carries them over.
             level = length.where(length.isfinite(), 0) * boundary.slope
             step = way_to_hyperplane(x_adv, boundary.normal, level, threat)
             reached = balls.project(reached + step * balls.per_example(_waiting(search), step), search.x, box)

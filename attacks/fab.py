@@ -121,9 +121,13 @@ class FAB:
         height, normal: of the boundary linearised at `z`.
         """
         points, normals = torch.cat((z, x)), torch.cat((normal, normal))
+        # Iterate and image face the same hyperplane, so that its height at the image follows without a pass, and one call
+        # finds both ways.
         heights = torch.cat((height, height + ((x - z) * normal).flatten(1).sum(dim=1)))
         ways = way_to_hyperplane(points, normals, -heights, threat)
         here, there = balls.distance(ways, threat.norm).chunk(2)
+        # The farther the iterate is from the hyperplane, the more its step is drawn to the image's own shortest way. Both
+        # overshoot by eta, so that their mixture crosses the hyperplane too.
         alpha = (here / (here + there).clamp(min=torch.finfo(x.dtype).tiny)).clamp(max=self.alpha_max)
         over, direct = (points + self.eta * ways).chunk(2)
         ahead = torch.lerp(over, direct, balls.per_example(alpha, x))

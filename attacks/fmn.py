@@ -111,6 +111,8 @@ class FMN:
             alpha = size * (0.01 + 0.99 * annealing)
             radius = _resized(radius, achieved, nearest, gamma, threat)
             if threat.norm != "l0":
+                # Before the first adversarial no radius is known to suffice, so there is nothing to shrink: the radius is
+                # where the linear model puts the boundary. `nearest` is infinite until then.
                 estimate = length + _boundary_distance(lead, gradient, threat)
                 radius = (estimate * (1 + gamma) if boxed else estimate).where(nearest.isinf(), radius)
             radius = radius.clamp(min=least).minimum(largest)

@@ -320,6 +320,9 @@ def _to_boundary(oracle: _Oracle, x_adv: Tensor, x: Tensor, rows: Tensor, threat
 
     In l2 it runs along the straight line, in linf over the radius of a ball that `x_adv` is projected on.
     """
+    # Of every bracket the upper end has been asked and was misclassified, so that the answer is an image that the oracle has
+    # seen, even if the way crosses the boundary several times. In linf a ball clips the largest changes only, which alone
+    # make the distance, where the straight line would shrink all of them.
     far, size = x_adv, balls.distance(x_adv - x, "linf")
     low, high, size = torch.zeros_like(size), torch.ones_like(size), balls.per_example(size, x)
     for _ in range(bisections):
@@ -353,6 +356,8 @@ def _normal(
         steps = balls.steepest(steps, ThreatModel("l2", None)).view(len(rows), len(numbers), *shape)
         points = _boxed(x_adv.unsqueeze(1) + length * steps, threat)
         signs = 2 * oracle.several(points, rows).to(x_adv.dtype) - 1
+        # The box may have clipped the steps, and a vote is about the point that was asked: weigh what was moved. Around a
+        # point beside the boundary most votes agree, which the baseline below takes out of the estimate's variance.
         moves = (points - x_adv.unsqueeze(1)) / length
         ahead = ahead + (moves * signs.view(*signs.shape, 1, 1, 1)).sum(dim=1)
         drift, votes = drift + moves.sum(dim=1), votes + signs.sum(dim=1)

@@ -102,6 +102,8 @@ class Square:
 
     def _side(self, query: int, x: Tensor) -> int:
         """The side of the squares at a query, from 1."""
+        # The paper's schedule is for 10,000 queries. It is compressed to the queries at hand, since few of them would
+        # otherwise never see small squares.
         done = int((query - 1) / self.queries * 10_000) if self.rescale else query - 1
         share = self.p_init * 0.5 ** sum(done > halving for halving in _HALVINGS)
         height, width = x.shape[2:]
@@ -175,6 +177,8 @@ def _tiles(x: Tensor, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
 def _window(best: Tensor, x: Tensor, threat: ThreatModel, side: int, words: Tensor) -> Tensor:
     """Algorithm 3: what a second window had, and what is left of the budget, goes to a bump in the first."""
     channels, height, width = x.shape[1:]
+    # Odd and at least 3, so that a bump has a centre and two peaks. The length that two windows held is spent in one: the
+    # other is emptied, so that the perturbation keeps its length while its mass moves.
     side = min(max(side, 3) | 1, height, width)
     top, left, other_top, other_left = (
         _corner(words[:, column], side, length) for column, length in enumerate((height, width, height, width))

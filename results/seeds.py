@@ -100,6 +100,7 @@ def shared_spreads(groups: Sequence[Sequence[Values]], step: float) -> list[Spre
     if math.isinf(prior_degrees):
         return [Spread(math.sqrt(prior), float(degrees.sum()))] * len(groups)
     moderated = (prior_degrees * prior + degrees * variances) / (prior_degrees + degrees)
+    # The prior is itself estimated from these targets, so that the sum of both must not claim more degrees than there are.
     total = np.minimum(prior_degrees + degrees, degrees.sum())
     return [Spread(math.sqrt(variance), float(df)) for variance, df in zip(moderated, total, strict=True)]
 

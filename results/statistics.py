@@ -144,6 +144,8 @@ def bootstrap_median(values: Values, seed: int = 0) -> Estimate:
     m = (n + 1) // 2
     lower = rng.beta(m, n - m + 1, size=_RESAMPLES)
     upper = lower if n % 2 else lower + (1 - lower) * rng.beta(1, n - m, size=_RESAMPLES)
+    # A uniform number times n, rounded down, is the position in the sorted values of what a resample drew. The median of an
+    # even number of values is the mean of the middle two.
     positions = np.minimum((np.stack((lower, upper)) * n).astype(np.int64), n - 1)
     low, high = np.quantile(ordered[positions].mean(axis=0), _TAILS, method="closest_observation")
     return Estimate(float(np.median(ordered)), float(low), float(high))
@@ -199,6 +201,8 @@ def robust_curve(record: Record, examples: Examples, epsilons: Values) -> Values
     """Robust accuracy of a minimal-norm cell at every epsilon of `epsilons`, shape (m,)."""
     clean = np.where(clean_correct(examples), examples.clean_correct / examples.draws, 0.0)
     drops = clean - np.where(clean_correct(examples), examples.report_correct / examples.draws, 0.0)
+    # Sorted by distance, the curve at any epsilon is a prefix of the cumulative loss: one sort serves all epsilons. Images
+    # that were not attacked have no distance and are never lost.
     distances = np.nan_to_num(distance(record, examples), nan=np.inf)
     order = np.argsort(distances, kind="stable")
     lost = np.concatenate(([0.0], np.cumsum(drops[order])))

@@ -45,6 +45,7 @@ def power(x: Tensor) -> Tensor:
     total = torch.zeros(())
     for rows in parts(x):
         spectrum = padded_fft(x[rows])
+        # The matrix over channels is Hermitian at each frequency, so that half of the products are conjugates of the others.
         upper = [[(spectrum[:, a].conj() * spectrum[:, b]).sum(dim=0) for b in range(a, c)] for a in range(c)]
         full = [[upper[a][b - a] if b >= a else upper[b][a - b].conj() for b in range(c)] for a in range(c)]
         total = total.to(spectrum) + torch.stack([torch.stack(row) for row in full])
@@ -60,6 +61,8 @@ def averaged(spectrum: Tensor, size: tuple[int, int]) -> Tensor:
 def from_torus(spectrum: Tensor, size: tuple[int, int]) -> Tensor:
     """The function of displacement (c, c, 2h - 1, 2w - 1) whose transform on the torus is `spectrum`, (c, c, 2h, w + 1)."""
     h, w = size
+    # At twice the side no displacement wraps around onto another. Negative ones stand at the end of each axis, and the roll
+    # brings displacement zero to the middle.
     torus: Tensor = torch.fft.irfft2(spectrum, s=(2 * h, 2 * w))
     return torus.roll((h - 1, w - 1), (-2, -1))[..., : 2 * h - 1, : 2 * w - 1]
 

@@ -128,6 +128,8 @@ def masked_norms(rows: Tensor, y: Tensor, index: Tensor | None = None, interior:
         return _MaskedNorms.apply(rows.flatten(), y.flatten(1))  # type: ignore[no-any-return]
     if interior is None:
         return _pooled_norms(rows, y.sign().transpose(0, 1).flatten(2), index.transpose(0, 1).flatten(2))
+    # Inside, all rows of a channel have one norm, so that the number of active units is enough. Only at the border does the
+    # norm depend on where the winner of a pooling window stood.
     norms = _counts(y, interior) @ rows[:, interior.row, interior.column]
     border, places = (interior.border(maps.transpose(0, 1)) for maps in (y, index))
     return norms + _pooled_norms(rows, border.sign_(), places) if border.numel() else norms
