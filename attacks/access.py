@@ -30,7 +30,7 @@ AT_ONCE = 8
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Put `model` in evaluation mode with frozen parameters, and restore both whatever happens."""
+    """Put `model` in evaluation mode with frozen parameters, and restore both, after an exception too."""
     modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.eval()
@@ -126,12 +126,12 @@ def undetected(logits: Tensor, y: Tensor, score: Tensor) -> Tensor:
     the detector's margin, above zero exactly where the model errs and the detector accepts. So the argmax, and every loss,
     ratio and linearisation made of logits, speaks of undetected errors without knowing of the detector.
 
-    The gradient is that of whichever margin still stands in the way. Their sum, which Carlini & Wagner 2017
+    The gradient is that of the smaller margin. Their sum, which Carlini & Wagner 2017
     (arXiv:1705.07263) weigh by a constant, can rise by going deeper into one while the other holds (Bryniarski et al. 2021,
     arXiv:2106.15023); `WhiteBox.sides` gives both gradients to an attack that makes more of them. Where it is the
     detector's, the other logits are constants for the same reason: a softmax follows them a little less than their maximum
     does, which would leave a trace of the classifier's gradient, pointing back to the true label, and a step along signs
-    would follow the trace wherever the score does not depend on a pixel.
+    would follow the trace where the score does not depend on a pixel.
 
     logits: (n, classes). y: (n,). score: (n,), above zero where an image is rejected. Returns (n, classes).
     """
@@ -210,7 +210,7 @@ class Access:
         )
 
     def averaging(self, draws: int) -> Self:
-        """Access to the same examples that averages over so many draws, counted in the same ledger."""
+        """Access to the same examples that averages over `draws` draws, counted in the same ledger."""
         return type(self)(
             self.model,
             self.rng,
@@ -275,7 +275,7 @@ class Access:
 
 
 def _differentiable(logits: Tensor) -> Tensor:
-    """`logits`, or NoGradientError where no gradient can flow through them."""
+    """`logits`, or NoGradientError if no gradient can flow through them."""
     if logits.requires_grad:
         return logits
     raise NoGradientError(
@@ -294,7 +294,7 @@ class WhiteBox(Access):
         """The loss of each example, its gradient in the image, and the logits: one forward and one backward (per draw).
 
         For a stochastic model the loss, its gradient and the logits are means over the draws (EOT, Athalye et al. 2018).
-        Raises NoGradientError where the logits do not depend on the images differentiably.
+        Raises NoGradientError if the logits do not depend on the images differentiably.
         """
         x = x.detach().requires_grad_()
         parts = [self._loss_gradient(x, goal, loss, draws) for draws in self._portions()]

@@ -43,7 +43,7 @@ class Attack(Protocol):
 
 
 def check_norm(attack: Attack, threat: ThreatModel) -> None:
-    """Raise ValueError where `attack` cannot work in the threat's norm, or needs an epsilon that the threat lacks."""
+    """Raise ValueError if `attack` cannot work in the threat's norm, or needs an epsilon that the threat lacks."""
     name = type(attack).__name__
     if threat.norm not in attack.norms:
         raise ValueError(f"Expected a threat in {', '.join(sorted(attack.norms))} for {name}, got {threat.norm}")

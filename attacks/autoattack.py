@@ -73,8 +73,8 @@ class AutoAttackRand:
 
     The worst case over `APGD` on the cross-entropy and `APGDDLR`, with gradients and losses averaged over draws.
 
-    steps: of each run. draws: passes that every question to a stochastic model is averaged over, whatever the access was set
-    to. stop: of both; a stochastic model's examples are always attacked to the end.
+    steps: of each run. draws: passes that every question to a stochastic model is averaged over, in place of the
+    access's own. stop: of both; a stochastic model's examples are always attacked to the end.
     """
 
     steps: int = 100

@@ -260,7 +260,7 @@ def violations(x_adv: Tensor, x: Tensor, threat: ThreatModel, tolerance: float =
     Distances are worked in float64. The ball is widened by `tolerance` of its radius, and by what rounding x + delta to the
     dtype of `x_adv` can add: half a unit in the last place of every value. The box is widened by `tolerance` of its width.
 
-    Raises ValueError where the shapes differ.
+    Raises ValueError if the shapes differ.
 
     >>> x = torch.tensor([[0.5], [0.5], [0.95], [0.5]])
     >>> x_adv = torch.tensor([[0.6], [0.7], [1.02], [float("nan")]])  # allowed, too far, outside the box, no number
@@ -336,7 +336,7 @@ def _project_l1(x_adv: Tensor, x: Tensor, threat: ThreatModel, radius: Tensor) -
 
     The sum is piecewise linear in the shift, so Newton's steps, kept between the shifts that are known to be too small and
     too large (halved where they leave that bracket), end on the exact piece: after 5 to 12 passes in a fifth of the time
-    that sorting the kinks takes. The sum is not convex: where Newton's steps still bounce to and fro after that, every other
+    that sorting the kinks takes. The sum is not convex: where Newton's steps still alternate after that, every other
     one is a halving.
     """
     delta = x_adv - x

@@ -89,7 +89,7 @@ class HeldOut:
 
 
 def open_values(attack: Attack, held_out: HeldOut) -> dict[str, Tensor]:
-    """The open values of an attack, found on `held_out`, by name; none for an attack without any."""
+    """The open values of an attack, found on `held_out`, by name; empty for an attack without any."""
     return attack.calibrate(held_out) if isinstance(attack, Calibrated) and attack.need is not None else {}
 
 

@@ -121,7 +121,7 @@ class Calibrated(Protocol):
 
     @property
     def need(self) -> Need | None:
-        """What the open values are found from; None where none is open."""
+        """What the open values are found from; None if none is open."""
         ...
 
     def calibrate(self, held_out: HeldOut) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ class DDN:
     Each step adds the unit gradient times a step size that a cosine takes from `step_size` to `final_step_size`, and sets
     the perturbation's length: shorter by the factor 1 - gamma where the last iterate was adversarial, longer by 1 + gamma
     where it was not. initial_norm: the first length, in pixel units. levels: iterates are rounded to so many equally spaced
-    pixel values, not at all where None.
+    pixel values, not at all if None.
 
     Images that the model gets wrong come back unchanged, images that no iterate breaks as the one with the largest margin.
     Epsilon is disregarded.

@@ -140,7 +140,7 @@ class DeepFool:
     def _nearest(
         self, access: WhiteBox, x_adv: Tensor, goal: Goal, threat: ThreatModel, classes: Tensor | None = None
     ) -> _Boundary:
-        """The nearest linearised boundary, with one of the `classes`, (m, k); the likeliest wrong ones where None."""
+        """The nearest linearised boundary, with one of the `classes`, (m, k); the likeliest wrong ones if None."""
         logits, pull = access.pullback(x_adv)
         true = logits.gather(1, goal.y.unsqueeze(1))
         if classes is None:

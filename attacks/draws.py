@@ -42,7 +42,7 @@ def converged_draws(held_out: HeldOut, *, level: float = LEVEL, cap: int = CAP) 
     epsilon away from them, along the mean over all draws taken so far. A mean of K draws then has a cosine of about
     sqrt(level) with the gradient of the expected loss. Images whose gradient is zero have no direction and are left out.
 
-    Costs 2 K forwards and backwards per image and point. Raises NoGradientError where nothing can be differentiated.
+    Costs 2 K forwards and backwards per image and point. Raises NoGradientError if nothing can be differentiated.
     """
     if not 0 < level < 1 or cap < 1:
         raise ValueError(f"Expected `level` in (0, 1) and `cap` >= 1, got {level} and {cap}")

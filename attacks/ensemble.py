@@ -44,7 +44,7 @@ def worst_case(
     is given the threat with its epsilon; what it returns is projected. Each attack costs one forward more for a look at its
     images.
 
-    Raises ValueError where an attack leaves the threat's ball or box.
+    Raises ValueError if an attack leaves the threat's ball or box.
     """
     search = Search(access, x, goal, rng, stop)
     if stop == "success":
@@ -87,7 +87,7 @@ def nearest_case(
     All of them attack every example except those that are already misclassified. Where none finds an adversarial, the image
     with the highest margin. Each attack costs one forward more for a look at its images.
 
-    Raises ValueError where an attack leaves the box.
+    Raises ValueError if an attack leaves the box.
     """
     search = Search(access, x, goal, rng, "success")
     if search:
@@ -107,7 +107,7 @@ def passes_together(attacks: Sequence[Attack], threat: ThreatModel, classes: int
 class Ensemble:
     """Attacks in the order in which they run, as one attack (after Croce & Hein 2020, arXiv:2003.01690).
 
-    stop: of all of them, whatever they have. minimal: whether the nearest adversarial is sought, by minimal-norm
+    stop: of all of them, in place of their own. minimal: whether the nearest adversarial is sought, by minimal-norm
     attacks on every example (`nearest_case`), instead of any within the threat (`worst_case`).
     """
 

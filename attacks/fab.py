@@ -42,9 +42,9 @@ class FAB:
     Among all points looked at the nearest adversarial is kept, even where it lies beyond epsilon; an image that is never
     broken comes back as the point with the highest margin. Runs start at the image, without randomness.
 
-    As in the authors' code, a step linearises at the very point that it sets out from, and a forward looks where it lands:
-    two forwards in all, as an adversarial iterate steps back to the image first. A boundary seen from the adversarial side
-    does not serve the next step: on nets whose gradients are masked it leads astray.
+    As in the authors' code, a step linearises at its start and a second forward evaluates its end, since an adversarial
+    iterate steps back towards the image before the next step. A boundary seen from the adversarial side does not serve that
+    step: on nets whose gradients are masked it misleads.
     """
 
     steps: int = 100
@@ -92,7 +92,7 @@ class FAB:
         """One run from the live examples' images, which records the nearest adversarials.
 
         target: classes of all examples of the search, whose boundaries it goes to, shape (n,), int64; the goal's own ones
-        where None.
+        if None.
         """
         if target is not None:
             linearise = _towards(Aim(_lead, target))

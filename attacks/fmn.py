@@ -38,7 +38,7 @@ class FMN:
     differs in three things. It projects on ball and box together: what is clipped afterwards is shorter than its radius, and
     never reaches the boundary of some images. It lengthens the first estimates too by 1 + gamma, or the iterates end on the
     boundary. And in the first steps, a share `smooth` of them, it follows the log-odds, the margin with a smooth maximum,
-    which does not bind an image to the class that is the nearest at the outset.
+    which does not bind an image to the class that is nearest at the start.
 
     ``both`` runs the two one after the other, at twice the passes, and keeps the nearer adversarial of each image: neither
     is the stronger on all models. The box-aware form breaks more where images touch the box, the published one may come

@@ -32,7 +32,7 @@ _IMAGES_AT_ONCE = 256
 class HopSkipJump:
     """HopSkipJump, the smallest l2 or linf perturbation from labels alone (Chen et al. 2020, arXiv:1904.02144).
 
-    From a misclassified noise image a binary search goes to the boundary. Then, over and over: estimate the boundary's
+    From a misclassified noise image a binary search goes to the boundary. Then, in each iteration: estimate the boundary's
     normal from the labels of random points nearby, jump along it by a step that is halved until it stays misclassified, and
     search the boundary again. queries: for each image at most; every label that is asked counts. evaluations: random points
     of the first estimate, times the root of the iteration's number in the later ones. gamma: scale of the binary search's
@@ -367,7 +367,7 @@ def _normal(
 
 
 def _jump(oracle: _Oracle, x_adv: Tensor, direction: Tensor, step: Tensor, rows: Tensor, threat: ThreatModel) -> Tensor:
-    """The first of ever shorter steps that stays misclassified, else the image itself; step: the first length, (m,)."""
+    """The first of the halved steps that stays misclassified, else the image itself; step: the first length, (m,)."""
     landed, seeking = x_adv, torch.arange(len(rows), device=x_adv.device)
     for _ in range(_HALVINGS):
         if not len(seeking):

@@ -61,7 +61,7 @@ _LENGTHS = {"linf": _linf_lengths, "l2": _l2_lengths, "l1": _l1_lengths}
 
 
 def _capacity(slopes: Tensor, room: Tensor) -> Tensor:
-    """What each value can climb; nothing where it is flat, whatever its room."""
+    """What each value can climb; zero where the slope is zero."""
     return (slopes * room).where(slopes > 0, 0)
 
 

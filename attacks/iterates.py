@@ -38,7 +38,7 @@ class BestSoFar:
         """Keep the iterates that are better than what is held for their examples.
 
         x_adv: (m, c, h, w); achieved: (m,), bool; loss: (m,); rows: the examples that they belong to, (m,), int64, none
-        twice; all examples in order where None.
+        twice; all examples in order if None.
         """
         loss = loss.detach().to(self.loss.dtype)
         held, least = (self.achieved, self.loss) if rows is None else (self.achieved[rows], self.loss[rows])
@@ -146,7 +146,7 @@ class Search(Generic[AccessT]):
         """Note the iterates of the live examples, shape (m, c, h, w), with their logits (m, classes) and losses (m,).
 
         With ``stop="success"`` those that achieved their goal leave: the search's own fields shrink at once, and `keep`
-        shrinks everything else. within: which iterates may count as a success at all, shape (m,), bool; all where None.
+        shrinks everything else. within: which iterates may count as a success at all, shape (m,), bool; all if None.
         """
         achieved = self.goal.achieved(logits)
         if within is not None:

@@ -32,7 +32,7 @@ class LBFGS:
 
     Minimises c ||r|| + cross-entropy(x + r, label) over the images x + r in the box, from r = 0, as Gu & Rigazio 2014
     (arXiv:1412.5068, equation 1) state it: the l2 norm of r is not squared unless `squared`, and c is the same for every
-    image of a model and a data set. Where it is None the harness finds it on held-out images before the attack runs: the one
+    image of a model and a data set. If it is None the harness finds it on held-out images before the attack runs: the one
     that breaks at least 99% of them with the smallest total distance (`search_constant`). With an untargeted goal the label
     is drawn uniformly from the wrong ones, from the example's own stream, while any misclassification is a success. steps:
     evaluations of each image at most, a forward and a backward each. history: curvature pairs that are remembered.
@@ -202,7 +202,7 @@ def search_constant(
     attacked: c -> (misclassified (n,) bool, l2 distance (n,)) of the same held-out images attacked with that c; images that
     are wrong without an attack count as misclassified, at distance zero. rate: the share that has to be misclassified.
     low, high: the range of c. steps: bisections.
-    Raises ValueError for a range or a rate that makes no sense, and RuntimeError where even `low` does not suffice.
+    Raises ValueError for a range or a rate that makes no sense, and RuntimeError if even `low` does not suffice.
     """
     if not 0 < low < high:
         raise ValueError(f"Expected 0 < `low` < `high`, got {low} and {high}")

@@ -1,4 +1,4 @@
-"""Where a running attack stands, told to whoever listens; nobody by default, which costs nothing.
+"""Progress of a running attack, reported to a listener; without one it costs nothing.
 
 An attack tells which examples achieve their goal, `Search` does it for those that use one; an ensemble names the part that
 runs. The listener belongs to the thread and the context that attacks.
@@ -29,7 +29,7 @@ def tell(rows: Tensor, achieved: Tensor) -> None:
 
 @contextmanager
 def heard_by(listener: Listener) -> Iterator[None]:
-    """Have `listener` told what attacks tell inside."""
+    """Report the progress of attacks inside the block to `listener`."""
     token = _LISTENER.set(listener)
     try:
         yield

@@ -22,7 +22,7 @@ Strategy: TypeAlias = Literal["joint", "selective", "orthogonal"]
 """Which way a step goes: see `SelectivePGD`."""
 
 _L2 = ThreatModel("l2", None)
-"""The geometry of the steps, whatever the threat."""
+"""The geometry of the steps, for any threat."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

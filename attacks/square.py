@@ -34,7 +34,7 @@ class Square:
     """Square Attack, random search with squares at random places (Andriushchenko et al. 2020, arXiv:1912.00049).
 
     queries: of each image. p_init: the share of the image that the first squares cover; it halves nine times until 10,000
-    queries. rescale: run through that schedule whatever the number of queries, else stay on its first queries. stop: whether
+    queries. rescale: run through that schedule for any number of queries, else stay on its first queries. stop: whether
     an example is left alone after its first success; inputs that are already misclassified are returned unchanged, which
     costs one query more. A new point is kept where its margin is higher or where it achieves the goal.
 

@@ -51,7 +51,7 @@ def train_substitute(
 ) -> Substitute:
     """Train a substitute with Jacobian-based augmentation (Papernot et al. 2017, arXiv:1602.02697, algorithm 1).
 
-    Each round labels the new images with the oracle, fits a substitute to all images so far, and, but for the last round,
+    Each round labels the new images with the oracle, fits a substitute to all images so far, and, except in the last round,
     adds x + step sign(d F_label / d x) for every image x of the set, clipped to the box: the set doubles each round.
 
     x: the attacker's own images, shape (n, c, h, w). step: the lambda of the paper, in pixel units. cap: at most so many new

@@ -45,7 +45,7 @@ class ThreatModel:
 
     @property
     def epsilon_or_inf(self) -> float:
-        """`epsilon` as a number: infinity where it is None."""
+        """`epsilon` as a number: infinity if it is None."""
         return math.inf if self.epsilon is None else self.epsilon
 
     @property

@@ -53,7 +53,7 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """0 all cells scored, 1 some cell failed, 130 interrupted."""
+        """0 all cells scored, 1 at least one cell failed, 130 interrupted."""
         return 130 if self.interrupted else 1 if self.failures else 0
 
     def _repr_html_(self) -> str:

@@ -67,7 +67,7 @@ def single_thread() -> Iterator[None]:
 def resolve_devices(text: str) -> list[torch.device]:
     """The devices of ``auto``, ``cpu``, ``cuda`` or ``cuda:0,cuda:1``.
 
-    ValueError, in one line, where a device does not exist here.
+    ValueError, in one line, if a device does not exist here.
 
     >>> resolve_devices("cpu")
     [device(type='cpu')]

@@ -200,7 +200,7 @@ class Config(BaseModel):
 
 
 def read_toml(path: Path) -> dict[str, object]:
-    """The tables of a TOML file; ValueError in one line where there is none or where it does not parse."""
+    """The tables of a TOML file; ValueError in one line if there is none or if it does not parse."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

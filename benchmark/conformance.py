@@ -97,7 +97,7 @@ def images(n: int = 9, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def labels(model: nn.Module, x: Tensor, wrong: tuple[int, ...] = (1, 4)) -> Tensor:
-    """The model's own labels, but for some examples that it gets wrong."""
+    """The model's own labels, except for some examples that it gets wrong."""
     model.eval()
     with torch.no_grad():
         logits: Tensor = model(x)
@@ -272,7 +272,7 @@ def check_zero_gradient(attack: Attack, norm: str) -> None:
 
 
 def check_model_untouched(attack: Attack, norm: str) -> None:
-    """The model and the images are left as they came, after an exception of the model's too."""
+    """The model and the images are unchanged, after an exception of the model's too."""
     model, x, goal, threat = _setting(attack, norm)
     model.features[1].eval()
     before, clean = _fingerprint(model), x.clone()
@@ -331,7 +331,7 @@ CHECKS: Mapping[str, Callable[[Attack, str], None]] = {
 def examine(spec: Spec) -> list[Verdict]:
     """The verdicts of all checks on one attack, in every norm that it knows; a check fails where one norm does.
 
-    Raises ValueError where there is no such attack.
+    Raises ValueError if there is no such attack.
     """
     attack = shortened(spec)
     return [_verdict(str(spec), attack, name, check) for name, check in CHECKS.items()]
@@ -367,7 +367,7 @@ def lines(verdicts: Iterable[Verdict], status: str = "fails") -> list[str]:
 
 
 def specs_of(texts: Sequence[str] | None) -> list[Spec]:
-    """The attacks of a list of specs, all registered ones where there is none."""
+    """The attacks of a list of specs, all registered ones if there is none."""
     if texts:
         return [Spec.parse(text) for text in texts]
     return [Spec(name) for name in registry.attacks.names()]

@@ -1,7 +1,7 @@
 """Defenses: training-time objectives, test-time purifiers, and their kernels.
 
 `DEFENSES` maps a name to an entry-point reference (``module:factory``), the form that plug-ins use too. `PARTS` does
-the same for what defenses are built from and nobody attacks alone: denoisers, generators, detectors.
+the same for the parts of defenses, which are not attacked alone: denoisers, generators, detectors.
 """
 
 _TRAINING = "advbench.defenses.training"

@@ -22,7 +22,7 @@ class Detector:
 
     model: images (n, c, h, w) in [0, 1] -> scores (n,), above zero where an image is rejected. The threshold, calibrated on
     clean validation images at a stated rate of false alarms, lies inside as a buffer. Differentiable, for the white-box
-    attacker has its margin in the loss. stochastic: called as ``model(x, rng)`` with the very rng that the classifier gets,
+    attacker has its margin in the loss. stochastic: called as ``model(x, rng)`` with the same rng that the classifier gets,
     so that both can see one purified image; what it draws on its own it draws from a fork.
     """
 

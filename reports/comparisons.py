@@ -1,4 +1,4 @@
-"""Who is better than whom: the tests of all pairs on a board, from which its ranks follow."""
+"""The tests of all pairs of targets on a board, from which its ranks follow."""
 
 from __future__ import annotations
 

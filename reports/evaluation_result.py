@@ -58,7 +58,7 @@ class EvaluationResult:
 
     @property
     def exit_code(self) -> int:
-        """0 all attacks scored, 1 some failed, 130 interrupted."""
+        """0 all attacks scored, 1 at least one failed, 130 interrupted."""
         return 130 if self.interrupted else 0 if self.complete else 1
 
     @property

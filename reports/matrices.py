@@ -256,7 +256,7 @@ def _clustered(grid: _Grid, targets: list[str], sources: list[str], attack: str)
 
 
 def _rows_of(values: NDArray[np.float64], targets: Sequence[str], sources: Sequence[str]) -> NDArray[np.float64]:
-    """What each target does as a source, (targets, targets); the mean row if it is none."""
+    """What each target does as a source, (targets, targets); the mean row if it is not a source."""
     mean = values.mean(axis=0)
     return np.array([values[sources.index(target)] if target in sources else mean for target in targets])
 

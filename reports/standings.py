@@ -1,4 +1,4 @@
-"""Who is ranked against whom: one board per data set and threat, by worst-case robust accuracy."""
+"""The rankings: one board per data set and threat, by worst-case robust accuracy."""
 
 from __future__ import annotations
 

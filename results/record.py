@@ -1,4 +1,4 @@
-"""One scored cell: what was run, against whom, at what cost, and what became of every example."""
+"""One scored cell: the attack, its target, its cost, and the outcome of every example."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ class Record:
 
     key: 64 hex digits that name the cell's content. status: ``ok``, ``skipped`` or ``error``, with the `reason` of the
     latter two. matrix: ``white-box``, ``black-box``, ``transfer``, or ``oblivious`` where a defense with test-time parts is
-    shown what was crafted as if they were not there, which ranks nobody.
+    scored on images of the oblivious attacker, who does not know these parts; it is not ranked.
     dataset: name, split, fingerprint, n. target: label, defense and architecture (name and arguments each), stochastic.
     source: where the adversarials were crafted, with at least label and kind; None in the white-box matrix.
     attack: label, name, arguments, minimal_norm, source_hash. threat: norm, epsilon (None for no limit), box.

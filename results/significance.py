@@ -81,7 +81,7 @@ def sign_flip(differences: Values, seed: int = 0) -> float:
     """The two-sided p-value of the permutation test that flips the sign of each example's difference, (n,) (Fisher 1935).
 
     Valid if the two answers are exchangeable, as a fixed model's under two equally strong attacks are, and for many
-    examples wherever the means are equal. Resamples are drawn as one binomial for each distinct size of difference. Where
+    examples if the means are equal. Resamples are drawn as one binomial for each distinct size of difference. Where
     Hoeffding's bound on the p-value, 2 exp(-(sum d)² / (2 sum d²)), is below what they resolve, the bound is returned.
 
     >>> sign_flip(np.array([0.1, -0.1, 0.2, -0.2]))  # as much on either side

@@ -27,7 +27,7 @@ def cache_dir() -> Path:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 of a module's state: names, shapes, dtypes and bytes of all its tensors, whatever device they are on."""
+    """SHA-256 of a module's state: names, shapes, dtypes and bytes of all its tensors, on any device."""
     return _digest(module.state_dict())
 
 

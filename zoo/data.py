@@ -15,7 +15,7 @@ class Split:
     """Labelled images.
 
     x: images, shape (n, c, h, w), float32 in [0, 1] (or in the box of their data set). y: labels, shape (n,), int64. index:
-    the images' positions in the whole split, shape (n,), int64, which name an image wherever it goes.
+    the images' positions in the whole split, shape (n,), int64, which identify an image.
     """
 
     x: Tensor
@@ -35,7 +35,7 @@ class Split:
         return Split(self.x[rows], self.y[rows], self.index[rows])
 
     def first(self, n: int | None) -> Split:
-        """The first `n` images, all where None."""
+        """The first `n` images, all if None."""
         return self if n is None else self.select(slice(n))
 
     def to(self, device: torch.device | str) -> Split:

@@ -46,7 +46,7 @@ def folder(path: Path) -> DataSet:
 
 
 def resolve(name: str) -> Callable[[Path | None], DataSet]:
-    """The factory of ``folder:PATH``. It reads PATH, wherever the files of registered data sets lie."""
+    """The factory of ``folder:PATH``. It reads PATH, not the folder of registered data sets."""
     path = Path(name.removeprefix(PREFIX)).expanduser()
     return lambda data_dir: folder(path)  # noqa: ARG005
 

@@ -38,7 +38,7 @@ def npz(path: Path) -> DataSet:
 
 
 def resolve(name: str) -> Callable[[Path | None], DataSet]:
-    """The factory of ``npz:PATH``. It reads PATH, wherever the files of registered data sets lie."""
+    """The factory of ``npz:PATH``. It reads PATH, not the folder of registered data sets."""
     path = Path(name.removeprefix(PREFIX)).expanduser()
     return lambda data_dir: npz(path)  # noqa: ARG005
 

@@ -23,7 +23,7 @@ from advbench.zoo.preprocessing import fit_statistics
 class Budget:
     """How long and how a model is trained.
 
-    epochs: passes over the training images. train_examples: how many of them, all where None. batch_size: images per step.
+    epochs: passes over the training images. train_examples: how many of them, all if None. batch_size: images per step.
     optimizer: `adam`, `sgd` or `wame`. learning_rate: the highest one. momentum: of sgd (Nesterov). weight_decay: L2
     coefficient on weight matrices (not on biases and norms). schedule: `constant`, `cosine` (down to 0), `one-cycle` (up
     from 0 over the first quarter, then down to 0, both straight), `tenths` (a tenth after a fifth of the steps and again

@@ -7,7 +7,7 @@ FFT of d values makes some 5 d log2(d) operations.
 
 A training step with a penalty on input gradients goes through a double backward pass. Of a network of convolutions and ReLUs
 plain training makes three passes of equal work (forward, gradients of the features, gradients of the weights), and a double
-backward pass adds three more at least. Twice the time of plain training is its limit, whatever the covariance.
+backward pass adds three more at least. Twice the time of plain training is its limit, for any covariance.
 """
 
 from __future__ import annotations

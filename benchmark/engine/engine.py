@@ -22,14 +22,14 @@ class Engine(Protocol):
         ...
 
     def submit(self, task: Task) -> None:
-        """Start a task on a free slot. RuntimeError where none is free."""
+        """Start a task on a free slot. RuntimeError if none is free."""
         ...
 
     def wait(self) -> TaskOutcome:
         """Wait for the next task that ends, in any order, and free its slot.
 
         A task that fails, or whose worker dies, is an outcome with a reason; a worker that dies costs no other task its
-        result. RuntimeError where nothing was submitted.
+        result. RuntimeError if nothing was submitted.
         """
         ...
 

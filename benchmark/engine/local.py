@@ -64,7 +64,7 @@ class Slots:
         return Slots(count, deque(devices[slot % len(devices)] for slot in range(count)))
 
     def take(self, task: Task) -> str:
-        """The device of a free slot, which the task takes. RuntimeError where none is free."""
+        """The device of a free slot, which the task takes. RuntimeError if none is free."""
         if not self.free:
             raise RuntimeError(f"Expected at most {self.count} tasks at a time, got another one: {task.label}")
         self.taken[task.key] = self.free.popleft()
@@ -75,7 +75,7 @@ class Slots:
         self.free.append(self.taken.pop(key))
 
     def check(self) -> None:
-        """Raise RuntimeError where no task has a slot, so that none can be waited for."""
+        """Raise RuntimeError if no task has a slot, so that none can be waited for."""
         if not self.taken:
             raise RuntimeError("Expected a submitted task to wait for, got none")
 

@@ -27,7 +27,7 @@ from advbench.tasks.task import Task
 
 @dataclass(slots=True)
 class Status:
-    """Where a run stands, for whoever draws it.
+    """The state of a run, for progress displays.
 
     total, done: tasks of this run. running: labels of the tasks at work. crafts: where those of them stand that craft, by
     key. failed: labels of those that failed. spent, remaining: estimated cost done and left, for the time that is left.
@@ -87,7 +87,7 @@ def run_plan(plan: Plan, watch: Watcher | None = None, engine_for: MakeEngine = 
 def _following(status: Status, watch: Watcher | None) -> Iterator[tuple[Path | None, Watcher]]:
     """A folder where crafts say how they stand, and a watcher for one thread at a time; a thread reads the folder.
 
-    Nobody says anything where nobody watches.
+    Without a watcher nothing is shown.
     """
     if watch is None:
         yield None, lambda _: None

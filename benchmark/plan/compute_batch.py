@@ -71,7 +71,7 @@ def compute_batch(
 
 
 def fastest(measured: Callable[[int], Pass], ladder: Ladder) -> int:
-    """The smallest batch within 5% of the best throughput, 1 where none fits.
+    """The smallest batch within 5% of the best throughput, 1 if none fits.
 
     measured: a pass of so many images, or torch.OutOfMemoryError. Batches double until a pass takes more than a second, is
     slower for each image, or the next would take too much memory; where the first does not fit, they halve until one does.

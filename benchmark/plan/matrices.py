@@ -1,4 +1,4 @@
-"""The matrices of a plan: who attacks whom with what is known, as crafts and cells."""
+"""The matrices of a plan as crafts and cells: each attacker, its knowledge and its targets."""
 
 from __future__ import annotations
 

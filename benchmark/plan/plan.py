@@ -44,7 +44,7 @@ class Plan:
         return Store(self.config.out)
 
     def cell(self, key: str) -> ScoreTask:
-        """The task of a cell. Raises KeyError for a key that is none."""
+        """The task of a cell. Raises KeyError for an unknown key."""
         task = self.tasks[key]
         if not isinstance(task, ScoreTask):
             raise KeyError(f"Expected the key of a cell, got that of {task.label!r}")

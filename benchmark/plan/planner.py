@@ -58,7 +58,7 @@ class PlannedAttack:
 
     @property
     def minimal_norm(self) -> bool:
-        """Whether it seeks the smallest perturbation, whatever epsilon is."""
+        """Whether it seeks the smallest perturbation, for any epsilon."""
         return self.attack.minimal_norm
 
     @property
@@ -302,7 +302,7 @@ class Planner:
     def _prepared(self, attacked: Attacked, view: View, label: str, epsilon: float | None, images: Images) -> Attacked:
         """The attacked model with the task that finds on held-out images what every attack on it must know, if anything.
 
-        epsilon: the attack's; where that is None, the usual one of the data set.
+        epsilon: the attack's; if that is None, the usual one of the data set.
         """
         draws: tuple[Want, ...] = ("draws",) if attacked.draws is None else ()
         scale: tuple[Want, ...] = ("scale",) if view.evading else ()

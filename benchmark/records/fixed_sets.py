@@ -55,7 +55,7 @@ class FixedSet:
     def accuracy(self, target: str) -> dict[str, Estimate]:
         """How a target of the runs answers the set, from its transfer records: by norm, and on ``all`` of it.
 
-        Raises ValueError where a record of the target is missing or failed.
+        Raises ValueError if a record of the target is missing or failed.
         """
         store = Store(self.out)
         found = {_cell_name(record): key for key, record in _transfers(store, self.source, target, self.attack, self.seed)}
@@ -107,8 +107,8 @@ def fixed_set(
     divide). Later runs in the folder change the set where they add radii or norms of this source and attack.
 
     source: the label of the model as its records have it, such as ``none``. attack: the label of the attack. norms: those
-    that count, all that were run where None. seed: the training seed of the source. choice: the seed of the draw.
-    Raises ValueError where there are no such records, the images of the records differ, or a norm has too few.
+    that count, all that were run if None. seed: the training seed of the source. choice: the seed of the draw.
+    Raises ValueError if there are no such records, the images of the records differ, or a norm has too few.
 
     >>> found = fixed_set("advbench-out", "none", size=5)  # "advbench-out": the folder of a finished transfer matrix
     >>> len(found), found.accuracy("none")["all"].value  # the source is fooled by every one

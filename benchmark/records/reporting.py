@@ -26,7 +26,7 @@ def report(*outs: str | Path, every: bool = False, to: str | Path | None = None,
     ``png`` or ``pdf``, all cells as ``csv``, or the model_info of ``robustbench``; these need `to`, as an archive of records
     (``.tar.xz``, `advbench.results.archive`) does in place of a folder. Where `to` is an archive, the records of the one
     folder are packed into it, and no report is written. Returns the files.
-    Raises ValueError where there are no records, or no `to` where it is needed.
+    Raises ValueError if there are no records, or no `to` where it is needed.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -58,7 +58,7 @@ def publish(*outs: str | Path, to: str | Path, every: bool = False, title: str |
     """Write a static site of the leaderboards of output folders, fit for any web server and for the file system.
 
     to: its folder; files that an earlier publication left there and this one does not write are removed. every: as in
-    `report`. title: of the site. Returns the files. Raises ValueError where there are no records.
+    `report`. title: of the site. Returns the files. Raises ValueError if there are no records.
     """
     from advbench.reports.site import write_site
 
@@ -108,7 +108,7 @@ def _folders(outs: Sequence[Path], every: bool) -> dict[Path, list[str] | None]:
 
 
 def read_manifest(out: Path) -> list[str] | None:
-    """The cells of the last run in a folder; None where it is not known."""
+    """The cells of the last run in a folder; None if it is not known."""
     try:
         cells = json.loads((out / _MANIFEST).read_text())["cells"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -117,7 +117,7 @@ def read_manifest(out: Path) -> list[str] | None:
 
 
 def read_settings(out: Path) -> str:
-    """The settings of the last run in a folder as TOML, which `advbench run` reads; empty where they are not known."""
+    """The settings of the last run in a folder as TOML, which `advbench run` reads; empty if they are not known."""
     try:
         settings = json.loads((out / _MANIFEST).read_text())["settings"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -128,6 +128,6 @@ def read_settings(out: Path) -> str:
 def write_manifest(out: Path, cells: Sequence[str], settings: str = "") -> None:
     """Name the cells of the run that is about to start, so that a report can show those that are missing.
 
-    settings: of the run, as TOML, for whoever wants to repeat it.
+    settings: of the run, as TOML, to repeat it.
     """
     write_atomically(out / _MANIFEST, json.dumps({"cells": list(cells), "settings": settings}, indent=1) + "\n")

@@ -78,7 +78,7 @@ SCHEMES: tuple[Scheme, ...] = (
 
 
 def scheme_of(kind: Kind, name: str) -> Scheme | None:
-    """The scheme of a name, the one with the longest prefix, then suffix, where several match; None where none does."""
+    """The scheme of a name, the one with the longest prefix, then suffix, where several match; None if none does."""
     matching = [scheme for scheme in SCHEMES if scheme.kind == kind and scheme.matches(name)]
     return max(matching, key=lambda scheme: (len(scheme.prefix), len(scheme.suffix)), default=None)
 

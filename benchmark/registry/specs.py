@@ -27,7 +27,7 @@ class Spec:
 
     @staticmethod
     def parse(text: str) -> Spec:
-        """Read ``name`` or ``name(key=value, ...)`` with Python literals as values; ValueError where it is neither.
+        """Read ``name`` or ``name(key=value, ...)`` with Python literals as values; ValueError if it is neither.
 
         >>> Spec.parse("pgd(steps=100, step_size=0.05)")
         Spec(name='pgd', arguments=(('step_size', 0.05), ('steps', 100)))

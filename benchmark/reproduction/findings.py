@@ -102,14 +102,14 @@ class RunFindings:
     cells: tuple[ScoredCell, ...]
 
     def one(self, *, seed: int, **facts: object) -> ScoredCell:
-        """The only cell with these facts. Raises ValueError where there is none, or more than one."""
+        """The only cell with these facts. Raises ValueError if there is none, or more than one."""
         found = self.all(seed=seed, **facts)
         if len(found) != 1:
             raise ValueError(f"Expected one cell with seed={seed}, {_said(facts)}; got {len(found)}")
         return found[0]
 
     def first(self, **facts: object) -> ScoredCell:
-        """The first of the cells with these facts, for what they share. Raises ValueError where there is none."""
+        """The first of the cells with these facts, for what they share. Raises ValueError if there is none."""
         found = self.all(**facts)
         if not found:
             raise ValueError(f"Expected a cell with {_said(facts)}; got none")
@@ -135,7 +135,7 @@ class RunFindings:
         return (x_adv - x)[torch.from_numpy(cell.broken)]
 
     def history(self, cell: ScoredCell) -> History:
-        """What happened in each epoch of a target's training. ValueError where it was not one training of the whole."""
+        """What happened in each epoch of a target's training. ValueError if it was not one training of the whole."""
         found = read_training(cell.record.details["model_key"]).history
         if found is None:
             raise ValueError(f"Expected a training with epochs, got {cell.record.target['label']}, which was made otherwise")

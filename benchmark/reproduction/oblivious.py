@@ -1,4 +1,4 @@
-"""Adversarial images of one model, shown to another as they are: what an attacker gets who knows nothing of a defense."""
+"""The oblivious attacker, who does not know the defense: adversarial images of one model, shown to another."""
 
 from __future__ import annotations
 

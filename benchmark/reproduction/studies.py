@@ -17,7 +17,7 @@ STUDIES: tuple[Study, ...] = (*GU2014, *SHAHAM2015, *MOSCA2018, *MALADE2018, *SG
 
 
 def choose(name: str | None, scale: Scale) -> tuple[Study, ...]:
-    """The studies of a scale that `name`, PAPER or PAPER.TABLE, means; all where None. Raises ValueError for none."""
+    """The studies of a scale that `name`, PAPER or PAPER.TABLE, means; all if None. Raises ValueError for none."""
     found = [study for study in STUDIES if name in (None, study.paper, study.name)]
     if not found:
         papers = [paper for paper in PAPERS if any(study.paper == paper for study in STUDIES)]

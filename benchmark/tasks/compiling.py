@@ -15,7 +15,7 @@ BACKEND = "inductor"
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raise ValueError, in one line, where torch.compile has no compiler for models on `device`."""
+    """Raise ValueError, in one line, if torch.compile has no compiler for models on `device`."""
     wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++", "cl"]
     if not any(shutil.which(name) for name in wanted):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""A glance at a model's gradients: are there any, are they numbers, do they lead uphill, and does it answer twice alike?
+"""A check of a model's gradients: whether they exist, are finite and raise the loss, and whether its answers repeat.
 
 What no scored cell can tell and `advbench.results.flags` asks for. It costs a dozen gradients on a few dozen images.
 """

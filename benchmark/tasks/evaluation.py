@@ -108,8 +108,8 @@ def craft(
     """Attack every image of `split` in compute batches, and verify what comes back.
 
     scale: the worth of a unit of the score of the surrogate's detector in logits. around: what each batch is attacked in,
-    given its access, for whoever follows it.
-    Raises ViolationError where the attack leaves the budget or the box, changes the shape, or returns NaN.
+    given its access, to follow its progress.
+    Raises ViolationError if the attack leaves the budget or the box, changes the shape, or returns NaN.
     """
     _warm_up(surrogate, split, seed=seed, batch=batch, device=device)
     images, ledgers = [], []
@@ -133,7 +133,7 @@ def craft(
 
 
 def detector_view(surrogate: Surrogate, y: Tensor, scale: float = 1.0) -> DetectorView | None:
-    """The detector that the attacker of a surrogate evades, for images of the labels y (n,); None where there is none."""
+    """The detector that the attacker of a surrogate evades, for images of the labels y (n,); None if there is none."""
     if surrogate.detector is None:
         return None
     return DetectorView(surrogate.detector.model, y, surrogate.detector.stochastic, scale)

@@ -29,7 +29,7 @@ class TaskOutcome:
 
 
 def execute(task: Task, context: Context, device: str) -> TaskOutcome:
-    """Run one task on one thread, and write its result. Whatever goes wrong comes back as the outcome's reason."""
+    """Run one task on one thread, and write its result. Any exception comes back as the outcome's reason."""
     place = torch.device(device)
     with stopwatch(place) as measured:
         try:

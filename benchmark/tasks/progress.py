@@ -24,7 +24,7 @@ EVERY = 1.0
 class CraftProgress:
     """Where a running craft stands.
 
-    label: of its task. part: of an ensemble, empty where there is none. images: all that it attacks. robust: those that
+    label: of its task. part: of an ensemble, empty if there is none. images: all that it attacks. robust: those that
     withstand so far. share: of the work that is done, in [0, 1], roughly. seconds: since it began.
     """
 

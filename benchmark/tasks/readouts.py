@@ -100,7 +100,7 @@ def replaced(layer: nn.Module, instead: Callable[[Tensor], Tensor]) -> Iterator[
 
 
 def last_linear(pipelines: Sequence[tuple[nn.Module, bool]], x: Tensor, rng: ExampleRNG) -> nn.Linear | None:
-    """The linear layer through whose output alone the images reach the logits of all pipelines; None where there is none.
+    """The linear layer through whose output alone the images reach the logits of all pipelines; None if there is none.
 
     pipelines: each with whether it is stochastic. It is found by running the first on a few images x, (n, c, h, w): the last
     `torch.nn.Linear` that is called. Its input may have several copies of the batch, one after the other, as where
@@ -231,7 +231,7 @@ def separate(inner: Tensor, beyond: Tensor, ridge: float = RIDGE) -> Separation:
 def best_of(candidates: Sequence[Separation], allowed: Tensor) -> tuple[Separation, Tensor]:
     """For each of n examples the separation with the largest gap among those `allowed`, (candidates, n) bool.
 
-    Returns with them which candidates they are, (n,) int64, the first where none is allowed.
+    Returns with them which candidates they are, (n,) int64, the first if none is allowed.
     """
     gaps = torch.stack([one.gap for one in candidates]).masked_fill(~allowed, -torch.inf)
     choice, rows = gaps.argmax(dim=0), torch.arange(gaps.shape[1], device=gaps.device)

@@ -68,7 +68,7 @@ def run(key: str, content: SubstituteContent, context: Context, device: torch.de
 
 @dataclass(frozen=True, slots=True)
 class SubstituteFacts:
-    """What the checkpoint of a substitute tells beside the weights.
+    """The contents of a substitute's checkpoint beside the weights.
 
     queries: to the target. fidelity: the share of held-out images on which both agree, NaN if there were none. sizes: of the
     training set in each round. seconds: of all rounds.
@@ -81,7 +81,7 @@ class SubstituteFacts:
 
 
 def read_substitute(key: str, context: Context) -> SubstituteFacts:
-    """What the checkpoint of a finished substitute tells beside the weights."""
+    """The contents of a finished substitute's checkpoint beside the weights."""
     found = checkpoints.metadata(artefact("substitute", key, context.out))
     return SubstituteFacts(
         queries=int(found["queries"]),

@@ -68,7 +68,7 @@ def _fitted(content: TrainContent, context: Context, device: torch.device) -> De
 
 @dataclass(frozen=True, slots=True)
 class TrainingFacts:
-    """What the checkpoint of a training tells beside the weights.
+    """The contents of a training's checkpoint beside the weights.
 
     seconds: of the training. facts: numbers that it found, by name. history: what happened in each epoch; None if there was
     no one training of the whole.
@@ -80,7 +80,7 @@ class TrainingFacts:
 
 
 def read_training(key: str) -> TrainingFacts:
-    """What the checkpoint of a finished training tells beside the weights."""
+    """The contents of a finished training's checkpoint beside the weights."""
     found = checkpoints.metadata(checkpoint(key))
     history = json.loads(found["history"]) if "history" in found else None
     return TrainingFacts(

@@ -18,7 +18,7 @@ from advbench.zoo.data import DataSet, Split
 
 
 def split_of(x: Tensor | ArrayLike, y: Tensor | ArrayLike) -> Split:
-    """Images and labels as a split on the CPU. ValueError, in one line, where they are none."""
+    """Images and labels as a split on the CPU. ValueError, in one line, for anything else."""
     images, labels = _tensor("x", x), _tensor("y", y)
     if images.ndim != 4 or not len(images):
         raise ValueError(f"Expected `x` as images (n, c, h, w), got shape {tuple(images.shape)}")
@@ -62,7 +62,7 @@ def data_set_of(test: Split, validation: Split | None) -> DataSet:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of a model's first parameter or buffer, the CPU where it has none. ValueError where it is no module."""
+    """The device of a model's first parameter or buffer, the CPU where it has none. ValueError if it is not a module."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"Expected an nn.Module, got {type(model).__name__}")
     state: Tensor | None = next(itertools.chain(model.parameters(), model.buffers()), None)
@@ -71,7 +71,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 @contextmanager
 def as_it_came(model: nn.Module) -> Iterator[None]:
-    """Give the model its modes, its flags and its buffers back, whatever happens."""
+    """Restore the model's modes, flags and buffers, after an exception too."""
     buffers = {name: (buffer, buffer.detach().clone()) for name, buffer in model.named_buffers()}
     try:
         with frozen(model):
@@ -84,7 +84,7 @@ def as_it_came(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def folder_of(out: str | Path | None) -> Iterator[Path]:
-    """The folder `out`, or a temporary one while the block runs where it is None."""
+    """The folder `out`, or a temporary one while the block runs if it is None."""
     if out is not None:
         yield Path(out)
         return

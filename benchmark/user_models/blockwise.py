@@ -1,4 +1,4 @@
-"""Other people's stochastic models, which draw from global generators: repeatable, whatever the batch.
+"""Stochastic models of the user, which draw from global generators: repeatable for any batch.
 
 Such a model's draws depend on the place of an image in its batch. So it is always run on full blocks of the same size, with
 every image at the same place of the same block, and with the generators seeded for (seed, purpose, block, draw).
@@ -29,7 +29,7 @@ class Blockwise(nn.Module):
 
     model: images (n, c, h, w) -> logits (n, classes), whose answer for an image depends on that image and on torch's global
     generators alone (Python's and NumPy's are seeded too). block: images per pass. index: data-set indices of the images
-    that fill the blocks first, in ascending order, shape (n,); where None an image's place is its index.
+    that fill the blocks first, in ascending order, shape (n,); if None an image's place is its index.
 
     A pass costs a whole block even where a few of its images are asked for: the other places are grey. Images of one block
     that are at different draws take a pass for each.

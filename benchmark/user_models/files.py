@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def file_hash(file: Path) -> str:
-    """SHA-256 of a file's bytes. ValueError, in one line, where there is none."""
+    """SHA-256 of a file's bytes. ValueError, in one line, if there is none."""
     try:
         return hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError as error:

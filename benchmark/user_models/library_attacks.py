@@ -204,7 +204,7 @@ class Counted(nn.Module):
 def resolve(name: str) -> type[Foreign]:
     """The attack of a name ``LIBRARY/NAME`` as a frozen dataclass whose fields are the library's arguments.
 
-    Raises ValueError, in one line, where the library is missing, or has no such attack, or one that needs more than images.
+    Raises ValueError, in one line, if the library is missing, or has no such attack, or one that needs more than images.
     """
     library, _, attack = name.partition("/")
     base, traits_of = _BASES[library]
@@ -245,7 +245,7 @@ def _field(name: str, parameter: inspect.Parameter) -> tuple[str, object] | None
 
 
 def _imported(library: str, name: str) -> ModuleType:
-    """A library's module. ValueError, in one line, where it is missing or broken."""
+    """A library's module. ValueError, in one line, if it is missing or broken."""
     module = {"adv-lib": "adv_lib.attacks"}.get(library, library)
     stub = None
     if library == "adv-lib" and importlib.util.find_spec("visdom") is None:

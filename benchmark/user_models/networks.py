@@ -47,7 +47,7 @@ class CodeNetwork:
     target: str
 
     def __call__(self, shape: tuple[int, int, int], n_classes: int) -> nn.Module:  # noqa: ARG002
-        """The network, as its factory made it. ValueError, in one line, where there is none."""
+        """The network, as its factory made it. ValueError, in one line, if there is none."""
         place, name = _halves(self.target)
         with _importable(place):
             factory = _attribute(_module(place), place, name)
@@ -113,7 +113,7 @@ class TorchvisionNetwork:
         return f"torchvision {metadata.version('torchvision')}"
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation, by channel, that the weights expect. ValueError where torchvision has none such."""
+        """Mean and standard deviation, by channel, that the weights expect. ValueError if torchvision has none."""
         from torchvision import models
 
         try:
@@ -144,7 +144,7 @@ def _importable(place: str) -> Iterator[None]:
 
 
 def _module(place: str) -> ModuleType:
-    """The module of a file or of a dotted name. ValueError, in one line, where it cannot be imported."""
+    """The module of a file or of a dotted name. ValueError, in one line, if it cannot be imported."""
     try:
         if not place.endswith(".py"):
             return importlib.import_module(place)
@@ -171,7 +171,7 @@ def _attribute(module: ModuleType, place: str, name: str) -> Callable[[], object
 
 
 def _imported_from(folder: Path) -> set[Path]:
-    """The files under a folder whose modules are imported, but for installed packages and advbench itself."""
+    """The files under a folder whose modules are imported, except installed packages and advbench itself."""
     found = set()
     for name, module in list(sys.modules.items()):
         file = Path(str(getattr(module, "__file__", None)))

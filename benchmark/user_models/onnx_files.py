@@ -29,7 +29,7 @@ class OnnxNetwork:
     file: Path
 
     def __call__(self, shape: tuple[int, int, int], n_classes: int) -> nn.Module:  # noqa: ARG002
-        """The network. ValueError, in one line, where the file cannot be converted."""
+        """The network. ValueError, in one line, if the file cannot be converted."""
         return convert(self.file)
 
     @property
@@ -44,7 +44,7 @@ def resolve(name: str) -> OnnxNetwork:
 
 
 def convert(file: Path) -> nn.Module:
-    """The graph of an ONNX file as a module: images -> logits. ValueError, in one line, where that cannot be."""
+    """The graph of an ONNX file as a module: images -> logits. ValueError, in one line, if it cannot be converted."""
     if not file.is_file():
         raise ValueError(f"Expected an ONNX file, got none at {file}")
     try:
@@ -67,7 +67,7 @@ def convert(file: Path) -> nn.Module:
 def check(file: Path, model: nn.Module, x: Tensor) -> None:
     """Compare a converted model with the file's own answer to images x, by onnxruntime, else by ONNX's reference.
 
-    Raises ValueError where they differ by more than rounding, or where the file takes no images of this shape.
+    Raises ValueError if they differ by more than rounding, or if the file takes no images of this shape.
     """
     try:
         expected = torch.from_numpy(_answer(file, x.cpu().numpy()))

@@ -22,7 +22,7 @@ def check_model(model: nn.Module, x: Tensor, n_classes: int, *, stochastic: bool
     """Look at a model through a few images, and say whether gradients flow from its logits to them.
 
     x: images (n, c, h, w) in [0, 1], on the model's device, of which `LOOKS` are used. n_classes: labels that occur.
-    Raises ValueError, in one line, where it takes no such images, gives no logits for all classes, or NaN, where its answer
+    Raises ValueError, in one line, if it takes no such images, gives no logits for all classes, or NaN, where its answer
     for an image depends on the others in the batch, where it answers differently on the same images and is not declared
     stochastic, or where it is declared so and draws from no generator that can be seeded.
     """

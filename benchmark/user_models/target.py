@@ -40,7 +40,7 @@ from advbench.zoo.data import DataSet, Split
 
 DEFAULT_ATTACK = "auto"
 CURVE = "fmn"
-"""The minimal-norm attack whose distances draw the curve of accuracy against epsilon, where none is named."""
+"""The minimal-norm attack whose distances draw the curve of accuracy against epsilon, if none is named."""
 _DRAWS = 16
 
 AttackChoice: TypeAlias = str | Sequence[str | Spec | Mapping[str, object]] | None
@@ -78,10 +78,10 @@ def evaluate(
     out: str | Path | None = None,
     watch: Watcher | None = None,
 ) -> EvaluationResult:
-    """Attack a model on labelled images and say what it withstands; the result shows itself as a table in a notebook.
+    """Measure a model's clean and robust accuracy on labelled images; the result shows itself as a table in a notebook.
 
     model: images (n, c, h, w) in [0, 1] -> logits (n, classes); it is evaluated on the device where it is, in evaluation
-    mode, and left as it came.
+    mode, and left unchanged.
     x, y: images (n, c, h, w) in [0, 1] and their labels (n,), tensors on any device or arrays.
     norm: ``linf``, ``l2`` or ``l1``, or ``none`` for corruptions.
     epsilon: in pixel units of [0, 1], such as ``8 / 255`` or ``"8/255"``.
@@ -271,7 +271,7 @@ def _numbers(name: str, text: str | None) -> tuple[float, ...]:
 
 
 def _check_held_out(config: Config, validation: Split | None) -> None:
-    """Refuse attacks that are calibrated on held-out images where there are none."""
+    """Refuse attacks that are calibrated on held-out images if there are none."""
     for spec in config.attack or ():
         need = need_of(registry.attacks.create(spec))
         if validation is None and need is not None and not need.optional:

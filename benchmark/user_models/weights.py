@@ -42,7 +42,7 @@ class Own:
     of the network loads its own. weights_sha256: the fingerprint of the whole model (`zoo.checkpoints.fingerprint`), with
     which every build is compared; needed where `weights` is empty. mean, std: of the normalisation that the model expects,
     by channel, which becomes its first layer; none where empty. stochastic: whether it draws random numbers by torch's own
-    generators, in blocks of `block` images (see `Blockwise`). n_examples: how many images are scored, all where None.
+    generators, in blocks of `block` images (see `Blockwise`). n_examples: how many images are scored, all if None.
     """
 
     weights: str = ""
@@ -69,7 +69,7 @@ class Own:
         return file_hash(Path(self.weights)) if self.weights else ""
 
     def build(self, architecture: Architecture, data: DataSet, inputs: Mapping[str, Defended]) -> Defended:  # noqa: ARG002
-        """The finished model. ValueError where it is not the one that the plan was made for."""
+        """The finished model. ValueError if it is not the one that the plan was made for."""
         if not (self.weights or self.weights_sha256):
             raise ValueError("Expected `weights`, a file, got none: own(weights='model.safetensors')")
         model = loaded(architecture, self.weights, self.mean, self.std, data.shape)

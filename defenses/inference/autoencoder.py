@@ -98,7 +98,7 @@ class AdversarialAutoencoder:
 
     source: the spec of the defense whose model, of the architecture that the part is made for, is attacked. attack: `lbfgs`
     as in the paper, or `deepfool`, many times as fast and without a constant. images: how many training images are attacked,
-    all where None. batch_size: as `DenseDAE` has it.
+    all if None. batch_size: as `DenseDAE` has it.
     """
 
     source: str = "none"
@@ -148,7 +148,7 @@ class Autoencoder(TestTimeDefense):
     stack is the faithful surrogate.
 
     source, source_architecture: the model whose adversarial images A learns to restore: the spec of its defense, and an
-    architecture, this defense's own where None. attack, images: how they are crafted, as `AdversarialAutoencoder` has it.
+    architecture, this defense's own if None. attack, images: how they are crafted, as `AdversarialAutoencoder` has it.
     base: the spec of the defense that trained the model behind A.
     """
 
@@ -199,7 +199,7 @@ class DenoisingAutoencoder(TestTimeDefense):
 
 
 def untrained(data: DataSet, seed: int) -> nn.Module:
-    """A fresh autoencoder for the images of `data`; ValueError where these have no range of pixels."""
+    """A fresh autoencoder for the images of `data`; ValueError if these have no range of pixels."""
     check_range(data)
     return fresh(lambda: autoencoder(data.shape), seed)
 

@@ -44,7 +44,7 @@ class GaussianBlur(TestTimeDefense):
         return (-0.5 * (offset / sigma).square()).softmax(dim=0)
 
     def check(self, data: DataSet) -> None:
-        """ValueError where the images are too small for the kernel."""
+        """ValueError if the images are too small for the kernel."""
         if self.kernel_size // 2 >= min(data.shape[1:]):
             raise ValueError(
                 f"Expected `kernel_size` < {2 * min(data.shape[1:])} for images of {data.shape[1]}x{data.shape[2]}, "

@@ -86,10 +86,10 @@ def purified(
     """A purifier in front of a defended model, with the surrogates of an adaptive attacker (Athalye et al. 2018).
 
     purifier: images (n, c, h, w) -> images of that shape; called as ``purifier(x, rng)`` where `stochastic`. differentiable:
-    whether its own gradient is worth anything; where not, as for a rounding, there is no faithful surrogate.
+    whether its own gradient is informative; if not, as for a rounding, there is no faithful surrogate.
     substitutes: differentiable images -> images, by name, whose Jacobian stands in for the purifier's.
-    detector: what rejects images, looking at them as they come; a detector of `base` looks at the purified, and either one
-    rejects.
+    detector: rejects images, which it sees before they are purified; a detector of `base` looks at the purified ones. An
+    image is rejected if either rejects it.
 
     The surrogates: ``faithful``, the purifier differentiated as it is, in front of the first surrogate of `base`;
     ``faithful-NAME``, in front of each further one; ``bpda``, its output with the identity for its Jacobian; ``bpda-NAME``,
@@ -174,7 +174,7 @@ class Purified(nn.Module):
         self.base_stochastic = base_stochastic
 
     def forward(self, x: Tensor, rng: ExampleRNG | None = None) -> Tensor:
-        """Logits of the purified images. ValueError where something is stochastic and no rng is given."""
+        """Logits of the purified images. ValueError if something is stochastic and no rng is given."""
         pure = call(self.purifier, x, None if rng is None else rng.fork("purifier"), self.stochastic)
         return call(self.base, pure, None if rng is None else rng.fork("base"), self.base_stochastic)
 

@@ -168,7 +168,7 @@ class SDAE(DAE):
 
 
 def untrained(data: DataSet) -> Denoiser:
-    """A fresh autoencoder for the images of `data`; ValueError where these have no range of pixels."""
+    """A fresh autoencoder for the images of `data`; ValueError if these have no range of pixels."""
     if data.box is None:
         raise ValueError(
             f"Expected images in [0, 1], got {data.name}, whose pixels have no range: the denoiser's tanh cannot reach them"

@@ -135,7 +135,7 @@ class Langevin(nn.Module):
 class Noise:
     """Standard normal images of every step, each a pure function of (example, draw, step), several steps drawn at once.
 
-    A draw costs about a hundred small operations whatever its size, more than a forward of one image.
+    A draw costs about a hundred small operations at any size, more than a forward of one image.
 
     rng: of the images. x: images (n, c, h, w), for shape and precision. steps: at most `MAX_STEPS`.
     """

@@ -238,7 +238,7 @@ class Reconstruction(nn.Module):
             return torch.cat([images for images, _ in found]), torch.cat([z for _, z in found])
 
     def starts(self, rng: ExampleRNG, dtype: torch.dtype) -> Tensor:
-        """Latent vectors (n, restarts, latent); the first ones are the same whatever the number of restarts."""
+        """Latent vectors (n, restarts, latent); the first ones are the same for any number of restarts."""
         n, latent = len(rng.index), int(self.generator.latent)  # type: ignore[arg-type]
         restart = torch.arange(self.restarts, device=rng.index.device).repeat(n)
         each = rng.select(torch.arange(n, device=rng.index.device).repeat_interleave(self.restarts))

@@ -30,7 +30,7 @@ class LayerNoise(AveragedNoise):
     """
 
     def noisy(self, model: nn.Module, stochastic: bool) -> nn.Module:
-        """Noise in the layers of `model`. ValueError where its network hides them."""
+        """Noise in the layers of `model`. ValueError if its network hides them."""
         return NoisyLayers(model, sigma=self.sigma, passes=self.passes, stochastic=stochastic)
 
 
@@ -40,7 +40,7 @@ class NoisyLayers(nn.Module):
     base: images (n, c, h, w) -> logits (n, classes). stochastic: whether `base` takes an rng. The answer is the logarithm of
     the mean probabilities, as that of `advbench.defenses.inference.noise.Noisy`.
 
-    Raises ValueError where the network of `base` is no `nn.Sequential`.
+    Raises ValueError if the network of `base` is not an `nn.Sequential`.
     """
 
     def __init__(self, base: nn.Module, *, sigma: float, passes: int, stochastic: bool) -> None:
@@ -77,7 +77,7 @@ def hidden_ends(model: nn.Module) -> tuple[nn.Module, ...]:
     """The last module of each hidden layer of the network that a defended model ends in, each module once.
 
     Test-time defenses keep the model behind them as ``base``; the network is the first that does not.
-    Raises ValueError where it is no `nn.Sequential`.
+    Raises ValueError if it is not an `nn.Sequential`.
     """
     network = model
     while not isinstance(network, nn.Sequential) and isinstance(getattr(network, "base", None), nn.Module):
@@ -92,7 +92,7 @@ def hidden_ends(model: nn.Module) -> tuple[nn.Module, ...]:
 
 @contextmanager
 def _behind(modules: Sequence[nn.Module], change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Let `change` have the output of every call of `modules`, and take it away whatever happens."""
+    """Let `change` have the output of every call of `modules`, and remove it, after an exception too."""
 
     def hook(_: nn.Module, __: tuple[Tensor, ...], h: Tensor) -> Tensor:
         return change(h)

@@ -32,7 +32,7 @@ class MedianSmoothing(TestTimeDefense):
         check_size("size", self.size)
 
     def check(self, data: DataSet) -> None:
-        """ValueError where the images are smaller than the window."""
+        """ValueError if the images are smaller than the window."""
         check_fits(self.size, data)
 
     def wrap(self, inputs: Mapping[str, Defended]) -> Defended:
@@ -79,6 +79,6 @@ def check_size(name: str, size: int) -> None:
 
 
 def check_fits(size: int, data: DataSet) -> None:
-    """ValueError where the images are smaller than the window."""
+    """ValueError if the images are smaller than the window."""
     if size > min(data.shape[1:]):
         raise ValueError(f"Expected a window within images of {data.shape[1]}x{data.shape[2]}, got {size}x{size}")

@@ -35,7 +35,7 @@ class AveragedNoise(TestTimeDefense):
 
     @abstractmethod
     def noisy(self, model: nn.Module, stochastic: bool) -> nn.Module:
-        """`model` with the noise; `stochastic` says whether it takes an rng. ValueError where noise cannot reach it."""
+        """`model` with the noise; `stochastic` says whether it takes an rng. ValueError if noise cannot reach it."""
 
     def wrap(self, inputs: Mapping[str, Defended]) -> Defended:
         """The noise in ``inputs["base"]``."""

@@ -84,7 +84,7 @@ def non_local_means(x: Tensor, search: int, patch: int, strength: float) -> Tens
 
     The weight of the pixel at offset o is exp(-d^2(o) / strength^2), d^2(o) the squared difference between the two patches
     (means over their pixels and channels); beyond the border the image goes on in its mirror, without the border pixel a
-    second time. In the units of `x`, whatever they are. Raises ValueError where the mirror would be left.
+    second time. In the units of `x`. Raises ValueError if the mirror would be left.
     """
     reach, half = search // 2, patch // 2
     h, w = x.shape[2:]
@@ -154,7 +154,7 @@ def check_windows(search: int, patch: int, strength: float) -> None:
 
 
 def check_reach(search: int, patch: int, data: DataSet) -> None:
-    """ValueError where the windows reach out of the mirrored images."""
+    """ValueError if the windows reach out of the mirrored images."""
     reach = search // 2 + patch // 2
     if reach >= min(data.shape[1:]):
         raise ValueError(

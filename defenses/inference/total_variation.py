@@ -78,7 +78,7 @@ class Smoothed(nn.Module):
 def smoothed(x: Tensor, weight: float, steps: int, kept: Tensor | None = None) -> Tensor:
     """The minimiser of ``1/2 sum kept (z - x)^2 + weight * TV(z)`` over images z, after so many primal-dual steps.
 
-    x: (n, c, h, w). kept: 1 where a pixel counts and 0 where it does not, (n, 1, h, w); all where None. What was dropped has
+    x: (n, c, h, w). kept: 1 where a pixel counts and 0 where it does not, (n, 1, h, w); all if None. What was dropped has
     no influence: it starts from the mean of what was kept.
     """
     kept = torch.ones_like(x[:, :1]) if kept is None else kept

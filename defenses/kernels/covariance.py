@@ -109,7 +109,7 @@ def decay_length(function: Tensor) -> float:
     """The distance in pixels at which the covariance within channels first falls below 1 / e of that at distance zero.
 
     From the radial profile averaged over the channels, straight between whole distances; infinity where it never falls so
-    far, NaN where there is no variance.
+    far, NaN if there is no variance.
 
     Close to the length of an exponential decay, which is rounded to whole distances:
 

@@ -113,7 +113,7 @@ class Interior:
 def masked_norms(rows: Tensor, y: Tensor, index: Tensor | None = None, interior: Interior | None = None) -> Tensor:
     """Squared Jacobian norms of a ReLU layer, shape (n,): the rows of the active units alone.
 
-    rows: squared norms of the affine map's rows, shape (*units). y: what the ReLU puts out, >= 0, shape (n, *units).
+    rows: squared norms of the affine map's rows, shape (*units). y: the ReLU's outputs, >= 0, shape (n, *units).
     index: of max pooling behind the layer, shape (n, channels, height, width), int64 positions in a channel's map; `y` is
     then pooled and `rows` is not. interior: of a convolution with pooling behind it; there it is enough to count the active
     units of each channel. Differentiable in `rows`; the mask is locally constant.

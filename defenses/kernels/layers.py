@@ -29,7 +29,7 @@ SQUARED_SLOPES: Mapping[type[nn.Module], Callable[[Tensor], Tensor]] = {
     nn.Sigmoid: lambda h: (h - h.square()).square(),
     nn.Tanh: lambda h: (1 - h.square()).square(),
 }
-"""The squared slope of a nonlinearity as a function of what it puts out."""
+"""The squared slope of a nonlinearity as a function of its output."""
 
 _NEUTRAL = (nn.Identity, nn.Dropout, nn.Dropout2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -43,7 +43,7 @@ class Layer:
     modules: tuple[nn.Module, ...]
 
     def __call__(self, h: Tensor) -> Tensor:
-        """What the layer puts out."""
+        """The layer's output."""
         for module in self.modules:
             h = module(h)
         return h

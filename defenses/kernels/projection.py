@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 EXACT_CLASSES = 20
-"""So many backward passes at most for the exact Jacobian of a network, unless the caller asks for projections."""
+"""The most backward passes for the exact Jacobian of a network, unless the caller asks for projections."""
 
 
 def projected_norms(

@@ -108,7 +108,7 @@ def feasible(gradient: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Freeze the parameters of `model`, keep its mode, and put back parameters' flags and buffers whatever happens."""
+    """Freeze the parameters of `model` and keep its mode; flags and buffers are restored, after an exception too."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     for parameter, _ in flags:

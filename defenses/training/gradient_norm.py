@@ -1,4 +1,4 @@
-"""Gradient-norm regularisation: small input gradients, whatever their direction."""
+"""Gradient-norm regularisation: small input gradients in every direction."""
 
 from __future__ import annotations
 

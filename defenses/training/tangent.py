@@ -61,7 +61,7 @@ class RobustTangent(FromScratch):
             raise ValueError(f"Expected `step_size` > 0, got {self.step_size}")
 
     def start(self, training: Split) -> Objective:
-        """The objective, which knows each training image's neighbours. ValueError where `epsilon` is None."""
+        """The objective, which knows each training image's neighbours. ValueError if `epsilon` is None."""
         if self.epsilon is None:
             raise ValueError(f"Expected `epsilon` > 0, got None: give {type(self).__name__} one in {self.norm}")
         count = max(0, min(self.neighbours, int(training.y.bincount().min()) - 1))

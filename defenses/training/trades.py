@@ -52,7 +52,7 @@ class Trades(Trained):
 
     @property
     def threat(self) -> ThreatModel:
-        """The set of images that the training defends against. ValueError where `epsilon` is None."""
+        """The set of images that the training defends against. ValueError if `epsilon` is None."""
         if self.epsilon is None:
             raise ValueError(f"Expected `epsilon` > 0, got None: give {type(self).__name__} one in {self.norm}")
         return ThreatModel(self.norm, self.epsilon, (0.0, 1.0) if self.clip else None)

@@ -64,7 +64,7 @@ def train_wgan_gp(
 
     generator: latent vectors (n, latent), standard normal, -> images. critic: images -> scores (n,). The same seed, device
     and thread count give the same bits; torch's global generators are left as they were. progress: called after every
-    iteration. Raises FloatingPointError where the critic's loss is not finite.
+    iteration. Raises FloatingPointError if the critic's loss is not finite.
     """
     training = training.to(device)
     generator.to(device).train()
@@ -101,7 +101,7 @@ def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
 
 
 def _check(loss: Tensor, iteration: int) -> None:
-    """FloatingPointError where the critic's loss is not finite; looked at every 64th iteration, to keep a GPU busy."""
+    """FloatingPointError if the critic's loss is not finite; looked at every 64th iteration, to keep a GPU busy."""
     if iteration % 64 == 63 and not torch.isfinite(loss):
         raise FloatingPointError(
             f"Training diverged by iteration {iteration + 1}: the critic's loss is {float(loss.detach())}; "

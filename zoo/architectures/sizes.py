@@ -9,7 +9,7 @@ from torch import nn
 def flat_features(body: nn.Module, shape: tuple[int, int, int], name: str) -> int:
     """Numbers per image that `body` hands on for images of `shape`, found by one forward pass of zeros.
 
-    Raises ValueError where a feature map shrinks to nothing; `name` is the architecture that the message names.
+    Raises ValueError if a feature map shrinks to nothing; `name` is the architecture that the message names.
     """
     training = body.training
     body.eval()

@@ -1,4 +1,4 @@
-"""Roth et al. 2018 (arXiv:1805.08736): who fools whom. Nine nets, the PGD images of each shown to all."""
+"""Roth et al. 2018 (arXiv:1805.08736): transfer between nine nets, the PGD images of each shown to all."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ def _set(findings: Findings, norm: str, seed: int) -> np.ndarray[tuple[int, ...]
 
 
 def _answers(cell: ScoredCell) -> Values:
-    """The share of correct answers on the perturbed images, whatever becomes of the clean ones, (n,)."""
+    """The share of correct answers on the perturbed images, clean errors included, (n,)."""
     shares: Values = cell.examples.report_correct / cell.examples.draws
     return shares
 
