@@ -147,7 +147,7 @@ def black_box_beats_white_box(evidence: Evidence) -> Flag | None:
         finding="All black-box and transfer attacks together beat all white-box attacks together",
         measured=f"black-box success is {_points(pair.gain)} higher: {pair}",
         n=pair.n,
-        why="An attacker with gradients knows more than one without. If that does not help, the gradients mislead.",
+        why="An attacker who knows the gradients knows more. Where that does not help, the gradients mislead.",
         paper=f"{ATHALYE}; {CARLINI}",
         remedy="Attack with gradients that the defense does not break: a BPDA or smoothed surrogate, margin losses "
         "(auto, apgd-dlr), more steps and restarts, EOT where anything is random.",
