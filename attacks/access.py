@@ -3,7 +3,7 @@
 An attack's first argument says the knowledge that it needs: `WhiteBox` (loss gradients, logits, vector-Jacobian products),
 `ScoreBased` (logits) or `DecisionBased` (labels). Forwards, backwards and queries are counted per example. Parameter
 gradients are never computed. An access is a context manager: inside it the model is in evaluation mode with frozen
-parameters, afterwards it is as it came. Where a detector rejects images, a `DetectorView` shows every attack the detector's
+parameters, afterwards it is unchanged. Where a detector rejects images, a `DetectorView` shows every attack the detector's
 margin as the lead of the true label.
 """
 
@@ -25,7 +25,7 @@ Loss: TypeAlias = Callable[[Tensor, Goal], Tensor]
 """(logits (n, classes), goal) -> loss (n,) that the attacker ascends."""
 
 AT_ONCE = 8
-"""The most draws of a stochastic model in one forward, but for `WhiteBox.pullback`."""
+"""The most draws of a stochastic model in one forward, except in `WhiteBox.pullback`."""
 
 
 @contextmanager

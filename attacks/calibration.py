@@ -101,7 +101,7 @@ def calibrate(attack: Attack, held_out: HeldOut) -> Attack:
 def score_scale(held_out: HeldOut) -> float:
     """The worth of one unit of a detector's score in logits, so that the margins of both are of one size on clean images.
 
-    The median size of the classifier's margin over the median size of the score; 1 where that is no positive number.
+    The median size of the classifier's margin over the median size of the score; 1 if that is not a positive number.
     Raises ValueError without a detector.
     """
     detector = held_out.detector

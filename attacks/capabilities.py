@@ -72,7 +72,7 @@ class Priced(Protocol):
     """An attack that declares its cost."""
 
     def passes(self, threat: ThreatModel, classes: int) -> Passes:
-        """The passes for an example that withstands it, of a deterministic model with so many classes."""
+        """The passes for an example that withstands it, of a deterministic model with `classes` classes."""
         ...
 
 
@@ -81,7 +81,7 @@ class Shortened(Protocol):
     """An attack that declares a cheap setting of itself."""
 
     def short(self) -> Attack:
-        """The same attack with few iterations, for tests that take seconds: it runs every branch, and is no measure."""
+        """The same attack with few iterations, for tests that take seconds: it runs every branch; its results do not count."""
         ...
 
 
@@ -221,7 +221,7 @@ def need_of(attack: object) -> Need | None:
 
 
 def calibrated(attack: Attack, values: Mapping[str, Tensor]) -> Attack:
-    """The attack with the values that its calibration found, as it is without any.
+    """The attack with the values that its calibration found, unchanged without any.
 
     Raises TypeError for values of an attack that is not `Calibrated`.
     """

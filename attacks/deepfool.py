@@ -170,5 +170,5 @@ class _Boundary:
 
 
 def _waiting(search: Search[WhiteBox]) -> Tensor:
-    """The live examples that are not broken yet, (m,), bool; a stochastic model's stay live all along."""
+    """The live examples that are not broken yet, (m,), bool; a stochastic model's always stay live."""
     return ~search.best.achieved[search.rows]

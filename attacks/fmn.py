@@ -156,7 +156,7 @@ def _ball_then_box(x_adv: Tensor, x: Tensor, threat: ThreatModel, radius: Tensor
 
 
 def _largest_radius(x: Tensor, threat: ThreatModel) -> Tensor:
-    """The distance to the farthest image, shape (n,): infinite without a box, but for l0."""
+    """The distance to the farthest image, shape (n,): infinite without a box, except in l0."""
     if threat.box is None and threat.norm != "l0":
         return torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
     low, high = threat.box if threat.box is not None else (-torch.inf, torch.inf)

@@ -125,7 +125,7 @@ class Search(Generic[AccessT]):
             x_adv = ...
 
     With ``stop="success"`` examples leave as soon as their goal is achieved. For a stochastic model they never do: one lucky
-    draw is no success, and models with a random state of their own need their whole batch.
+    draw does not count as a success, and models with a random state of their own need their whole batch.
     """
 
     def __init__(self, access: AccessT, x: Tensor, goal: Goal, rng: ExampleRNG, stop: Stop = "success") -> None:

@@ -50,7 +50,7 @@ class ThreatModel:
 
     @property
     def radius(self) -> float:
-        """The same, by the name that plug-ins may know."""
+        """The same by an older name, for plug-ins."""
         return self.epsilon_or_inf
 
 

@@ -235,7 +235,7 @@ def check_classes(attack: Attack, norm: str) -> None:
 
 
 def check_shifted_logits(attack: Attack, norm: str) -> None:
-    """Logits that are all lower by 1000, so the same answers, are no harder to attack."""
+    """Lowering all logits by 1000, which changes no answer, does not make a model harder to attack."""
     plain, shifted = (_fooled(attack, norm, Net(shift=shift), images(_MANY)) for shift in (0.0, -1000.0))
     _enough(plain)
     if shifted < plain - _SLACK:
@@ -243,7 +243,7 @@ def check_shifted_logits(attack: Attack, norm: str) -> None:
 
 
 def check_extreme_pixels(attack: Attack, norm: str) -> None:
-    """Images of pixels at exactly 0 and 1 are no harder to attack than those slightly away from it."""
+    """Images with pixels at exactly 0 and 1 are not harder to attack than those slightly away from these values."""
     x = images(_MANY).round()
     exact, nudged = (_fooled(attack, norm, Net(), each) for each in (x, x.clamp(2e-3, 1 - 2e-3)))
     _enough(nudged)

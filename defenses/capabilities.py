@@ -71,7 +71,7 @@ def open_norm(defense: object, norm: str) -> str | None:
 
 
 def with_epsilon(defense: DefenseT, epsilon: float) -> DefenseT:
-    """The defense with this epsilon. Raises TypeError for one that is no dataclass."""
+    """The defense with this epsilon. Raises TypeError for one that is not a dataclass."""
     if not isinstance(defense, Configured):
         raise TypeError(f"Expected a dataclass with an epsilon, got {type(defense).__name__}")
     return replace(defense, epsilon=epsilon)

@@ -55,7 +55,7 @@ class Defended:
     surrogates: what the white-box attacker differentiates, by name, the faithful one first; by default the model itself. The
     one named ``base``, where there is one, is the model without its test-time parts, for the attacker who ignores them.
     stochastic: whether the model takes an rng. detector: what rejects images, if anything does. history: what happened while
-    it was trained; None where it was loaded, or where there was no one training of the whole. facts: numbers that the
+    it was trained; None where it was loaded, or if the whole was not trained in one training. facts: numbers that the
     training found and that its checkpoint keeps, such as the decay length of a covariance, by name.
 
     Raises ValueError for a stochastic detector beside a model that takes no rng.
@@ -107,7 +107,7 @@ class Defense(Protocol):
     the defense's `norm` where the run's threat has another norm); the plan fills it in before `fit` is called.
 
     A *part* (`advbench.defenses.PARTS`), such as a denoising autoencoder or a generator, is the same protocol with a
-    `Defended` whose model is no classifier. One whose class has ``any_architecture = True`` does not see the classifier's
+    `Defended` whose model is not a classifier. One whose class has ``any_architecture = True`` does not see the classifier's
     architecture: it is trained once for all of them, and its `architecture` raises when called.
     """
 

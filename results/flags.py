@@ -22,7 +22,7 @@ from advbench.results.statistics import Outcome, clean_correct, within, worst_ca
 from advbench.results.unit_tests import PASSED, together
 
 P_VALUE = 0.01
-"""Below which a difference is no accident."""
+"""The level below which a difference is significant."""
 POINTS = 0.01
 """What a difference must exceed to matter: one point."""
 RESTARTS = 0.05

@@ -124,7 +124,7 @@ def wilcoxon_signed_rank(first: Sequence[float] | Values, second: Sequence[float
     """Wilcoxon's signed-rank test over paired cells, as Mosca & Magoulas 2018 compare two training methods.
 
     first, second: the accuracies of two methods in the same m settings (attack, epsilon, network). The cells of one model
-    are not independent, so that the p-value describes how consistent the difference is, and is no error rate of a method.
+    are not independent, so that the p-value describes how consistent the difference is; it is not a method's error rate.
     """
     from scipy import stats
 

@@ -45,7 +45,7 @@ class BenchRow:
     against: what the seconds are divided by, such as ``bandwidth limit`` or ``torch.func.jacrev``. seconds,
     reference_seconds: both at their fastest, for the same amount of work. bar: the largest ratio that is allowed; None where
     nothing is asked. peak_bytes: memory taken beyond what was there before the call; None where it was not measured.
-    images: how many the seconds are for; None where an image is no measure of the work.
+    images: how many the seconds are for; None if the work is not proportional to images.
     """
 
     case: str

@@ -60,7 +60,7 @@ class Slots:
 
     @staticmethod
     def of(count: int, devices: Sequence[str]) -> Slots:
-        """So many slots, spread over the devices in turn."""
+        """`count` slots, spread over the devices in turn."""
         return Slots(count, deque(devices[slot % len(devices)] for slot in range(count)))
 
     def take(self, task: Task) -> str:

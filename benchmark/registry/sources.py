@@ -163,7 +163,7 @@ def _located(*packages: str) -> dict[str, Path]:
 def _parsed(source: bytes) -> tuple[str, tuple[tuple[str, str], ...]]:
     """The hash of a file's code, and its imports: (module, attribute), the attribute empty for a plain import.
 
-    A file that is no Python of this version counts as it is.
+    A file that this version of Python cannot parse counts with its bytes.
     """
     words: list[str] = []
     imports: list[ast.Import | ast.ImportFrom] = []

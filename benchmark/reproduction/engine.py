@@ -47,7 +47,7 @@ class Reproduction:
 
     @property
     def exit_code(self) -> int:
-        """0 every study is complete, 1 some is not, 130 interrupted. A claim that fails is no failure."""
+        """0 every study is complete, 1 at least one is not, 130 interrupted. A claim that fails does not count."""
         return 130 if self.interrupted else 1 if any(one.problem for one in self.outcomes) else 0
 
 

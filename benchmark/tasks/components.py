@@ -100,7 +100,7 @@ def architecture_of(component: Component, data: DataSet) -> nn.Module:
 
 
 def _frozen(value: object) -> Argument:
-    """An argument with its lists as tuples. ValueError for a value that is no argument."""
+    """An argument with its lists as tuples. ValueError for a value that cannot be an argument."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Iterable):

@@ -255,7 +255,7 @@ def _distances(x_adv: Tensor, x: Tensor, *, failed: Tensor, untouched: Tensor) -
 
 
 def _count(defended: Defended, part: Split, seed: int, passes: int) -> tuple[Tensor, ...]:
-    """The fields of `Counts` of one batch, (n,) each, but for the number of draws."""
+    """The fields of `Counts` of one batch, (n,) each, without the number of draws."""
     if not defended.stochastic:
         label, rejected, score = _answer(defended, part.x, None)
         right, rejected, wrong, fooled = (one.to(torch.int64) for one in _became(label, rejected, part.y))

@@ -73,7 +73,7 @@ def unit_test(
     points: of the random search, alternately in the ball and at its edge. draws: on which a stochastic model is judged,
     fresh ones for choosing and for counting.
 
-    Raises what the attacks and the models raise, but for NoGradientError; ViolationError if an attack leaves its budget.
+    Raises what the attacks and the models raise, except NoGradientError; ViolationError if an attack leaves its budget.
     """
     planted = plant(defended, split, threat, seed=seed, draws=draws, batch=batch, device=device)
     judge = _Judge(planted, planted.defended(defended), seed, draws, batch, device)

@@ -83,7 +83,7 @@ class Reporter:
 
 
 def write(folder: Path, key: str, standing: CraftProgress) -> None:
-    """Put the standing of the task `key` into its file, as a whole; a full disk or a lost folder is no reason to stop."""
+    """Write the progress of the task `key` to its file, as a whole; a full disk or lost folder does not stop it."""
     with suppress(OSError):
         write_atomically(folder / f"{key}.json", json.dumps(asdict(standing)), make_folder=False)
 

@@ -18,7 +18,7 @@ from advbench.tasks.unit_test import UnitTestContent
 TaskContent: TypeAlias = (
     TrainContent | SubstituteContent | CleanContent | DiagnoseContent | UnitTestContent | CalibrateContent | CraftContent
 )
-"""What a task computes, but for scores."""
+"""What a task computes, except for scores."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -60,7 +60,7 @@ def in_front_of(base: Defended, wrap: Callable[[nn.Module, bool], nn.Module], *,
 
     The surrogates: ``faithful``, the wrapper around the first surrogate of `base`; ``faithful-NAME``, the wrapper around
     each further one; ``base``, the first surrogate of `base` alone, as if the wrapper were not there.
-    Raises ValueError for a base with a detector, whose scores are no logits.
+    Raises ValueError for a base with a detector, whose scores are not logits.
     """
     if base.detector is not None:
         raise ValueError("Expected a base without a detector, got one: put the defense that detects in front of this one")

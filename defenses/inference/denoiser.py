@@ -27,7 +27,7 @@ Guide = Callable[[Tensor, Tensor, Step], Mapping[str, Tensor]]
 class Denoiser(nn.Module):
     """The denoising autoencoder of Srinivasan et al. 2018 (arXiv:1805.12017) for images of any size.
 
-    Images (n, c, h, w) -> images in (-1, 1) of that shape. Where height or width is no multiple of 4, zeros are added at the
+    Images (n, c, h, w) -> images in (-1, 1) of that shape. If height or width is not a multiple of 4, zeros are added at the
     bottom and on the right before the network, and cut off again after it.
     """
 
