@@ -72,7 +72,7 @@ class Priced(Protocol):
     """An attack that declares its cost."""
 
     def passes(self, threat: ThreatModel, classes: int) -> Passes:
-        """The passes for an example that withstands it, of a deterministic model with `classes` classes."""
+        """The passes for an example that it does not break, of a deterministic model with `classes` classes."""
         ...
 
 
@@ -81,7 +81,7 @@ class Shortened(Protocol):
     """An attack that declares a cheap setting of itself."""
 
     def short(self) -> Attack:
-        """The same attack with few iterations, for tests that take seconds: it runs every branch; its results do not count."""
+        """The same attack with few iterations, for tests that take seconds: it runs every branch, but is weak."""
         ...
 
 

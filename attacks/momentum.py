@@ -27,7 +27,7 @@ class MIFGSM:
 
     steps: gradient steps. step_size: as a fraction of epsilon, the paper's 1 / steps by default. decay: of the momentum; 0
     is the basic iterative method. loss: `cross-entropy` or `margin`. stop: whether an example is left alone after its first
-    success; inputs that are already misclassified are returned unchanged. With ``never`` the clean image does not count, so
+    success; inputs that are already misclassified are returned unchanged. With ``never`` the clean image is not returned, so
     that every craft is a perturbed image.
 
     It costs steps backwards and steps + 1 forwards.
