@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
@@ -14,15 +15,18 @@ from advbench.config import make_config
 from advbench.engine.local import InlineEngine, ProcessEngine, Slots, ThreadEngine, engine_of, slots
 from advbench.engine.scheduler import run_plan
 from advbench.plan.plan import make_plan
+from advbench.tasks.clean import CleanContent
 from advbench.tasks.context import Context
 from advbench.tasks.execution import TaskOutcome
+from advbench.tasks.images import Images
 from advbench.tasks.task import Task
 
-CONTEXT = Context(Path("out"), "digits", None, {}, 0)
+CONTEXT = Context(Path("out"), "digits", None, {}, {}, 0)
+CONTENT = CleanContent("target", 1, Images(0, "digits", "test", 4, 4, "cpu"))
 
 
 def task(name: str) -> Task:
-    return Task("clean", name, {}, (), f"label of {name}", 1.0)
+    return Task(name, CONTENT, f"label of {name}", 1.0)
 
 
 # --- the scheduler
@@ -134,7 +138,7 @@ def test_a_finished_plan_asks_nothing_of_its_engine(plan, monkeypatch):
 )
 def test_the_configuration_chooses_the_engine(plan, jobs, backend, kind):
     changed = plan.config.model_copy(update={"jobs": jobs, "backend": backend})
-    other = type(plan)(changed, plan.data, plan.devices, plan.tasks, plan.cells)
+    other = dataclasses.replace(plan, config=changed)
     engine = engine_of(other, CONTEXT)
     assert type(engine) is kind
     assert engine.slots == slots(other) == jobs
@@ -270,8 +274,9 @@ def test_processes_are_reused_by_the_next_engine(made):
     first = made("processes", work)
     before = set(run_all(first, map(str, range(6))).values())
     first.close()
-    assert len(before) <= first.slots
-    assert set(run_all(made("processes", work), map(str, range(6))).values()) <= before
+    after = set(run_all(made("processes", work), map(str, range(6))).values())
+    # Which of the workers take the six tasks is a matter of chance; two pools would have twice as many.
+    assert len(before | after) <= first.slots
 
 
 def test_a_task_alone_in_its_process_has_one_thread_and_leaves_ctrl_c_to_the_parent(made, monkeypatch):
