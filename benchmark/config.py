@@ -12,9 +12,7 @@ from typing import Annotated, Literal, Self, TypeAlias, TypedDict
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from advbench.registry.specs import Spec, split_list
-
-Matrix = Literal["white-box", "black-box", "transfer"]
-MATRICES: tuple[Matrix, ...] = ("white-box", "black-box", "transfer")
+from advbench.results.matrices import RANKED, RankedMatrix
 
 
 def _specs(value: object) -> object:
@@ -106,7 +104,7 @@ class RunSettings(TypedDict, total=False):
 class Config(BaseModel):
     """One run of advbench. Every field stands under the same name in a TOML file, with ``-`` or ``_``.
 
-    matrix: which matrices, `all` for the three. dataset: a registered name, ``npz:PATH`` or ``folder:PATH``. norm: of
+    matrix: some of `advbench.results.matrices.RANKED`, or `all`. dataset: a name, ``npz:PATH`` or ``folder:PATH``. norm: of
     the threat; ``none`` for corruptions, whose strength is an argument of the attack. epsilon: one or several, in
     pixel units of [0, 1]; the data set's usual one where absent. clip: whether adversarial images keep to the range of
     pixels; where not, as in some papers, the cells stand on no leaderboard. n_examples: scored test images, all where
@@ -127,7 +125,7 @@ class Config(BaseModel):
         extra="forbid", frozen=True, arbitrary_types_allowed=True, alias_generator=lambda name: name.replace("_", "-")
     )
 
-    matrix: tuple[Matrix, ...] = MATRICES
+    matrix: tuple[RankedMatrix, ...] = RANKED
     dataset: str = "digits"
     data_dir: Path | None = None
     architecture: Specs | None = None
@@ -168,7 +166,7 @@ class Config(BaseModel):
         if not isinstance(value, str | list | tuple):
             return value
         items = split_list(value) if isinstance(value, str) else list(value)
-        chosen = MATRICES if "all" in items else items
+        chosen = RANKED if "all" in items else items
         return tuple(dict.fromkeys(chosen))
 
     @field_validator("epsilon")

@@ -11,7 +11,8 @@ from advbench.reports import figures, formatting
 from advbench.reports.section import Column, Entry, Section, Table
 from advbench.reports.standings import RankedBoard, Standing
 from advbench.results.cells import Cell
-from advbench.results.record import OBLIVIOUS, Examples, Record
+from advbench.results.matrices import OBLIVIOUS
+from advbench.results.record import Examples, Record
 from advbench.results.statistics import OverSeeds, Values, clean_correct, over_seeds, worst_case
 
 _FALSE_ALARMS = (0.001, 0.01, 0.05, 0.1)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from advbench.results.cells import Cell
-from advbench.results.record import MATRICES, Record
+from advbench.results.matrices import MATRICES
+from advbench.results.record import Record
 from advbench.results.store import Store
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from advbench.reports import formatting
 from advbench.reports.section import Column, Entry, Section, Table
 from advbench.reports.standings import RankedBoard, Standing
-from advbench.results.record import RANKED
+from advbench.results.matrices import RANKED
 from advbench.results.seeds import split_variance
 
 

@@ -13,6 +13,7 @@ from advbench.reports.section import Column, Drawing, Entry, Section, Table
 from advbench.reports.standings import RankedBoard
 from advbench.results.boards import Attacker, seen_attacker
 from advbench.results.cells import Cell
+from advbench.results.matrices import RANKED, RankedMatrix
 from advbench.results.record import Record
 from advbench.results.statistics import OverSeeds, over_seeds, robust
 
@@ -44,13 +45,13 @@ class _Grid:
 def matrix_sections(board: RankedBoard) -> list[Section]:
     """The sections of those matrices that the board has, in the order of knowledge."""
     grid = _grid(board)
-    builders: dict[str, Callable[[RankedBoard, _Grid], Section]] = {
+    builders: dict[RankedMatrix, Callable[[RankedBoard, _Grid], Section]] = {
         "white-box": _white_box,
         "black-box": _black_box,
         "transfer": _transfer,
     }
     run = {cell.record.matrix for cell in board.cells}
-    return [build(board, grid) for matrix, build in builders.items() if matrix in run]
+    return [builders[matrix](board, grid) for matrix in RANKED if matrix in run]
 
 
 def _grid(board: RankedBoard) -> _Grid:

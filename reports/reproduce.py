@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from advbench.reports import formatting
-from advbench.results.record import RANKED, Record
+from advbench.results.matrices import RANKED
+from advbench.results.record import Record
 
 _OWN, _PREFIX, _HELD = "own", "own:", "own:held:"
 """How records name a model of the user's: its defense, its architecture, and an architecture that lived in memory only."""

@@ -24,8 +24,9 @@ from advbench.results.boards import (
 )
 from advbench.results.cells import Cell
 from advbench.results.flags import Flag
+from advbench.results.matrices import RANKED
 from advbench.results.ranking import Ranking, rank
-from advbench.results.record import RANKED, Record
+from advbench.results.record import Record
 from advbench.results.statistics import OverSeeds, Values, over_seeds
 
 

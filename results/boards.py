@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from advbench.results.cells import Cell
 from advbench.results.flags import Flag, flags
-from advbench.results.record import RANKED, Examples, Facts, Record
+from advbench.results.matrices import RANKED
+from advbench.results.record import Examples, Facts, Record
 from advbench.results.statistics import Outcome, Values, reports_of_lowest, robust, selection
 
 Counts: TypeAlias = NDArray[np.int64]

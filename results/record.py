@@ -11,13 +11,12 @@ from typing import Any, NotRequired, TypeAlias, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from advbench.results.matrices import MATRICES
+
 SCHEMA_VERSION = 2
 READABLE_VERSIONS = (1, 2)
 """Version 1 knew neither detectors nor the oblivious matrix."""
 STATUSES = ("ok", "skipped", "error")
-OBLIVIOUS = "oblivious"
-RANKED = ("white-box", "black-box", "transfer")
-MATRICES = (*RANKED, OBLIVIOUS)
 DISTANCES = ("distance_l0", "distance_l1", "distance_l2", "distance_linf", "rms")
 GALLERY_SIZE = 10
 

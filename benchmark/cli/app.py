@@ -14,6 +14,7 @@ from advbench.cli.completion import names_of
 from advbench.cli.record_commands import baseline, check, publish, report
 from advbench.cli.terminal import print_plan, print_result, print_verdicts, refuse, watcher
 from advbench.registry.schemes import targets
+from advbench.results.matrices import RANKED
 
 if TYPE_CHECKING:
     from advbench.plan.plan import Plan
@@ -59,7 +60,7 @@ def _root(
 @app.command()
 def run(
     config: Annotated[Path | None, typer.Argument(help="A TOML file with the same settings; flags override it.")] = None,
-    matrix: Annotated[str | None, typer.Option(help="white-box, black-box, transfer or all. [default: all]")] = None,
+    matrix: Annotated[str | None, typer.Option(help=f"{', '.join(RANKED)} or all. [default: all]")] = None,
     dataset: Annotated[
         str | None,
         typer.Option(

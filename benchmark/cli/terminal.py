@@ -127,6 +127,8 @@ def plain_lines() -> Watcher:
 
 def print_plan(plan: Plan) -> None:
     """What a run would do, and how much of it is already there."""
+    from advbench.tasks.artefacts import KINDS
+
     pending = {task.key for task in plan.pending()}
     names = {
         "train": "models to train",
@@ -138,11 +140,11 @@ def print_plan(plan: Plan) -> None:
         "craft": "attacks to craft",
         "score": "cells to score",
     }
-    for kind, name in names.items():
+    for kind in KINDS:
         tasks = [task for task in plan.tasks.values() if task.kind == kind]
         waiting = sum(task.key in pending for task in tasks)
         there = sum(plan.done(task) for task in tasks)
-        print(f"{name:40}{len(tasks):6}  already done {there:6}  to do {waiting:6}")
+        print(f"{names[kind]:40}{len(tasks):6}  already done {there:6}  to do {waiting:6}")
 
 
 def print_result(plan: Plan, result: RunResult, console: Console) -> None:

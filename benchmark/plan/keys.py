@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
+from typing import get_args
 
 from advbench.registry.sources import source_hash
 from advbench.registry.specs import canonical
@@ -21,19 +22,11 @@ from advbench.tasks.components import Component
 from advbench.tasks.score import ScoreContent
 from advbench.tasks.task import TaskContent
 
-MODULES: Mapping[Kind, str] = {
-    "train": "advbench.tasks.train",
-    "substitute": "advbench.tasks.substitute",
-    "clean": "advbench.tasks.clean",
-    "diagnose": "advbench.tasks.diagnose",
-    "unit-test": "advbench.tasks.unit_test",
-    "calibrate": "advbench.tasks.calibrate",
-    "craft": "advbench.tasks.craft",
-    "score": "advbench.tasks.score",
-}
-"""The module that runs each kind of task; its code and what it imports of advbench is part of the key."""
+MODULES: Mapping[Kind, str] = {content.kind: content.__module__ for content in (*get_args(TaskContent), ScoreContent)}
+"""The module that runs each kind of task, that of its content; its code and all of advbench that it imports is part of the
+key."""
 
-VERSIONED: frozenset[Kind] = frozenset({"clean", "diagnose", "unit-test", "calibrate", "craft", "score"})
+VERSIONED: frozenset[Kind] = frozenset(MODULES) - {"train", "substitute"}
 """Kinds whose keys depend on the versions of torch and torchvision. Trained weights stay what they are without them."""
 
 

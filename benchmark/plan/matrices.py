@@ -17,6 +17,23 @@ _IGNORING = "base"
 """The surrogate of an attacker who ignores a defense's test-time parts."""
 
 
+def cross(planner: Planner, targets: list[Target], substitutes: Iterable[Spec]) -> None:
+    """The cells of every matrix that the run asks for, of targets of one training seed."""
+    wanted = set(planner.config.matrix)
+    if "white-box" in wanted:
+        for target in targets:
+            white_box(planner, target)
+    if {"white-box", "black-box"} & wanted:
+        for target in targets:
+            queries(planner, target)
+    if "black-box" in wanted and planner.gradient_attacks:
+        for target in targets:
+            for substitute in substitutes:
+                black_box(planner, target, substitute)
+    if "transfer" in wanted:
+        transfer(planner, targets)
+
+
 def white_box(planner: Planner, target: Target) -> None:
     """Attacks on the target itself through each surrogate; a cell is the worst over them."""
     for attack in planner.gradient_attacks:

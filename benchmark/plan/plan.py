@@ -84,18 +84,7 @@ def make_plan(config: Config, *, measure: bool = True, data: DataSet | None = No
             for architecture in suite.architectures
             for defense in suite.defenses
         ]
-        if "white-box" in config.matrix:
-            for target in targets:
-                matrices.white_box(planner, target)
-        if {"white-box", "black-box"} & set(config.matrix):
-            for target in targets:
-                matrices.queries(planner, target)
-        if "black-box" in config.matrix and planner.gradient_attacks:
-            for target in targets:
-                for substitute in suite.substitutes:
-                    matrices.black_box(planner, target, substitute)
-        if "transfer" in config.matrix:
-            matrices.transfer(planner, targets)
+        matrices.cross(planner, targets, suite.substitutes)
     return Plan(
         config,
         planner.data,

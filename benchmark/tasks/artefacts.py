@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from advbench.files import write_atomically
 from advbench.zoo import checkpoints
 
 Kind = Literal["train", "substitute", "clean", "diagnose", "unit-test", "calibrate", "craft", "score"]
-KINDS: tuple[Kind, ...] = ("train", "substitute", "clean", "diagnose", "unit-test", "calibrate", "craft", "score")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 Array: TypeAlias = NDArray[np.generic]
 

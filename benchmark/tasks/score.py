@@ -99,13 +99,19 @@ class SourceFacts:
     """What the candidates of a cell were crafted on, as its record shows it.
 
     kind: a surrogate of the target, answers to queries, a substitute or another model. architecture: a substitute's, by
-    name. model: the other model.
+    name. model: the other model; reports read its components, so that it is there for that kind and for no other one.
+
+    Raises ValueError for a model that is missing or that another kind has.
     """
 
     label: str
     kind: Literal["surrogate", "queries", "substitute", "model"]
     architecture: str | None = None
     model: TargetFacts | None = None
+
+    def __post_init__(self) -> None:
+        if (self.kind == "model") != (self.model is not None):
+            raise ValueError(f"Expected `model` with the kind 'model' and with no other, got kind {self.kind!r}")
 
     def described(self) -> SourcePart:
         """As a record holds it."""

@@ -59,7 +59,8 @@ def in_front_of(base: Defended, wrap: Callable[[nn.Module, bool], nn.Module], *,
     wrap: (model, whether it is stochastic) -> the wrapped model. stochastic: whether the wrapper itself draws.
 
     The surrogates: ``faithful``, the wrapper around the first surrogate of `base`; ``faithful-NAME``, the wrapper around
-    each further one; ``base``, the first surrogate of `base` alone, as if the wrapper were not there.
+    each further one; ``base``, the first surrogate of `base` alone, as if the wrapper were not there; it evades no
+    detector that is set beside the result.
     Raises ValueError for a base with a detector, whose scores are not logits.
     """
     if base.detector is not None:
@@ -70,7 +71,7 @@ def in_front_of(base: Defended, wrap: Callable[[nn.Module, bool], nn.Module], *,
         outer = model if inner.model is base.model else wrap(inner.model, inner.stochastic)
         label = "faithful" if position == 0 else f"faithful-{name}"
         surrogates[label] = Surrogate(outer, stochastic or inner.stochastic, exact=inner.exact)
-    surrogates["base"] = replace(next(iter(base.surrogates.values())), exact=False)
+    surrogates["base"] = replace(next(iter(base.surrogates.values())), evading=False, exact=False)
     return Defended(model, stochastic or base.stochastic, surrogates)
 
 

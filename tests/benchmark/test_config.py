@@ -2,13 +2,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advbench.config import MATRICES, make_config
+from advbench.config import make_config
 from advbench.registry.specs import Spec
+from advbench.results.matrices import RANKED
 
 
 def test_the_defaults_are_the_main_job():
     config = make_config()
-    assert (config.matrix, config.dataset, config.norm, config.draws) == (MATRICES, "digits", "linf", None)
+    assert (config.matrix, config.dataset, config.norm, config.draws) == (RANKED, "digits", "linf", None)
     assert config.defense is None
     assert str(config.out) == "advbench-out"
 

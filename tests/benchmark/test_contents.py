@@ -235,3 +235,9 @@ def test_the_parts_of_a_record_have_the_form_of_schema_2():
         "architecture": {"name": "mlp"},
     }
     assert SourceFacts(target.label, "model", model=target).described() == {**shown, "kind": "model"}
+
+
+@pytest.mark.parametrize(("kind", "model"), [("model", None), ("substitute", TargetFacts("none", PGD, PGD, False))])
+def test_a_source_names_a_model_where_it_is_one_and_nowhere_else(kind, model):
+    with pytest.raises(ValueError, match="Expected `model` with the kind 'model' and with no other"):
+        SourceFacts("several", kind, model=model)

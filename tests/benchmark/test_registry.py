@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from advbench.attacks import ATTACKS
+from advbench.defenses import DEFENSES
 from advbench.registry import registry, schemes
 from advbench.registry.registry import Registry, UnknownNameError
 from advbench.registry.schemes import KINDS, SCHEMES, scheme_of
@@ -403,6 +405,12 @@ def test_targets_are_written_as_the_table_says():
 def test_the_readme_names_every_listed_form():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert [scheme.form for scheme in SCHEMES if scheme.listed and f"`{scheme.form}`" not in text] == []
+
+
+@pytest.mark.skipif(not (ROOT / "README.md").is_file(), reason="not a checkout")
+def test_the_readme_names_every_attack_and_defense_of_ours():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [name for name in (*ATTACKS, *DEFENSES) if f"`{name}`" not in text] == []
 
 
 def test_importing_the_registry_imports_no_component():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
 from advbench.attacks.rng import ExampleRNG
-from advbench.defenses.defended import Defended, Surrogate
+from advbench.defenses.defended import Defended, Detector, Surrogate
 from advbench.defenses.inference.blur import GaussianBlur, blur
 from advbench.defenses.inference.composition import call, in_front_of
 from advbench.zoo import checkpoints
@@ -70,6 +72,13 @@ def test_wraps_every_surrogate_and_keeps_the_first_bare():
     assert inner[1] is smooth
     assert outer.surrogates["base"].model is faithful
     assert [surrogate.stochastic for surrogate in outer.surrogates.values()] == [True, False, True]
+
+
+def test_a_detector_set_beside_a_wrapped_model_is_evaded_by_all_but_the_attacker_who_ignores_it():
+    wrapped = in_front_of(Defended(nn.Identity()), Outer, stochastic=False)
+    detector = Detector(nn.Identity())
+    guarded = dataclasses.replace(wrapped, detector=detector).surrogates
+    assert {name: surrogate.detector for name, surrogate in guarded.items()} == {"faithful": detector, "base": None}
 
 
 def test_call_hands_the_rng_only_to_stochastic_models():
