@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from advbench.attacks.access import DecisionBased
 from advbench.plan.planner import PlannedAttack, Planner
@@ -17,7 +17,7 @@ _IGNORING = "base"
 """The surrogate of an attacker who ignores a defense's test-time parts."""
 
 
-def cross(planner: Planner, targets: list[Target], substitutes: Iterable[Spec]) -> None:
+def cross(planner: Planner, targets: list[Target], substitutes: Sequence[Spec]) -> None:
     """The cells of every matrix that the run asks for, of targets of one training seed."""
     wanted = set(planner.config.matrix)
     if "white-box" in wanted:
