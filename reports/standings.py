@@ -169,7 +169,7 @@ def _lacks(label: str, scored: Sequence[Cell], needed: Iterable[tuple[Attacker, 
 
 def _by_matrix(target: BoardTarget) -> dict[str, float]:
     """The worst-case robust accuracy of each matrix that every model of a target has."""
-    rates = {}
+    rates: dict[str, float] = {}
     for matrix in RANKED:
         attackers = [{attacker for attacker in model.answers if attacker.matrix == matrix} for model in target.scored]
         if attackers and all(attackers):
