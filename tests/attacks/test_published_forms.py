@@ -241,7 +241,9 @@ def test_an_image_that_neither_form_breaks_comes_back_with_the_larger_margin(att
         true = nn.functional.one_hot(y, 10).bool()
         margins[form] = logits.masked_fill(true, -torch.inf).amax(dim=1) - logits[true]
     assert (margins["both"] < 0).all()
-    assert torch.equal(margins["both"], margins["published"].maximum(margins["box-aware"]))
+    larger = margins["published"].maximum(margins["box-aware"])
+    assert (margins["both"] >= larger).all()  # DeepFool's third run may come nearer still
+    assert isinstance(attack, DeepFool) or torch.equal(margins["both"], larger)
 
 
 @pytest.mark.parametrize("attack", [FMN(steps=10), DeepFool()], ids=name)
@@ -254,11 +256,23 @@ def test_an_image_that_is_wrong_already_costs_one_pass(attack):
     assert not ledger.backwards[wrong].gt(1).any()
 
 
-@pytest.mark.parametrize(("make", "forwards", "backwards"), [(FMN, 21, 20), (DeepFool, 41, 180)])
-def test_both_forms_cost_twice_the_passes_of_one(make, forwards, backwards):
+@pytest.mark.parametrize(("make", "forwards", "backwards", "runs"), [(FMN, 21, 20, 2), (DeepFool, 41, 180, 3)])
+def test_what_withstands_both_forms_costs_their_passes_and_deepfools_third_run(make, forwards, backwards, runs):
     threat = ThreatModel("l2", None)
     assert make(steps=20, form="published").passes(threat, 10) == Passes(forwards, backwards)
-    assert make(steps=20).passes(threat, 10) == Passes(2 * forwards, 2 * backwards)
+    assert make(steps=20).passes(threat, 10) == Passes(runs * forwards, runs * backwards)
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("plain", 4), ("plain", 5), ("masked", 2)])
+def test_deepfools_third_run_is_for_what_both_forms_leave(kind, steps):
+    """With few linearisations the forms break some images: these stay as they are, and of the others more break."""
+    problem, found = digits(kind), {}
+    for form in ("published", "box-aware", "both"):
+        found[form] = distances(problem, run(problem, DeepFool(steps=steps, form=form), "l2")[0], "l2")
+    nearest = found["published"].minimum(found["box-aware"])
+    assert 1 <= nearest.isfinite().sum() < len(nearest)
+    assert torch.equal(found["both"][nearest.isfinite()], nearest[nearest.isfinite()])
+    assert found["both"].isfinite().sum() >= nearest.isfinite().sum()
 
 
 @pytest.mark.parametrize("make", [FMN, DeepFool])
