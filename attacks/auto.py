@@ -101,7 +101,7 @@ class Auto:
 
     def short(self) -> Self:
         """A cheap setting, for tests."""
-        return cut(self, steps=6, long_steps=12, targets=3, queries=40, survey=20)
+        return cut(self, steps=6, long_steps=12, targets=3, queries=40, survey=20, all_targets=3, all_queries=60)
 
     def __call__(self, access: WhiteBox, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
         """Return the best image found for each example, shape (n, c, h, w), inside the ball around `x` and the box."""

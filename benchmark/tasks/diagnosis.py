@@ -45,6 +45,9 @@ def diagnose(
         logits = access.logits(part.x)
         rows = (logits.argmax(dim=1) == part.y).nonzero().flatten()[:IMAGES]
         again = None if defended.stochastic else access.logits(part.x)
+    if not len(rows):  # nothing to look at; the clean accuracy says why
+        names = (*_SHARED, "nonfinite_gradient", *(() if again is None else ("unstable",)))
+        return {"images": 0, **dict.fromkeys(names, 0)}
     part = part.select(rows)
     looks = [_look(surrogate, part, threat, seed, draws) for surrogate in defended.surrogates.values()]
     found = {name: int(torch.stack([look[name] for look in looks]).all(dim=0).sum()) for name in _SHARED}

@@ -19,7 +19,7 @@ from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, Targeted, ThreatModel, Untargeted
 
 RADII = {"linf": 0.3, "l2": 0.75, "l1": 2.4}
-SMALL = Auto(steps=10, long_steps=20, queries=200, survey=50)
+SMALL = Auto(steps=10, long_steps=20, queries=200, survey=50, all_targets=2, all_queries=300)
 
 
 def images(n: int) -> Tensor:
@@ -56,7 +56,7 @@ def test_what_autoattack_breaks_it_breaks(norm):
     model, x = small_net(4), images(24)
     goal, threat = Untargeted(model(x).argmax(dim=1)), ThreatModel(norm, RADII[norm])
     thorough, _ = attacked(AutoAttack(steps=40, queries=400), model, x, goal, threat)
-    cheap, _ = attacked(Auto(queries=600), model, x, goal, threat)
+    cheap, _ = attacked(Auto(queries=600, all_queries=600), model, x, goal, threat)
     expected, found = goal.achieved(model(thorough)), goal.achieved(model(cheap))
     assert 4 <= expected.sum() <= 20
     assert (found >= expected).all()
@@ -112,7 +112,11 @@ def test_masked_gradients_hide_nothing_from_squares(gradient):
     goal, threat = Untargeted(model(x).argmax(dim=1)), ThreatModel("linf", 0.1)
     blind, thorough, cheap = (
         goal.achieved(model(attacked(attack, model, x, goal, threat)[0]))
-        for attack in (APGD(steps=20), AutoAttack(steps=10, queries=600), Auto(steps=10, queries=600, survey=100))
+        for attack in (
+            APGD(steps=20),
+            AutoAttack(steps=10, queries=600),
+            Auto(steps=10, queries=600, survey=100, all_queries=900),
+        )
     )
     assert thorough.sum() >= blind.sum() + 3
     assert not thorough.all()

@@ -384,7 +384,7 @@ REACHED: dict[str, tuple[float, tuple[str, ...]]] = {
     "apgd-dlr": (0.75, BOTH),
     "apgd-t(steps=50)": (0.95, BOTH),
     "square(queries=250)": (0.65, ("linear",)),
-    "auto(steps=15,long_steps=30,queries=40,survey=20)": (0.95, ("shallow",)),
+    "auto(steps=15,long_steps=30,queries=40,survey=20,all_targets=2,all_queries=60)": (0.95, ("shallow",)),
     "autoattack(steps=25,queries=30)": (0.95, ("shallow",)),
     "autoattack-rand(steps=50)": (0.8, ("shallow",)),
     "worst-case(attacks=('apgd-t(steps=25)','square(queries=30)'))": (0.95, ("linear",)),

@@ -119,8 +119,10 @@ def test_pgd_reaches_the_best_point_of_ball_and_box(linear, white_box, norm, box
     share = {"linf": 1 - 1e-9, "l2": 1 - 1e-4, "l1": 0.96}[norm]
     assert (drop >= share * possible).all()
     assert (drop <= (1 + 1e-9) * possible).all()
-    assert access.ledger.backwards.tolist() == [120] * len(x)
-    assert access.ledger.forwards.tolist() == [121] * len(x)
+    spent = access.ledger.backwards
+    # In linf the corner is reached after 10 or 20 steps of a tenth; there the iterates repeat, and the run ends.
+    assert (spent <= 34).all() if norm == "linf" else (spent == 120).all()
+    assert torch.equal(access.ledger.forwards, spent + (0 if norm == "linf" else 1))
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -90,6 +90,13 @@ def test_only_images_that_the_model_gets_right_are_looked_at(split):
     assert look(Linear(), wrong)["images"] == 30
 
 
+@pytest.mark.parametrize("model", [Linear(), Steps()])
+def test_a_model_that_gets_every_image_wrong_shows_nothing(model, split):
+    wrong = Split(split.x, (model(split.x).argmax(dim=1).detach() + 1) % 4, split.index)
+    found = diagnose(Defended(model), wrong, THREAT, seed=0, draws=2, device=CPU)
+    assert found == dict.fromkeys(look(model, split), 0)
+
+
 def test_rounding_leaves_no_gradient_and_no_rising_loss(split):
     found = look(Steps(), split)
     assert (found["zero_gradient"], found["zero_margin_gradient"], found["flat"]) == (found["images"],) * 3
