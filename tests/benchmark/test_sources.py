@@ -185,7 +185,6 @@ def test_a_craft_is_keyed_by_all_that_attacks(copied):
         MODULES["craft"],
         "advbench.attacks.access",
         "advbench.attacks.capabilities",
-        "advbench.attacks.ensemble",
         "advbench.attacks.transfer",
         "advbench.tasks.compiling",
         "advbench.tasks.evaluation",
