@@ -256,7 +256,13 @@ MUTANTS = (
         "norm = 1 * norm",
         (f"{A}minimal_norm_oracles.py -k exact_distance and DDN",),
     ),
-    Mutant("ddn: the step size stays", "attacks/ddn.py", "* cosine(step, self.steps)", "* 1.0", (exact("ddn"),)),
+    Mutant(
+        "ddn: the step size stays",
+        "attacks/ddn.py",
+        "* cosine(step, self.steps)",
+        "* 1.0",
+        (f"{A}published_forms.py -k plain_loop",),
+    ),
     Mutant(
         "fmn: gamma 0",
         "attacks/fmn.py",

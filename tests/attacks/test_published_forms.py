@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from advbench.attacks import balls
 from advbench.attacks.access import Ledger, WhiteBox
 from advbench.attacks.capabilities import Passes
+from advbench.attacks.ddn import DDN
 from advbench.attacks.deepfool import DeepFool
 from advbench.attacks.fmn import FMN
 from advbench.attacks.rng import ExampleRNG
@@ -279,3 +280,29 @@ def test_deepfools_third_run_is_for_what_both_forms_leave(kind, steps):
 def test_an_unknown_form_is_named(make):
     with pytest.raises(ValueError, match="Expected `form` to be both, published or box-aware, got 'old'"):
         make(form="old")
+
+
+def plain_ddn(model: nn.Module, image: Tensor, label: int, steps: int) -> float:
+    """The length of the shortest adversarial of algorithm 1 of Rony et al. 2019, on the cross-entropy, of one image."""
+    delta, length, shortest = torch.zeros_like(image), 1.0, math.inf
+    for step in range(steps + 1):
+        z = (image + delta).requires_grad_()
+        logits = model(z)
+        broken = int(logits.argmax()) != label
+        if broken:
+            shortest = min(shortest, float(delta.norm()))
+        (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(logits, torch.tensor([label])), z)
+        alpha = 0.01 + (1.0 - 0.01) * (1 + math.cos(math.pi * step / steps)) / 2
+        delta = delta + alpha * gradient / gradient.norm()
+        length *= 0.95 if broken else 1.05
+        delta = (image + length * delta / delta.norm()).clamp(0, 1) - image
+    return shortest
+
+
+@pytest.mark.parametrize("steps", [20, 60])
+def test_ddn_is_the_plain_loop(steps):
+    problem = digits("plain")
+    model, x, y = problem
+    found = distances(problem, run(problem, DDN(steps=steps), "l2")[0], "l2")
+    expected = [plain_ddn(model, x[i : i + 1], int(y[i]), steps) for i in range(len(x))]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=found.dtype), rtol=1e-5, atol=0)
