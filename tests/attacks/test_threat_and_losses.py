@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from advbench.attacks.losses import loss_named, margin
+from advbench.attacks.losses import dlr, loss_named, margin
 from advbench.attacks.threat import Targeted, ThreatModel, Untargeted, cross_entropy
 
 
@@ -95,3 +95,12 @@ def test_margin_is_the_difference_of_logits():
 def test_unknown_losses_are_refused():
     with pytest.raises(ValueError, match="Expected `loss` to be one of cross-entropy, margin"):
         loss_named("hinge")
+
+
+def test_the_difference_of_logits_ratio_by_hand():
+    logits = torch.tensor([[5.0, 2.0, 1.0, -3.0, 0.0], [1.0, 4.0, 3.5, 0.5, -2.0]], dtype=torch.float64)
+    y, target = torch.tensor([0, 0]), torch.tensor([2, 4])
+    # Untargeted: (2 - 5) / (5 - 1) and (4 - 1) / (4 - 1); towards a target the third and fourth largest have a mean.
+    torch.testing.assert_close(dlr(logits, Untargeted(y)), torch.tensor([-0.75, 1.0], dtype=torch.float64))
+    expected = torch.tensor([(1 - 5) / (5 - (1 + 0) / 2), (-2 - 1) / (4 - (1 + 0.5) / 2)], dtype=torch.float64)
+    torch.testing.assert_close(dlr(logits, Targeted(y, target)), expected)
