@@ -141,6 +141,14 @@ def undetected(logits: Tensor, y: Tensor, score: Tensor) -> Tensor:
     return torch.where(kept > fixed.gather(1, column), fixed.scatter(1, column, kept), logits)
 
 
+class PerExample(nn.Module):
+    """A model that answers each example in a way of its own, for example through a readout for each.
+
+    It is called as ``model(x, rng)`` even if it is deterministic; ``rng.index`` names the examples. It is a class, not an
+    attribute that any model may have: a deterministic model that was handed in is never told which images it is shown.
+    """
+
+
 class Access:
     """A model behind a counter.
 
@@ -150,8 +158,7 @@ class Access:
     beside the model, whose every score is counted with the forward that it belongs to.
 
     The attribute `stochastic` says whether answers are random: those of the model or those of its detector. `per_example`
-    says whether the model answers each example in a way of its own, as through a readout for each: one that has an attribute
-    of that name that is true. Even where it is deterministic it is called with the rng, whose `index` names the examples.
+    says whether the model is a `PerExample`.
     """
 
     def __init__(
@@ -172,7 +179,7 @@ class Access:
         self.detector = detector
         self.stochastic = stochastic or (detector is not None and detector.stochastic)
         self.draws = draws if self.stochastic else 1
-        self.per_example = bool(getattr(model, "per_example", False))
+        self.per_example = isinstance(model, PerExample)
         self._random = stochastic
         n = len(rng.index)
         self.ledger = Ledger.zeros(n, rng.index.device) if ledger is None else ledger

@@ -20,7 +20,7 @@ from advbench.attacks.losses import loss_named, margin
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, Targeted, ThreatModel
 
-Form: TypeAlias = Literal["published", "box-aware"]
+Projection: TypeAlias = Literal["published", "box-aware"]
 """How a run in l2 projects: on the ball and then the box, or on both at once."""
 
 
@@ -48,7 +48,7 @@ class APGD:
     targets: int = 0
     momentum: float = 0.75
     rho: float = 0.75
-    form: Form = "published"
+    form: Projection = "published"
     stop: Stop = "success"
 
     norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2", "l1"})

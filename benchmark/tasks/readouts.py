@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from advbench.attacks.access import PerExample
 from advbench.attacks.rng import ExampleRNG
 from advbench.defenses.inference.composition import call
 
@@ -50,15 +51,13 @@ class Readouts:
         return _pair((features * weight[rows]).sum(dim=1) + bias[rows])
 
 
-class Binary(nn.Module):
+class Binary(PerExample):
     """A pipeline that answers each example with two labels, through the example's own readout.
 
     pipeline: images (n, c, h, w) -> logits (n, classes); called with the rng too where `stochastic`. layer: the linear layer
     of the pipeline in whose place the readouts stand, everything else staying as it is; None where they stand behind the
     logits. Called as ``binary(x, rng)``; ``rng.index`` says which examples the images are of.
     """
-
-    per_example = True
 
     def __init__(self, pipeline: nn.Module, layer: nn.Linear | None, readouts: Readouts, *, stochastic: bool) -> None:
         super().__init__()

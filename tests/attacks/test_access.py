@@ -251,3 +251,16 @@ def test_a_model_without_a_gradient_is_named():
         with pytest.raises(RuntimeError, match="Expected logits that depend on the images differentiably"):
             access.pullback(images(2))
         assert access.logits(images(2)).shape == (2, 4)
+
+
+def test_an_attribute_of_a_model_does_not_tell_it_which_image_it_is_asked_about():
+    class Curious(nn.Module):
+        per_example = True
+
+        def forward(self, x: Tensor, *told: object) -> Tensor:
+            assert not told
+            return x.flatten(1)[:, :2]
+
+    index = torch.arange(3)
+    with WhiteBox(Curious(), ExampleRNG.make(0, "oracle", index)) as access:
+        assert access.logits(torch.zeros(3, 1, 2, 2)).shape == (3, 2)

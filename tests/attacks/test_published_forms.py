@@ -306,3 +306,19 @@ def test_ddn_is_the_plain_loop(steps):
     found = distances(problem, run(problem, DDN(steps=steps), "l2")[0], "l2")
     expected = [plain_ddn(model, x[i : i + 1], int(y[i]), steps) for i in range(len(x))]
     torch.testing.assert_close(found, torch.tensor(expected, dtype=found.dtype), rtol=1e-5, atol=0)
+
+
+def test_deepfools_runs_ask_a_random_model_about_every_image():
+    """One lucky draw breaks no image of a random model, so the third run leaves none out."""
+    model, x, y = digits("plain")
+    asked = []
+
+    class Noisy(nn.Module):
+        def forward(self, z: Tensor, rng: ExampleRNG) -> Tensor:
+            asked.append(len(z))
+            return model(z + 0.1 * rng.normal(tuple(z.shape[1:]), z.dtype))
+
+    rng = ExampleRNG.make(0, "attack", torch.arange(len(x)))
+    with WhiteBox(Noisy(), rng.fork("model"), stochastic=True) as access:
+        DeepFool(steps=10)(access, x, Untargeted(y), ThreatModel("l2", None), rng.fork("attack"))
+    assert set(asked) == {len(x)}
