@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import safetensors
@@ -18,6 +20,8 @@ from advbench.files import write_atomically
 
 _ALIASES = "advbench.aliases"
 _DIGEST = "advbench.weights_sha256"
+_TEXTS_DIGEST = "advbench.texts_sha256"
+_OWN = (_ALIASES, _DIGEST, _TEXTS_DIGEST)
 
 
 def cache_dir() -> Path:
@@ -44,8 +48,8 @@ def save(path: Path, module: nn.Module, metadata: Mapping[str, str]) -> None:
         if tensor.numel() and first.setdefault(place, name) != name:
             aliases[name] = first[place]
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in state.items() if name not in aliases}
-    own = {_ALIASES: json.dumps(aliases), _DIGEST: _digest(state)}
-    write_atomically(path, safetensors.torch.save(_contiguous(tensors), {**metadata, **own}))
+    texts = {**metadata, _ALIASES: json.dumps(aliases), _DIGEST: _digest(state)}
+    write_atomically(path, safetensors.torch.save(_contiguous(tensors), texts | {_TEXTS_DIGEST: _digest_of_texts(texts)}))
 
 
 def load(path: Path, module: nn.Module) -> dict[str, str]:
@@ -54,39 +58,66 @@ def load(path: Path, module: nn.Module) -> dict[str, str]:
     Strict: names, shapes and dtypes must be those of `module`, which is left as it was when anything is wrong.
     Raises FileNotFoundError for a missing file and ValueError for a damaged file or one of another structure.
     """
-    tensors, metadata = _read(path)
-    try:
-        tensors |= {name: tensors[original] for name, original in json.loads(metadata.pop(_ALIASES)).items()}
-        recorded = metadata.pop(_DIGEST)
-    except (KeyError, ValueError, AttributeError):
-        raise ValueError(f"Expected a checkpoint written by advbench, got another safetensors file: {path}") from None
+    tensors, texts = _state(path)
     _check_structure(path, tensors, module)
-    if _digest(tensors) != recorded:
-        raise ValueError(f"Expected the weights that the checkpoint's hash names, got a damaged file: delete {path}")
+    _check_weights(path, tensors, texts)
     module.load_state_dict(tensors)
-    return metadata
+    return _given(texts)
+
+
+def verify(path: Path) -> None:
+    """Check that a file is a checkpoint as `save` wrote it, weights and texts. Needs no module.
+
+    Raises FileNotFoundError for a missing file and ValueError, in one line, for a damaged one.
+    """
+    tensors, texts = _state(path)
+    _check_weights(path, tensors, texts)
+    if texts.pop(_TEXTS_DIGEST, "") != _digest_of_texts(texts):
+        raise ValueError(f"Expected the texts that the checkpoint's hash names, got a damaged file: delete {path}")
 
 
 def metadata(path: Path) -> dict[str, str]:
     """The texts that `save` was given, without the weights. Raises FileNotFoundError or ValueError as `load` does."""
+    with _opened(path) as file:
+        return _given(dict(file.metadata() or {}))
+
+
+def _state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state under all its names, and all texts."""
+    with _opened(path) as file:
+        tensors, texts = {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    try:
+        tensors |= {name: tensors[original] for name, original in json.loads(texts[_ALIASES]).items()}
+    except (KeyError, ValueError, AttributeError):
+        raise ValueError(f"Expected a checkpoint written by advbench, got another safetensors file: {path}") from None
+    return tensors, texts
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The file to read from; what it answers to damaged bytes becomes a ValueError."""
     if not path.is_file():
         raise FileNotFoundError(f"Expected a checkpoint, got no file at {path}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            found = dict(file.metadata() or {})
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"Expected a whole safetensors file, got a damaged one ({error}): delete {path}") from None
-    return {name: text for name, text in found.items() if name not in (_ALIASES, _DIGEST)}
+            yield file
+    except Exception as error:  # SafetensorError, and torch's own errors for types and shapes that do not fit the bytes
+        said = " ".join(str(error).split())
+        raise ValueError(f"Expected a whole safetensors file, got a damaged one ({said:.100}): delete {path}") from None
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected a checkpoint, got no file at {path}")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"Expected a whole safetensors file, got a damaged one ({error}): delete {path}") from None
+def _given(texts: Mapping[str, str]) -> dict[str, str]:
+    """The texts that `save` was given."""
+    return {name: text for name, text in texts.items() if name not in _OWN}
+
+
+def _check_weights(path: Path, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
+    if _digest(tensors) != texts.get(_DIGEST):
+        raise ValueError(f"Expected the weights that the checkpoint's hash names, got a damaged file: delete {path}")
+
+
+def _digest_of_texts(texts: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
 
 
 def _check_structure(path: Path, tensors: Mapping[str, Tensor], module: nn.Module) -> None:

@@ -6,12 +6,12 @@ which gives the same bits, and looked at from epoch to epoch; what was seen is k
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import joblib
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,9 +21,9 @@ from advbench.clocks import single_thread
 from advbench.defenses.defended import Defended, Surrogate
 from advbench.defenses.training.smooth_gradient import Followed, SmoothGradient, follow
 from advbench.engine.local import slots
-from advbench.files import write_atomically
 from advbench.registry import registry
 from advbench.reproduction.findings import RunFindings, ScoredCell
+from advbench.tasks.artefacts import read, save, whole
 from advbench.tasks.components import Component, attack_of, defense_of
 from advbench.tasks.evaluation import count, craft
 from advbench.tasks.images import scored_split
@@ -50,7 +50,7 @@ def courses(run: RunFindings, cells: Sequence[ScoredCell]) -> list[Course]:
     Raises ValueError for a model of another kind.
     """
     work = [_Work.of(run, cell) for cell in cells]
-    missing = [each for each in work if not each.path.exists()]
+    missing = [each for each in work if not whole(each.path)]
     joblib.Parallel(n_jobs=min(slots(run.plan), max(1, len(missing))))(joblib.delayed(_watch)(each) for each in missing)
     return [_read(each.path) for each in work]
 
@@ -77,7 +77,7 @@ class _Work:
         if content.inputs or record.target["stochastic"] or "calibration" in record.details:
             raise ValueError(f"Expected one training from scratch and a plain attack to watch, got {record.target['label']}")
         return _Work(
-            path=config.out / "store" / "watched" / f"{record.key}.json",
+            path=config.out / "store" / "watched" / f"{record.key}.npz",
             content=content,
             dataset=config.dataset,
             data_dir=config.data_dir,
@@ -91,14 +91,14 @@ class _Work:
 
 
 def _read(path: Path) -> Course:
-    found = json.loads(path.read_text())
-    return Course(tuple(found["clean"]), tuple(found["attacked"]))
+    found = read(path)
+    return Course(tuple(found["clean"].tolist()), tuple(found["attacked"].tolist()))
 
 
 def _watch(work: _Work) -> None:
     with single_thread():
         found = _course(work, registry.load_dataset(work.dataset, work.data_dir))
-    write_atomically(work.path, json.dumps(found))
+    save(work.path, **{name: np.array(accuracies) for name, accuracies in found.items()})
 
 
 def _course(work: _Work, data: DataSet) -> dict[str, list[float]]:

@@ -16,7 +16,7 @@ from advbench.attacks.draws import converged_draws
 from advbench.attacks.threat import ThreatModel
 from advbench.clocks import stopwatch
 from advbench.defenses.defended import Surrogate
-from advbench.tasks.artefacts import Kind, artefact, save
+from advbench.tasks.artefacts import Kind, artefact, read, save
 from advbench.tasks.components import Component, attack_of
 from advbench.tasks.context import Context, data_of
 from advbench.tasks.evaluation import detector_view
@@ -208,6 +208,6 @@ def prepared_for(attacked: Attacked, context: Context) -> Prepared:
 
 
 def read_values(key: str, context: Context) -> dict[str, Tensor]:
-    """The values that a calibration found, by name."""
-    with np.load(artefact("calibrate", key, context.out), allow_pickle=False) as file:
-        return {name.removeprefix("value_"): torch.from_numpy(file[name]) for name in file.files if name != "seconds"}
+    """The values that a calibration found, by name. DamagedError."""
+    found = read(artefact("calibrate", key, context.out))
+    return {name.removeprefix("value_"): torch.from_numpy(value) for name, value in found.items() if name != "seconds"}

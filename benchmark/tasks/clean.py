@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from advbench.tasks.artefacts import Kind, artefact, save
+from advbench.tasks.artefacts import Kind, artefact, read, save
 from advbench.tasks.context import Context, data_of, defended_of
 from advbench.tasks.evaluation import Counts, count
 from advbench.tasks.images import Images, scored_split
@@ -53,11 +53,11 @@ def run(key: str, content: CleanContent, context: Context, device: torch.device)
     )
 
 
-def read_clean(path: Path) -> tuple[Counts, str]:
-    """The counts of a finished clean task, and the fingerprint of the weights."""
-    with np.load(path, allow_pickle=False) as file:
-        counts = Counts.of((torch.from_numpy(file[name]) for name in _COUNTED), int(file["draws"]))
-        return counts, str(file["weights_sha256"])
+def read_clean(path: Path, images: int) -> tuple[Counts, str]:
+    """The counts of a finished clean task on so many images, and the fingerprint of the weights. DamagedError."""
+    found = read(path, rows=images)
+    counts = Counts.of((torch.from_numpy(found[name]) for name in _COUNTED), int(found["draws"]))
+    return counts, str(found["weights_sha256"])
 
 
 _COUNTED = ("prediction", "select", "report", "select_rejected", "report_rejected", "wrong", "fooled", "score")

@@ -19,7 +19,7 @@ from advbench.attacks.threat import ThreatModel
 from advbench.attacks.transfer import for_transfer
 from advbench.clocks import Measured
 from advbench.tasks import progress
-from advbench.tasks.artefacts import Kind, artefact, save
+from advbench.tasks.artefacts import Kind, artefact, read, save
 from advbench.tasks.calibrate import NO_GRADIENT, prepared_for, read_values
 from advbench.tasks.components import Component, attack_of
 from advbench.tasks.context import Context, data_of
@@ -128,18 +128,25 @@ def _save_blind(path: Path) -> None:
     save(path, blind=np.array(True))
 
 
-def read_craft(path: Path) -> Craft | None:
-    """A finished craft; None if there was no gradient to craft with."""
-    with np.load(path, allow_pickle=False) as file:
-        if "blind" in file.files:
-            return None
-        ledger = Ledger(*(torch.from_numpy(file[name]) for name in ("forwards", "backwards", "queries")))
-        measured = Measured(float(file["seconds"]), int(file["peak_memory_bytes"]))
-        return Craft(torch.from_numpy(file["x_adv"]), ledger, measured)
+def read_craft(path: Path, images: int | None = None) -> Craft | None:
+    """A finished craft; None if there was no gradient to craft with.
+
+    images: how many it must have; where None, any number, and files of earlier versions are read. DamagedError if the file
+    is not as it was written.
+    """
+    found = read(path, rows=images, older=images is None)
+    if "blind" in found:
+        return None
+    ledger = Ledger(*(torch.from_numpy(found[name]) for name in ("forwards", "backwards", "queries")))
+    measured = Measured(float(found["seconds"]), int(found["peak_memory_bytes"]))
+    return Craft(torch.from_numpy(found["x_adv"]), ledger, measured)
 
 
 def read_images(key: str, out: Path) -> Tensor:
-    """The adversarial images of a finished craft of an output folder, (n, c, h, w). ValueError if it had no gradient."""
+    """The adversarial images of a finished craft of an output folder, (n, c, h, w).
+
+    ValueError if it had no gradient, or if the file is damaged.
+    """
     found = read_craft(artefact("craft", key, out))
     if found is None:
         raise ValueError(f"The attack of craft {key[:8]} had no gradient, so it has no images")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from advbench.attacks.threat import ThreatModel
-from advbench.tasks.artefacts import Kind, artefact, save
+from advbench.tasks.artefacts import Kind, artefact, read, save
 from advbench.tasks.context import Context, data_of, defended_of
 from advbench.tasks.diagnosis import diagnose
 from advbench.tasks.images import Images, scored_split
@@ -55,6 +55,5 @@ def run(key: str, content: DiagnoseContent, context: Context, device: torch.devi
 
 
 def read_diagnosis(path: Path) -> dict[str, int]:
-    """The symptoms that a finished diagnosis counted, by name, and the number of images."""
-    with np.load(path, allow_pickle=False) as file:
-        return {name: int(file[name]) for name in file.files}
+    """The symptoms that a finished diagnosis counted, by name, and the number of images. DamagedError."""
+    return {name: int(count) for name, count in read(path).items()}

@@ -191,8 +191,8 @@ def failed_record(key: str, content: ScoreContent, facts: ScoreFacts, reason: st
 def run(key: str, content: ScoreContent, facts: ScoreFacts, context: Context, device: torch.device) -> None:
     """Score the candidates of a cell and write its record."""
     split = scored_split(data_of(context), content.images.n)
-    clean, weights = read_clean(artefact("clean", content.clean, context.out))
-    read = [read_craft(artefact("craft", craft, context.out)) for craft in content.crafts]
+    clean, weights = read_clean(artefact("clean", content.clean, context.out), len(split))
+    read = [read_craft(artefact("craft", craft, context.out), len(split)) for craft in content.crafts]
     named = {each.name: craft for each, craft in zip(facts.candidates, read, strict=True) if craft is not None}
     crafts = list(named.values())
     if not crafts:

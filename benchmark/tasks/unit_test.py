@@ -12,7 +12,7 @@ import torch
 from advbench.attacks.threat import ThreatModel
 from advbench.defenses.defended import Defended
 from advbench.results.unit_tests import UnitTestOutcome
-from advbench.tasks.artefacts import Kind, artefact, save
+from advbench.tasks.artefacts import Kind, artefact, read, save
 from advbench.tasks.calibrate import prepared_for
 from advbench.tasks.context import Context, data_of, defended_of
 from advbench.tasks.craft import CraftContent, ready_attack
@@ -116,19 +116,19 @@ _TEXTS = ("features", "reason")
 
 
 def read_unit_test(path: Path) -> UnitTestOutcome:
-    """The outcome of a finished unit test."""
-    with np.load(path, allow_pickle=False) as file:
-        counts = dict(zip(file["probe_names"].tolist(), file["probe_counts"].tolist(), strict=True))
-        images, built, control, points = (int(file[name]) for name in _NUMBERS)
-        features, reason = (str(file[name]) for name in _TEXTS)
-        return UnitTestOutcome(
-            images=images,
-            built=built,
-            control=control,
-            points=points,
-            features=features,
-            reason=reason,
-            missed=tuple(file["missed"].tolist()),
-            probes={name: None if count == _NONE else count for name, count in counts.items()},
-            unbuilt=dict(zip(file["unbuilt_names"].tolist(), file["unbuilt_counts"].tolist(), strict=True)),
-        )
+    """The outcome of a finished unit test. DamagedError."""
+    found = read(path)
+    counts = dict(zip(found["probe_names"].tolist(), found["probe_counts"].tolist(), strict=True))
+    images, built, control, points = (int(found[name]) for name in _NUMBERS)
+    features, reason = (str(found[name]) for name in _TEXTS)
+    return UnitTestOutcome(
+        images=images,
+        built=built,
+        control=control,
+        points=points,
+        features=features,
+        reason=reason,
+        missed=tuple(found["missed"].tolist()),
+        probes={name: None if count == _NONE else count for name, count in counts.items()},
+        unbuilt=dict(zip(found["unbuilt_names"].tolist(), found["unbuilt_counts"].tolist(), strict=True)),
+    )

@@ -45,6 +45,11 @@ def test_a_course_ends_with_the_cell_and_is_kept(tmp_path, cache, monkeypatch):
         assert course.attacked[-1] == pytest.approx(cell.accuracy)
         assert course.clean[0] < course.clean[-1]
         assert all(attacked <= clean for clean, attacked in zip(course.clean, course.attacked, strict=True))
+    kept = sorted(tmp_path.glob("store/watched/*"))
+    kept[0].write_bytes(kept[0].read_bytes()[:-9])
+    whole = kept[1].stat()
+    assert watching.courses(run, cells) == found
+    assert kept[1].stat() == whole
     monkeypatch.setattr(watching, "_watch", lambda _: pytest.fail("watched twice"))
     assert watching.courses(run, cells) == found
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from advbench.zoo import checkpoints
-from advbench.zoo.checkpoints import cache_dir, fingerprint, load, save
+from advbench.zoo.checkpoints import cache_dir, fingerprint, load, save, verify
 
 Maker = Callable[[], nn.Sequential]
 
@@ -66,6 +67,51 @@ def test_other_dtypes_survive(tmp_path: Path, dtype: torch.dtype) -> None:
     other.register_buffer("values", torch.zeros(3, dtype=dtype))
     load(tmp_path / "x", other)
     assert torch.equal(other.values, module.values)
+
+
+def test_no_flipped_bit_of_a_checkpoint_goes_unnoticed(tmp_path: Path) -> None:
+    """Every byte in turn: of the length, the names, the texts, the hashes and the weights. Spaces pad the header."""
+    path, module, chance = tmp_path / "x", nn.Linear(3, 2), random.Random(0)
+    save(path, module, {"seconds": "1.5", "note": "ünï"})
+    verify(path)
+    content, weights = path.read_bytes(), fingerprint(module)
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << chance.randrange(8)]) + content[place + 1 :])
+        said = complaint(path)
+        if said:
+            assert str(path) in said
+            assert "\n" not in said
+        else:
+            other = nn.Linear(3, 2)
+            assert load(path, other) == {"seconds": "1.5", "note": "ünï"}
+            assert fingerprint(other) == weights
+
+
+def complaint(path: Path) -> str:
+    """What `verify` says; empty where all is well."""
+    try:
+        verify(path)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 100, -100, -1])
+def test_a_truncated_checkpoint_is_damaged(saved: Path, length: int) -> None:
+    saved.write_bytes(saved.read_bytes()[:length])
+    with pytest.raises(ValueError, match="damaged"):
+        verify(saved)
+
+
+def test_a_checkpoint_of_an_earlier_version_loads_but_counts_as_damaged(tmp_path: Path, small_net: Maker) -> None:
+    path, net = tmp_path / "x", small_net()
+    texts = {"advbench.aliases": "{}", "advbench.weights_sha256": fingerprint(net), "note": "old"}
+    safetensors.torch.save_file(net.state_dict(), path, texts)
+    other = _scrambled(small_net())
+    assert load(path, other) == {"note": "old"}
+    assert fingerprint(other) == fingerprint(net)
+    with pytest.raises(ValueError, match="texts"):
+        verify(path)
 
 
 def test_a_fingerprint_is_the_hash_of_names_shapes_dtypes_and_bytes() -> None:
