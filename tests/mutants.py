@@ -305,6 +305,13 @@ MUTANTS = (
         "pull = 1 * run.constant",
         (exact("carlini and linear"), exact("carlini and not linear")),
     ),
+    Mutant(
+        "carlini-wagner: the last run ends before c rises",
+        "attacks/carlini_wagner.py",
+        "run.keep((weak | early |",
+        "run.keep((",
+        (exact("carlini and last"),),
+    ),
     default(
         "carlini-wagner: three constants", "attacks/carlini_wagner.py", "search_steps: int = 9", "search_steps: int = 3"
     ),
@@ -314,6 +321,13 @@ MUTANTS = (
         "taken = ahead <= value + _SUFFICIENT * slope",
         "taken = ~ahead.isnan()",
         (exact("lbfgs"), f"{A}peers_minimal_norm.py -k lbfgs"),
+    ),
+    Mutant(
+        "lbfgs: a sign of the second loop",
+        "attacks/quasi_newton.py",
+        "(share - rho * (turn * direction)",
+        "(share + rho * (turn * direction)",
+        (f"{A}quasi_newton.py",),
     ),
     Mutant(
         "lbfgs: the best step is not kept",
@@ -552,7 +566,7 @@ SAMPLED: dict[str, tuple[str, ...]] = {
     "attacks/deepfool.py": (f"{A}linear_oracles.py -k deepfool", f"{A}published_forms.py -k deepfool"),
     "attacks/carlini_wagner.py": (f"{A}minimal_norm_oracles.py -k CarliniWagner", exact("carlini")),
     "attacks/lbfgs.py": (f"{A}peers_minimal_norm.py -k lbfgs", exact("lbfgs"), f"{A}calibration.py"),
-    "attacks/quasi_newton.py": (f"{A}peers_minimal_norm.py -k lbfgs", exact("lbfgs")),
+    "attacks/quasi_newton.py": (f"{A}quasi_newton.py", f"{A}peers_minimal_norm.py -k lbfgs", exact("lbfgs")),
     "attacks/hop_skip_jump.py": (f"{A}hop_skip_jump.py", exact("hop")),
     "attacks/balls.py": (f"{A}balls.py",),
     "attacks/hyperplane.py": (f"{A}hyperplane.py",),

@@ -352,6 +352,23 @@ def test_planted_adversarials_are_found_at_their_known_distance(spec):
     assert (ratio <= 1.05).mean() >= 0.9
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0])
+def test_carlini_wagners_last_run_breaks_images_whatever_the_size_of_the_logits(scale):
+    """Five values of c from 1e-3 are far too small for logits of a thousandth: the last run must not end before c rose."""
+    rng = random(7)
+    normal = torch.tensor(rng.normal(size=(2, 6)))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 2).double()).requires_grad_(False)
+    model[1].weight.data, model[1].bias.data = scale * normal, scale * torch.tensor([1.0, 0.0]).double()
+    x = torch.tensor(rng.uniform(size=(N, 1, 2, 3)))
+    y = model(x).argmax(dim=1)
+    gap = (model(x)[:, 0] - model(x)[:, 1]).abs() / (scale * (normal[0] - normal[1]).norm())
+    case = Problem(model, x, y, gap.numpy(), None)
+    distance, broken = attacked(named("carlini-wagner(steps=200,search_steps=5)"), case, "l2")
+    assert broken.all()
+    assert (distance >= case.minima * (1 - 1e-9)).all()
+    assert np.median(distance / case.minima) <= 1.1
+
+
 def test_lbfgs_ends_at_the_minimum_of_its_own_objective():
     """Two classes, no box: along the normal, c t + log(1 + exp(gap - t n)) is least where n sigmoid(gap - t n) = c."""
     rng, c = random(6), 0.3
