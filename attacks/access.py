@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal
+from advbench.modes import evaluating
 
 Loss: TypeAlias = Callable[[Tensor, Goal], Tensor]
 """(logits (n, classes), goal) -> loss (n,) that the attacker ascends."""
@@ -31,16 +32,13 @@ AT_ONCE = 8
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Put `model` in evaluation mode with frozen parameters, and restore both, after an exception too."""
-    modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.eval()
     for parameter, _ in gradients:
         parameter.requires_grad_(False)
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
-        for module, training in modes:
-            module.training = training
         for parameter, requires_grad in gradients:
             parameter.requires_grad_(requires_grad)
 

@@ -13,6 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from advbench.modes import evaluate, evaluating
 from advbench.zoo.augmentation import AUGMENTATIONS, Stream, Transform, identity
 from advbench.zoo.data import DataSet, Split
 from advbench.zoo.optimizers import WAME
@@ -165,18 +166,6 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
         yield
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put `model` in evaluation mode, and give every submodule its mode back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def accuracy(model: nn.Module, split: Split, batch: int = 512) -> float:
     """Share of the images of `split` that `model` labels right, in [0, 1]; `split` lies on the model's device.
 
@@ -223,7 +212,7 @@ def train(
     cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
     with seeded(derive_seed(seed, "layers"), device), cudnn:
         history = _Loop(model, objective, training, validation, budget, seed, progress, streams).run()
-    model.eval()
+    evaluate(model)
     return history
 
 

@@ -21,6 +21,7 @@ from advbench.plan.keys import key_of
 from advbench.plan.suite import suite_of
 from advbench.plan.targets import Target, View
 from advbench.registry import registry
+from advbench.registry.schemes import OWN
 from advbench.registry.specs import Spec
 from advbench.tasks.calibrate import Converged, DataCalibration, ModelCalibration, SurrogateCalibration, Want
 from advbench.tasks.clean import CleanContent
@@ -28,7 +29,7 @@ from advbench.tasks.components import Component, architecture_of
 from advbench.tasks.craft import CraftContent
 from advbench.tasks.diagnose import DiagnoseContent
 from advbench.tasks.images import Images, scored_split, split_of
-from advbench.tasks.models import build_defended
+from advbench.tasks.models import answers_of, build_defended
 from advbench.tasks.planting import INNER, RIVALS
 from advbench.tasks.score import AttackFacts, Candidate, ScoreContent, ScoreFacts, SourceFacts, TargetFacts
 from advbench.tasks.substitute import SubstituteContent
@@ -167,10 +168,17 @@ class Planner:
             seed=seed,
             inputs=tuple((name, self._train(*pair, seed)) for name, pair in given.items()),
         )
+        content = dataclasses.replace(content, answers=self._answers(content))
         cost = self.budget.epochs * passes_per_image(defense) * 10.0
         key = self.add(content, content.label(str(spec), str(architecture)), cost)
         self.trainings[key] = content
         return key
+
+    def _answers(self, content: TrainContent) -> str:
+        """What a network of the user's answers to fixed images; an empty text for a registered architecture."""
+        if content.architecture is None or not content.architecture.name.startswith(OWN):
+            return ""
+        return answers_of(content, build_defended(content, self.trainings, self.data), self.data)
 
     def target(self, defense: Spec, architecture: Spec, seed: int, *, alone: bool) -> Target:
         """A defended model of the plan, its training added. alone: whether it needs no architecture in its name.

@@ -21,6 +21,7 @@ from advbench.clocks import single_thread
 from advbench.defenses.defended import Defended, Surrogate
 from advbench.defenses.training.smooth_gradient import Followed, SmoothGradient, follow
 from advbench.engine.local import slots
+from advbench.modes import evaluating
 from advbench.registry import registry
 from advbench.reproduction.findings import RunFindings, ScoredCell
 from advbench.tasks.artefacts import read, save, whole
@@ -31,7 +32,7 @@ from advbench.tasks.models import network_of
 from advbench.tasks.train import TrainContent
 from advbench.zoo import checkpoints
 from advbench.zoo.data import DataSet, Split
-from advbench.zoo.training import evaluating, seeded
+from advbench.zoo.training import seeded
 
 
 @dataclass(frozen=True, slots=True)

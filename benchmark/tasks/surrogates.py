@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from advbench.defenses.defended import Defended, Surrogate
+from advbench.modes import evaluate
 from advbench.tasks.artefacts import artefact
 from advbench.tasks.compiling import compiled
 from advbench.tasks.components import architecture_of
@@ -56,4 +57,6 @@ def _plain_model(attacked: Attacked, context: Context, device: torch.device) -> 
     with GENERATORS, training.seeded(0):
         model = architecture_of(substitute.architecture, data_of(context))
     checkpoints.load(artefact("substitute", attacked.model, context.out), model)
-    return Surrogate(model.to(device).eval())
+    model.to(device)
+    evaluate(model)
+    return Surrogate(model)

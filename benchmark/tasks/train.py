@@ -25,7 +25,8 @@ class TrainContent:
     """What a training depends on.
 
     defense: with its radius filled in. architecture: None for a part that is made for none. fingerprint: of the data set.
-    budget, seed: of the training. inputs: (name, key of its training) of the models that it is built on, sorted.
+    budget, seed: of the training. inputs: (name, key of its training) of the models that it is built on, sorted. answers:
+    of a network of the user's to fixed images (`advbench.tasks.answers`); empty for a registered architecture.
     """
 
     kind: ClassVar[Kind] = "train"
@@ -36,6 +37,7 @@ class TrainContent:
     budget: Budget
     seed: int
     inputs: tuple[tuple[str, str], ...]
+    answers: str = ""
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -101,6 +101,11 @@ class Own:
 class _Finished(Defended):
     """A model whose weights lie elsewhere, so that a checkpoint of it is empty."""
 
+    @property
+    def network(self) -> nn.Module:
+        """The model without the blocks that its random numbers are drawn in: images -> logits."""
+        return self.model.model if isinstance(self.model, Blockwise) else self.model
+
     def modules(self) -> nn.ModuleDict:
         """The model, with nothing to keep."""
         return _Stateless({"model": self.model})

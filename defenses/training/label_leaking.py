@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from advbench.attacks.threat import ThreatModel, Untargeted, cross_entropy
 from advbench.defenses.training.ascent import climb
 from advbench.defenses.training.augmented import predicted
+from advbench.modes import evaluating
 from advbench.zoo.data import Split
-from advbench.zoo.training import evaluating
 
 
 @dataclass(frozen=True, slots=True)

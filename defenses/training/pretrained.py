@@ -14,8 +14,9 @@ from advbench.defenses.defended import Architecture, Defended
 from advbench.defenses.kernels.layers import layer_jacobians, layers_of
 from advbench.defenses.training.gaussian_noise import generator_of
 from advbench.defenses.training.trained import Trained, fresh, stream
+from advbench.modes import evaluating
 from advbench.zoo.data import DataSet
-from advbench.zoo.training import Budget, Progress, Step, cross_entropy, derive_seed, evaluating, seeded, train
+from advbench.zoo.training import Budget, Progress, Step, cross_entropy, derive_seed, seeded, train
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,8 @@ from advbench.attacks import balls
 from advbench.attacks.threat import Norm, ThreatModel
 from advbench.defenses.training.ascent import climb
 from advbench.defenses.training.trained import Trained, stream
-from advbench.zoo.training import Step, evaluating
+from advbench.modes import evaluating
+from advbench.zoo.training import Step
 
 _NOISE = 1e-3
 """Standard deviation of the start around the clean image, where the divergence has no gradient (algorithm 1)."""
