@@ -1,4 +1,4 @@
-"""The scheduler: pending tasks in waves by depth, the longest first, on the slots of an engine.
+"""The scheduler: one loop that gives every slot of an engine that becomes free the ready task with the longest path ahead.
 
 A task that fails takes only those with it that need its result; a worker that dies takes only its own task; an interrupt
 keeps what is finished.
@@ -6,10 +6,10 @@ keeps what is finished.
 
 from __future__ import annotations
 
+import heapq
 import tempfile
 import threading
-import time
-from collections import deque
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from advbench.engine.engine import Engine
 from advbench.engine.local import engine_of, slots
+from advbench.engine.time_left import TimeLeft
 from advbench.plan.plan import Plan
 from advbench.tasks import progress
 from advbench.tasks.context import Context
@@ -30,7 +31,7 @@ class Status:
     """The state of a run, for progress displays.
 
     total, done: tasks of this run. running: labels of the tasks at work. crafts: where those of them stand that craft, by
-    key. failed: labels of those that failed. spent, remaining: estimated cost done and left, for the time that is left.
+    key. failed: labels of those that failed. time_left: its estimate, None if nobody makes one.
     """
 
     total: int
@@ -38,16 +39,12 @@ class Status:
     running: list[str] = field(default_factory=list)
     crafts: dict[str, CraftProgress] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
-    started: float = field(default_factory=time.monotonic)
-    spent: float = 0.0
-    remaining: float = 0.0
+    time_left: TimeLeft | None = None
 
     @property
     def seconds_left(self) -> float | None:
-        """The time left by the costs done so far; None until something is done."""
-        if not self.spent:
-            return None
-        return (time.monotonic() - self.started) * self.remaining / self.spent
+        """The time left by the tasks that ended; None until one has."""
+        return None if self.time_left is None else self.time_left.seconds_left
 
 
 Watcher = Callable[[Status], None]
@@ -72,10 +69,12 @@ def run_plan(plan: Plan, watch: Watcher | None = None, engine_for: MakeEngine = 
     engine_for: what makes the engine, by default one of this machine, as the configuration says.
     """
     pending = plan.pending()
-    status = Status(len(pending), remaining=sum(task.cost for task in pending))
+    status = Status(len(pending))
     with _following(status, watch) as (folder, watched):
-        run = _Run(plan, engine_for(plan, _context(plan, folder)), status, watched)
-        interrupted = run.waves(_waves(pending))
+        engine = engine_for(plan, _context(plan, folder))
+        status.time_left = TimeLeft(pending, engine.slots)
+        run = _Run(plan, pending, engine, status, watched)
+        interrupted = run.all()
     cells = {key: run.reasons[key] for key in plan.cells if key in run.reasons}
     for key, reason in cells.items():
         cell = plan.cell(key)
@@ -129,33 +128,46 @@ def _context(plan: Plan, folder: Path | None) -> Context:
     )
 
 
-def _waves(tasks: Sequence[Task]) -> list[list[Task]]:
-    """The tasks by depth among themselves, the most costly first; `tasks` has needs before those who need them."""
-    depth: dict[str, int] = {}
-    for task in tasks:
-        depth[task.key] = 1 + max((depth.get(need, -1) for need in task.needs), default=-1)
-    waves: list[list[Task]] = [[] for _ in range(1 + max(depth.values(), default=-1))]
-    for task in tasks:
-        waves[depth[task.key]].append(task)
-    return [sorted(wave, key=lambda task: -task.cost) for wave in waves]
+def longest_paths(tasks: Sequence[Task]) -> dict[str, float]:
+    """The cost of each task and of the longest chain of tasks that need it, by key; `tasks` has needs first."""
+    ahead: dict[str, float] = defaultdict(float)
+    paths: dict[str, float] = {}
+    for task in reversed(tasks):
+        paths[task.key] = task.cost + ahead[task.key]
+        for need in task.needs:
+            ahead[need] = max(ahead[need], paths[task.key])
+    return paths
 
 
 class _Run:
-    """The state of one run: what failed, and what is drawn."""
+    """The state of one run: what waits for what, what is ready, what failed, and what is drawn.
 
-    def __init__(self, plan: Plan, engine: Engine, status: Status, watch: Watcher) -> None:
+    tasks: what is to be done, needs first; a need that is not among them lies there already.
+    """
+
+    def __init__(self, plan: Plan, tasks: Sequence[Task], engine: Engine, status: Status, watch: Watcher) -> None:
         self.plan = plan
         self.engine = engine
         self.status = status
         self.watch = watch
         self.reasons: dict[str, str] = {}
+        self._paths = longest_paths(tasks)
+        self._order = {task.key: number for number, task in enumerate(tasks)}
+        self._missing = {task.key: sum(need in self._paths for need in task.needs) for task in tasks}
+        self._after: dict[str, list[Task]] = defaultdict(list)
+        for task in tasks:
+            for need in task.needs:
+                self._after[need].append(task)
+        self._ready: list[tuple[float, int, Task]] = []
+        for task in tasks:
+            if not self._missing[task.key]:
+                self._push(task)
 
-    def waves(self, waves: Sequence[Sequence[Task]]) -> bool:
-        """Run wave after wave, and close the engine; whether Ctrl-C ended it. Other errors come through."""
+    def all(self) -> bool:
+        """Run all tasks, and close the engine; whether Ctrl-C ended it. Other errors come through."""
         finished = interrupted = False
         try:
-            for wave in waves:
-                self._wave(wave)
+            self._loop()
             finished = True
         except KeyboardInterrupt:
             interrupted = True
@@ -163,35 +175,54 @@ class _Run:
             self.engine.close(kill=not finished)
         return interrupted
 
-    def _wave(self, tasks: Sequence[Task]) -> None:
-        """Run the tasks whose needs are there, as many at a time as the engine has slots."""
-        waiting = deque(task for task in tasks if self._ready(task))
+    def _loop(self) -> None:
+        """Keep every slot busy as long as a task is ready."""
         running = 0
-        while waiting or running:
-            while waiting and running < self.engine.slots:
-                self._start(waiting.popleft())
+        while self._ready or running:
+            while self._ready and running < self.engine.slots:
+                self._start(heapq.heappop(self._ready)[2])
                 running += 1
             outcome = self.engine.wait()
             running -= 1
             self._finish(self.plan.tasks[outcome.key], outcome.reason)
 
-    def _ready(self, task: Task) -> bool:
-        lost = next((need for need in task.needs if need in self.reasons), None)
-        if lost is not None:
-            label = self.plan.tasks[lost].label
-            reason = self.reasons[lost]
-            self._finish(task, reason if reason.startswith("needs ") else f"needs {label}, which failed: {reason}")
-        return lost is None
+    def _push(self, task: Task) -> None:
+        heapq.heappush(self._ready, (-self._paths[task.key], self._order[task.key], task))
 
     def _start(self, task: Task) -> None:
+        if self.status.time_left is not None:
+            self.status.time_left.starts(task)
         self.status.running.append(task.label)
         self.watch(self.status)
         self.engine.submit(task)
 
     def _finish(self, task: Task, reason: str) -> None:
+        """Take note of a task that ended; of those that need it push what is ready, and end at once what cannot run."""
+        ended = [(task, reason)]
+        while ended:
+            task, reason = ended.pop()
+            self._note(task, reason)
+            for later in self._after[task.key]:
+                self._missing[later.key] -= 1
+                if not self._missing[later.key]:
+                    lost = self._lost(later)
+                    if lost:
+                        ended.append((later, lost))
+                    else:
+                        self._push(later)
+
+    def _lost(self, task: Task) -> str:
+        """Why a task whose needs have all ended cannot run; empty if it can."""
+        need = next((need for need in task.needs if need in self.reasons), None)
+        if need is None:
+            return ""
+        reason = self.reasons[need]
+        return reason if reason.startswith("needs ") else f"needs {self.plan.tasks[need].label}, which failed: {reason}"
+
+    def _note(self, task: Task, reason: str) -> None:
         self.status.done += 1
-        self.status.spent += task.cost
-        self.status.remaining -= task.cost
+        if self.status.time_left is not None:
+            self.status.time_left.ends(task)
         if task.label in self.status.running:
             self.status.running.remove(task.label)
         if reason:

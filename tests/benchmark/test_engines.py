@@ -13,7 +13,7 @@ import pytest
 
 from advbench.config import make_config
 from advbench.engine.local import InlineEngine, ProcessEngine, Slots, ThreadEngine, engine_of, slots
-from advbench.engine.scheduler import run_plan
+from advbench.engine.scheduler import longest_paths, run_plan
 from advbench.plan.plan import make_plan
 from advbench.tasks.clean import CleanContent
 from advbench.tasks.context import Context
@@ -85,7 +85,8 @@ def test_every_task_is_submitted_once_after_its_needs_on_a_free_slot(plan, count
     assert engine.closed == [False]
     assert seen[-1] == (len(plan.tasks), 0)
     assert max(running for _, running in seen) == engine.most
-    roots = [each.cost for each in engine.submitted if not each.needs]
+    paths = longest_paths(list(plan.tasks.values()))
+    roots = [paths[each.key] for each in engine.submitted if not each.needs]
     assert roots == sorted(roots, reverse=True)
 
 

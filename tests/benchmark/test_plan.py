@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from advbench.config import make_config
-from advbench.engine.scheduler import _waves
 from advbench.plan.plan import make_plan
 from advbench.tasks.images import scored_split
 from advbench.zoo.data import DataSet, Split
@@ -70,18 +69,11 @@ def test_where_the_results_go_is_no_part_of_a_key(settings, tmp_path):
     assert set(plan_of(settings).tasks) == set(plan_of(settings, out=tmp_path / "elsewhere", jobs=2).tasks)
 
 
-def test_needs_come_first_and_waves_keep_them_apart(settings):
-    plan = plan_of(settings)
+def test_needs_come_before_those_who_need_them(settings):
     seen = set()
-    for key, task in plan.tasks.items():
+    for key, task in plan_of(settings).tasks.items():
         assert set(task.needs) <= seen
         seen.add(key)
-    ran = set()
-    for wave in _waves(list(plan.tasks.values())):
-        assert all(set(task.needs) <= ran for task in wave)
-        assert [task.cost for task in wave] == sorted((task.cost for task in wave), reverse=True)
-        ran |= {task.key for task in wave}
-    assert ran == set(plan.tasks)
 
 
 def test_an_unset_training_radius_is_the_runs(settings):
