@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -176,10 +177,13 @@ def _capped(record: Record) -> list[tuple[str, int, float]]:
     """The surrogates whose EOT was cut short: name, draws and the lower of the cosines."""
     if record.matrix != "white-box":
         return []
-    calibrated = record.details.get("preparation", {})
     return [
-        (name, int(values["draws"]), min(cosine for cosine in values["cosines"] if cosine is not None))
-        for name, values in calibrated.items()
+        (
+            name,
+            values.get("draws", 0),
+            min((each for each in values.get("cosines", ()) if each is not None), default=math.nan),
+        )
+        for name, values in record.details.get("preparation", {}).items()
         if values.get("capped")
     ]
 

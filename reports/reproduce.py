@@ -60,7 +60,7 @@ def _run(records: Sequence[Record]) -> str:
 def _evaluate(records: Sequence[Record]) -> str:
     """The flags of `advbench evaluate` that records show."""
     target, own = records[0].target, records[0].target["defense"]["arguments"]
-    statistics = {name: ",".join(f"{value:g}" for value in own.get(name) or ()) for name in ("mean", "std")}
+    statistics = {name: _listed(own.get(name)) for name in ("mean", "std")}
     name = target["architecture"]["name"]
     attacked = _attacked(records)
     if name.startswith(_HELD):
@@ -82,6 +82,11 @@ def _attacked(records: Sequence[Record]) -> dict[str, object]:
         "seed": ",".join(map(str, sorted({record.seed for record in records}))),
         "n-examples": records[0].dataset["n"],
     }
+
+
+def _listed(values: object) -> str:
+    """The numbers of a list as a flag takes them; nothing for anything else."""
+    return ",".join(f"{value:g}" for value in values if isinstance(value, int | float)) if isinstance(values, list) else ""
 
 
 def _command(words: Sequence[str], flags: Mapping[str, object], switches: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from advbench.files import write_atomically
+from advbench.reading import json_of, text_of
 from advbench.reports import formatting
 from advbench.reports.cells import Cells
 from advbench.reports.export import csv
@@ -25,6 +26,10 @@ from advbench.results.statistics import OverSeeds
 
 TITLE = "Adversarial robustness leaderboard"
 _MANIFEST = ".advbench-site.json"
+_LARGEST_MANIFEST = 2**25
+_PAGES = ("index.html", "report.html", ".nojekyll")
+_FOLDERS = ("models", "data")
+_SUFFIXES = (".html", ".csv", ".json", ".toml")
 _COMPARED = 3
 """How many rows a table must have before it is worth a search field and a choice of columns."""
 
@@ -209,10 +214,16 @@ def _estimate(rate: OverSeeds | None) -> dict[str, object] | None:
 
 
 def _listed(manifest: Path) -> list[str]:
-    """The files of an earlier publication, by their path in the site; a path that leads out of it is none of them."""
+    """The files of an earlier publication, by their path in the site; what no publication writes is none of them."""
     try:
-        names = json.loads(manifest.read_text(encoding="utf-8"))
+        names = json_of(text_of(manifest, _LARGEST_MANIFEST))
     except (OSError, ValueError):
         return []
-    safe = [str(name) for name in names if isinstance(name, str)] if isinstance(names, list) else []
-    return [name for name in safe if not Path(name).is_absolute() and ".." not in Path(name).parts]
+    return [name for name in names if isinstance(name, str) and _is_ours(name)] if isinstance(names, list) else []
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a name in a manifest, which anything may have written, is a file of a site."""
+    path = Path(name)
+    inside = not path.is_absolute() and ".." not in path.parts
+    return inside and (name in _PAGES or (path.parts[0] in _FOLDERS and path.suffix in _SUFFIXES))

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from advbench.files import write_atomically
-from advbench.results.store import Store
+from advbench.reading import json_of, open_plain, text_of
+from advbench.results.store import FILES, Store
 
 if TYPE_CHECKING:
     from advbench.reports.cells import Cells
@@ -94,10 +95,18 @@ def _inputs_digest(store: Store, keys: Sequence[str]) -> str:
                 digest.update(f"{source.name}\n".encode() + source.read_bytes())
     for key in keys:
         digest.update(f"{key}\n".encode())
-        folder = store.path(key)
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            digest.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
+        for name in FILES:
+            digest.update(f"{name} {_file_digest(store.path(key) / name)}\n".encode())
     return digest.hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    """SHA-256 of a plain file; of anything else, what is wrong with it."""
+    try:
+        with open_plain(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError) as error:
+        return f"none: {error}"
 
 
 def _digests(to: Path, names: Iterable[str]) -> dict[str, str]:
@@ -109,7 +118,7 @@ def _digests(to: Path, names: Iterable[str]) -> dict[str, str]:
 def _recorded(to: Path) -> dict[str, str]:
     """What the last writing left in the sidecar: the inputs' digest, and that of each file that it wrote."""
     try:
-        digests = json.loads((to / _SIDECAR).read_text(encoding="utf-8"))
+        digests = json_of(text_of(to / _SIDECAR))
     except (OSError, ValueError):
         return {}
     return {name: str(value) for name, value in digests.items() if _is_ours(name)} if isinstance(digests, dict) else {}

@@ -13,25 +13,35 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import lzma
 import math
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from advbench.files import write_atomically
-from advbench.results.record import ADDED, DISTANCES, EXAMPLE_DTYPES, Examples, Facts, Record, check_key
-from advbench.results.store import Store
+from advbench.reading import allowance, array_of, json_of, read_text, unseen
+from advbench.results.parts import check_key
+from advbench.results.record import ADDED, DISTANCES, EXAMPLE_DTYPES, Examples, Facts, Record
+from advbench.results.store import FILES, Store, check_count
 
+_LOG = logging.getLogger("advbench")
 SUFFIX = ".tar.xz"
 _LARGEST = 2**30
-"""Bytes that an archive may have unpacked, so that a small file cannot fill the memory."""
+"""Bytes that the examples of an archive may have."""
+_DICTIONARY = 2**28
+"""Bytes that xz may use; ours needs 65 MiB."""
+_CHUNK = 2**18
+_LARGEST_PLACES = 2**25
 _PLACES = "examples.json"
+_DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What reading a bad record or bad tables raises."""
 
 
 def pack(store: Store, path: Path, keys: Sequence[str] | None = None) -> int:
@@ -47,7 +57,7 @@ def pack(store: Store, path: Path, keys: Sequence[str] | None = None) -> int:
         if parts is None:
             raise ValueError(f"Expected a readable record at {store.path(key)}, got none")
         record, examples, _ = parts
-        members[f"{key}/record.json"] = (record.to_json() + "\n").encode()
+        members[f"{key}/{FILES[0]}"] = (record.to_json() + "\n").encode()
         if examples is not None:
             scored[key] = record, examples
     buffer = io.BytesIO()
@@ -63,7 +73,8 @@ def pack(store: Store, path: Path, keys: Sequence[str] | None = None) -> int:
 def unpack(path: Path, store: Store) -> list[str]:
     """Write the records of an archive into `store`; readable ones of the same key stay. Returns their keys.
 
-    Raises FileNotFoundError if there is no file, ValueError, in one line, if it is no whole archive of records.
+    Raises FileNotFoundError if there is no file, ValueError, in one line, if it is no whole archive of records. A bad record
+    in a whole archive is logged in one line and left out, unless none is left.
     """
     keys = []
     for record, examples in read(path):
@@ -81,32 +92,99 @@ def read(path: Path) -> list[tuple[Record, Examples | None]]:
         for name, content in members.items():
             key, _, part = name.partition("/")
             parts.setdefault(key, {})[part] = content
-        records = {key: Record.from_json(parts[key]["record.json"].decode()) for key in sorted(parts)}
-        scored = _by_tables(records, tables) if tables else _by_parts(records, parts)
-        return [(record, scored.get(key)) for key, record in records.items()]
-    except (AttributeError, EOFError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: Expected whole records, got {error!s:.160}") from None
+        examples_of = _Tables(tables, len(parts)).examples if tables else lambda key: _by_parts(parts[key])
+    except _DAMAGE as error:
+        raise ValueError(f"{path}: Expected whole records, got {_said(error)}") from None
+    found: list[tuple[Record, Examples | None]] = []
+    problem = ""
+    for key in sorted(parts):
+        try:
+            found.append(_cell(key, parts[key], examples_of))
+        except _DAMAGE as error:
+            problem = f"{key}: {_said(error)}"
+            _LOG.warning("damaged record, left out: %s: %s", path, problem)
+    if problem and not found:
+        raise ValueError(f"{path}: Expected whole records, got {problem}")
+    return found
+
+
+def _cell(key: str, parts: Mapping[str, bytes], examples_of: Callable[[str], Examples]) -> tuple[Record, Examples | None]:
+    """A record with its examples if it was scored. Raises one of `_DAMAGE` for a bad one."""
+    with io.BytesIO(parts[FILES[0]]) as file:
+        record = Record.from_json(read_text(file))
+    if record.key != key:
+        raise ValueError(f"Expected the key of its folder, got {record.key}")
+    if record.status != "ok":
+        return record, None
+    examples = examples_of(key)
+    check_count(record, examples)
+    return record, examples
+
+
+def _said(error: Exception) -> str:
+    return f"no {error!s:.80}" if isinstance(error, KeyError) else f"{error!s:.160}"
 
 
 def _members(path: Path) -> dict[str, bytes]:
-    """The files of an archive by name."""
+    """The files of an archive by name, as `pack` writes them: plain files of short names, and nothing else."""
     members: dict[str, bytes] = {}
     try:
-        with tarfile.open(path, mode="r:xz") as archive:
-            total = 0
-            for entry in archive:
+        with path.open("rb") as file:
+            stream = _Unpacked(file)
+            while (block := stream.exactly(tarfile.BLOCKSIZE)).strip(b"\0"):
+                entry = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
                 if "/" in entry.name:
                     check_key(entry.name.partition("/")[0])
-                total += entry.size
-                content = archive.extractfile(entry) if entry.isfile() else None
-                if content is None or total > _LARGEST:
+                if not entry.isreg() or entry.size < 0 or unseen(entry.name):
                     raise ValueError(f"a plain file of a record, got {entry.name!r:.80}")
-                members[entry.name] = content.read()
+                members[entry.name] = stream.exactly(entry.size)
+                stream.exactly(-entry.size % tarfile.BLOCKSIZE)
     except FileNotFoundError:
         raise FileNotFoundError(f"Expected an archive of records at {path}, found none") from None
-    except (tarfile.TarError, lzma.LZMAError, EOFError, OSError, ValueError) as error:
+    except (tarfile.TarError, lzma.LZMAError, EOFError, MemoryError, OSError, ValueError) as error:
         raise ValueError(f"{path}: Expected an archive of records ({SUFFIX}), got {error!s:.120}") from None
     return members
+
+
+class _Unpacked:
+    """The bytes under xz, read from the front, no more than a file of its size may hold.
+
+    The size of the packed file counts as far as it has been read, so that a pipe can be read too.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._decoder = _decoder()
+        self._packed = self._total = 0
+        self._waiting = bytearray()
+
+    def exactly(self, size: int) -> bytes:
+        """The next `size` bytes. Raises EOFError if there are fewer, ValueError if there are too many in all."""
+        while len(self._waiting) < size:
+            self._waiting += self._more()
+        found = bytes(self._waiting[:size])
+        del self._waiting[:size]
+        return found
+
+    def _more(self) -> bytes:
+        packed = b""
+        if self._decoder.eof:  # another stream may follow, behind zeros
+            packed = self._decoder.unused_data.lstrip(b"\0")
+            self._decoder = _decoder()
+        if self._decoder.needs_input and not packed:
+            packed = self._file.read(_CHUNK)
+            self._packed += len(packed)
+            if not packed:
+                raise EOFError("an archive that is cut off")
+        unpacked = self._decoder.decompress(packed, _CHUNK)
+        self._total += len(unpacked)
+        if self._total > allowance(self._packed):
+            raise ValueError(f"more than the {allowance(self._packed):,} bytes that an archive of its size may hold")
+        return unpacked
+
+
+def _decoder() -> lzma.LZMADecompressor:
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_DICTIONARY)
 
 
 # --- the arrays of all examples, each row once
@@ -169,47 +247,45 @@ def _values(examples: Examples) -> int | None:
     return count if count and np.array_equal(distance / math.sqrt(count), rms, equal_nan=True) else None
 
 
-def _by_tables(records: Mapping[str, Record], tables: Mapping[str, bytes]) -> dict[str, Examples]:
-    """The examples of the records that were scored."""
-    places = json.loads(tables[_PLACES])
-    pools = {name.removesuffix(".npy"): _array(content) for name, content in tables.items() if name != _PLACES}
-    scored: dict[str, Examples] = {}
-    total = 0
-    for key, record in records.items():
-        if record.status != "ok":
-            continue
-        n, rows = places[key]["n"], places[key]["rows"]
-        total += n * len(rows) * 8
-        if total > _LARGEST:
-            raise ValueError(f"at most {_LARGEST} bytes of examples, got more")
-        arrays: dict[str, Any] = {name: pools[kind][begin : begin + n] for name, (kind, begin) in rows.items()}
-        if places[key]["values"] is not None:
-            arrays["rms"] = arrays["distance_l2"].astype(np.float64) / math.sqrt(places[key]["values"])
-        scored[key] = Examples(draws=places[key]["draws"], **arrays)
-    return scored
+class _Tables:
+    """The arrays of all examples, and where in them those of each record begin.
+
+    Raises one of `_DAMAGE` for tables that cannot be. records: how many they are for.
+    """
+
+    def __init__(self, tables: Mapping[str, bytes], records: int) -> None:
+        with io.BytesIO(tables[_PLACES]) as file:
+            self._places = json_of(read_text(file, _LARGEST_PLACES), containers=50 * (records + 1))
+        self._pools = {name.removesuffix(".npy"): array_of(content) for name, content in tables.items() if name != _PLACES}
+        self._total = 0
+
+    def examples(self, key: str) -> Examples:
+        """The examples of a record."""
+        place = self._places[key]
+        n = int(place["n"])
+        arrays: dict[str, Any] = {}
+        for name, (kind, begin) in place["rows"].items():
+            if not 0 <= begin <= begin + n <= len(self._pools[kind]):
+                raise ValueError(f"Expected {n} examples from {begin} of {kind}.npy, got {len(self._pools[kind])} in all")
+            arrays[name] = self._pools[kind][begin : begin + n]
+        self._total += n * len(arrays) * 8
+        if self._total > _LARGEST:
+            raise ValueError(f"Expected at most {_LARGEST} bytes of examples, got more")
+        if place["values"] is not None:
+            if not place["values"] > 0:
+                raise ValueError(f"Expected images of at least one value, got {place['values']}")
+            arrays["rms"] = arrays["distance_l2"].astype(np.float64) / math.sqrt(place["values"])
+        return Examples(draws=place["draws"], **arrays)
 
 
-def _by_parts(records: Mapping[str, Record], parts: Mapping[str, Mapping[str, bytes]]) -> dict[str, Examples]:
-    """The same for an archive of the first form, which has every array of every record: ``KEY/ARRAY.npy``."""
-    wanted = [field.name for field in fields(Examples)]
-    return {
-        key: Examples(
-            **{
-                name: _array(parts[key][f"{name}.npy"])
-                for name in wanted
-                if f"{name}.npy" in parts[key] or name not in ADDED
-            }
-        )
-        for key, record in records.items()
-        if record.status == "ok"
-    }
+def _by_parts(parts: Mapping[str, bytes]) -> Examples:
+    """The same in an archive of the first form, which has every array of every record: ``KEY/ARRAY.npy``."""
+    wanted = [field.name for field in fields(Examples) if f"{field.name}.npy" in parts or field.name not in ADDED]
+    arrays: dict[str, Any] = {name: array_of(parts[f"{name}.npy"]) for name in wanted}
+    return Examples(**arrays)
 
 
 def _npy(array: NDArray[np.generic]) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
-
-
-def _array(content: bytes) -> Any:
-    return np.load(io.BytesIO(content), allow_pickle=False)

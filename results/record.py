@@ -11,15 +11,14 @@ from typing import Any, NotRequired, TypeAlias, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from advbench.results.matrices import MATRICES
+from advbench.reading import json_of, seen
+from advbench.results import parts
 
 SCHEMA_VERSION = 2
 READABLE_VERSIONS = (1, 2)
 """Version 1 knew neither detectors nor the oblivious matrix."""
-STATUSES = ("ok", "skipped", "error")
 DISTANCES = ("distance_l0", "distance_l1", "distance_l2", "distance_linf", "rms")
 GALLERY_SIZE = 10
-
 Facts: TypeAlias = dict[str, Any]
 """Values that JSON knows: null, booleans, finite numbers, strings, lists, and objects of these."""
 Plain: TypeAlias = "bool | int | float | str | Sequence[Plain] | Mapping[str, Plain] | None"
@@ -167,18 +166,6 @@ class MeasuredPart(TypedDict, total=False):
     environment: Mapping[str, str | bool | None]
 
 
-_NUMBER = (int, float)
-_COMPONENT = {"name": (str,), "arguments": (dict,)}
-_PARTS: dict[str, dict[str, tuple[type, ...]]] = {
-    "dataset": {"name": (str,), "split": (str,), "fingerprint": (str,), "n": (int,)},
-    "target": {"label": (str,), "defense": (dict,), "architecture": (dict,), "stochastic": (bool,)},
-    "attack": {"label": (str,), "name": (str,), "arguments": (dict,), "minimal_norm": (bool,), "source_hash": (str,)},
-    "threat": {"norm": (str,), "epsilon": (*_NUMBER, type(None)), "box": (list, type(None))},
-    "counts": {},
-    "details": {},
-    "measured": {},
-}
-_COUNTS = ("examples", "forwards", "backwards", "queries")
 _COUNTED = (
     "clean_correct",
     "select_correct",
@@ -206,8 +193,9 @@ class Record:
     details: free facts such as a substitute's fidelity. measured: seconds of the attack, peak memory, device, threads and
     environment, which no comparison of two records looks at.
 
-    Tuples become lists, so that a record equals its own round trip through JSON. Raises ValueError for a missing field, a
-    wrong type, or a value that JSON does not know (NaN and infinity among them).
+    Tuples become lists, and control characters and lone surrogates U+FFFD, so that a record equals its own round trip
+    through JSON. Raises ValueError for a missing field, a wrong type, a number out of its range (`advbench.results.parts`),
+    more than 64 levels, or a value that JSON does not know (NaN and infinity among them).
     """
 
     key: str
@@ -226,24 +214,15 @@ class Record:
     measured: MeasuredPart
 
     def __post_init__(self) -> None:
-        check_key(self.key)
-        for name in ("status", "reason", "matrix", "weights_sha256"):
-            _check_type(name, getattr(self, name), (str,))
-        _check_type("seed", self.seed, (int,))
-        _check_choice("status", self.status, STATUSES)
-        _check_choice("matrix", self.matrix, MATRICES)
-        for name, required in _PARTS.items():
-            object.__setattr__(self, name, _checked_part(name, getattr(self, name), required))
-        target: Mapping[str, object] = {**self.target}
-        for name in ("defense", "architecture"):
-            _checked_part(f"target.{name}", target[name], _COMPONENT)
+        for item in fields(self):
+            object.__setattr__(self, item.name, _plain(item.name, getattr(self, item.name)))
+        for name, check in parts.FIELDS.items():
+            check(name, getattr(self, name))
         if self.matrix == "white-box":
-            _check_type("source", self.source, (type(None),))
+            parts.check_type("source", self.source, (type(None),))
         else:
-            source = _checked_part("source", self.source, {"label": (str,), "kind": (str,)})
-            object.__setattr__(self, "source", source)
-        for name in _COUNTS if self.status == "ok" else self.counts:
-            _check_type(f"counts.{name}", self.counts.get(name), (int,))
+            parts.SOURCE("source", self.source)
+        (parts.COUNTS if self.status == "ok" else parts.ANY_COUNTS)("counts", self.counts)
 
     def to_json(self) -> str:
         """The record as JSON text with its schema version, keys sorted."""
@@ -251,10 +230,10 @@ class Record:
 
     @staticmethod
     def from_json(text: str) -> Record:
-        """Read what `to_json` wrote. Raises ValueError for anything else."""
+        """Read what `to_json` wrote. Raises ValueError for anything else; control characters only in the reason are read."""
         try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
+            content = json_of(text)
+        except ValueError as error:
             raise ValueError(f"Expected a record as JSON, got {error}") from None
         if not isinstance(content, dict):
             raise ValueError(f"Expected a record as a JSON object, got {type(content).__name__}")
@@ -266,6 +245,7 @@ class Record:
         for problem, found in (("missing", names - content.keys()), ("unknown", content.keys() - names)):
             if found:
                 raise ValueError(f"Expected the fields of a record, got {problem} {', '.join(sorted(found))}")
+        parts.check_texts({name: value for name, value in content.items() if name != "reason"})
         return Record(**content)
 
 
@@ -396,47 +376,21 @@ GALLERY_DTYPES: dict[str, type[np.generic]] = {
 }
 
 
-def check_key(key: object) -> str:
-    """The key itself where it is 64 lower-case hex digits. Raises ValueError otherwise."""
-    if not isinstance(key, str) or len(key) != 64 or not set(key) <= set("0123456789abcdef"):
-        raise ValueError(f"Expected a key of 64 hex digits, got {key!r}")
-    return key
-
-
-def _check_type(name: str, value: object, types: tuple[type, ...]) -> None:
-    unwanted_bool = isinstance(value, bool) and bool not in types
-    if unwanted_bool or not isinstance(value, types):
-        wanted = " or ".join("None" if kind is type(None) else kind.__name__ for kind in types)
-        raise ValueError(f"Expected `{name}` of a record to be {wanted}, got {value!r:.80}")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"Expected `{name}` of a record to be one of {', '.join(choices)}, got {value!r:.80}")
-
-
-def _checked_part(name: str, value: object, required: Mapping[str, tuple[type, ...]]) -> Facts:
-    """`value` as plain JSON content, where it is an object with the `required` members."""
-    _check_type(name, value, (dict,))
-    plain: Facts = _plain(name, value)
-    for member, types in required.items():
-        if member not in plain:
-            raise ValueError(f"Expected `{name}` of a record to have `{member}`, got {', '.join(plain) or 'nothing'}")
-        _check_type(f"{name}.{member}", plain[member], types)
-    return plain
-
-
-def _plain(name: str, value: object) -> Any:
-    """A copy of `value` in JSON's types, with tuples as lists."""
-    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+def _plain(name: str, value: object, depth: int = 0) -> Any:
+    """A copy of `value` in JSON's types, with tuples as lists and texts as `seen`."""
+    if isinstance(value, str):
+        return seen(value)
+    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
+    if depth > parts.DEEPEST:
+        raise ValueError(f"Expected a record with values at most {parts.DEEPEST} deep, got deeper ones at {name:.80}")
     if isinstance(value, list | tuple):
-        return [_plain(f"{name}[{i}]", item) for i, item in enumerate(value)]
+        return [_plain(f"{name}[{i}]", item, depth + 1) for i, item in enumerate(value)]
     if isinstance(value, dict):
         for member in value:
-            _check_type(f"{name} member", member, (str,))
-        return {member: _plain(f"{name}.{member}", item) for member, item in value.items()}
-    raise ValueError(f"Expected `{name}` of a record to be a value that JSON knows, got {value!r:.80}")
+            parts.check_type(f"{name} member", member, (str,))
+        return {seen(member): _plain(f"{name}.{member}", item, depth + 1) for member, item in value.items()}
+    raise ValueError(f"Expected `{name:.80}` of a record to be a value that JSON knows, got {value!r:.80}")
 
 
 def _array(name: str, value: object, dtype: type[np.generic], *, ndim: int) -> NDArray[Any]:

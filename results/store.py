@@ -2,7 +2,8 @@
 
 A record lives in ``ROOT/records/<key>/`` as ``record.json``, ``examples.npz`` (if the cell was scored) and
 ``gallery.npz`` (if images were kept). It is prepared in ``ROOT/records/.writing/`` and renamed into place once its bytes
-are on the disk, so that a reader sees all of it or nothing, even if the writer is killed.
+are on the disk, so that a reader sees all of it or nothing, even if the writer is killed. Anyone may have written these
+files: a bad one is named and counts as missing.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import shutil
 import time
 import uuid
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -21,9 +23,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from advbench.files import LEFTOVER_SECONDS, flush_folder, write_atomically
-from advbench.results.record import ADDED, Examples, Gallery, Record, check_key
+from advbench.reading import arrays_of, text_of
+from advbench.results.parts import check_key
+from advbench.results.record import ADDED, Examples, Gallery, Record
 
 _LOG = logging.getLogger("advbench")
+FILES = ("record.json", "examples.npz", "gallery.npz")
+"""What lies in the folder of a record."""
 _ATTEMPTS = 100
 _Content = TypeVar("_Content", Examples, Gallery)
 
@@ -55,45 +61,59 @@ class Store:
     def load(self, key: str) -> tuple[Record, Examples | None, Gallery | None] | None:
         """All of a record; None if there is none, or if its files are damaged (logged as one line).
 
-        Examples come with every scored record, and only with those.
+        Examples come with every scored record, and only with those, as many as it says.
         """
         if not self.path(key).is_dir():
             return None
         try:
             record = self.read(key)
-            return record, self.examples(key) if record.status == "ok" else None, self.gallery(key)
+            examples = self.examples(key) if record.status == "ok" else None
+            if examples is not None:
+                check_count(record, examples)
+            return record, examples, self.gallery(key)
         except (OSError, ValueError) as error:
             _LOG.warning("damaged record, treated as missing: %s", error)
             return None
 
     def read(self, key: str) -> Record:
         """The record. Raises FileNotFoundError if there is none, ValueError if it is damaged."""
-        path = self.path(key) / "record.json"
+        path = self.path(key) / FILES[0]
+        text = text_of(path)
         try:
-            record = Record.from_json(path.read_text(encoding="utf-8"))
+            record = Record.from_json(text)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         if record.key != key:
             raise ValueError(f"{path}: Expected the key of its folder, got {record.key}")
         return record
 
+    def readable(self) -> Iterator[tuple[str, Record]]:
+        """Every record that can be read, without its examples; the others are logged as one line each."""
+        for key in self.keys():
+            try:
+                yield key, self.read(key)
+            except (OSError, ValueError) as error:
+                _LOG.warning("damaged record, left out: %s", error)
+
     def examples(self, key: str) -> Examples:
         """The outcome of every example. Raises FileNotFoundError if there is none, ValueError if it is damaged."""
-        return _load(self.path(key) / "examples.npz", Examples)
+        return _load(self.path(key) / FILES[1], Examples)
 
     def gallery(self, key: str) -> Gallery | None:
         """The images that were kept, None if there are none. Raises ValueError if the file is damaged."""
-        path = self.path(key) / "gallery.npz"
-        return _load(path, Gallery) if path.is_file() else None
+        path = self.path(key) / FILES[2]
+        return _load(path, Gallery) if path.exists() else None
 
     def write(self, record: Record, examples: Examples | None = None, gallery: Gallery | None = None) -> bool:
         """Keep a record; True if it was stored, False if a readable ``ok`` record was there already and stays.
 
         A failed, skipped or damaged record of the same key is replaced. Raises ValueError if a scored record comes
-        without its examples.
+        without its examples, or with another number of them than it says.
         """
-        if record.status == "ok" and examples is None:
-            raise ValueError("Expected a scored record with its `examples`, got None")
+        if record.status == "ok":
+            if examples is None:
+                raise ValueError("Expected a scored record with its `examples`, got None")
+            check_count(record, examples)
         self.sweep()
         prepared = self._prepare(record, examples, gallery)
         try:
@@ -114,10 +134,10 @@ class Store:
         folder = self._workspace()
         try:
             if examples is not None:
-                _save(folder / "examples.npz", examples)
+                _save(folder / FILES[1], examples)
             if gallery is not None:
-                _save(folder / "gallery.npz", gallery)
-            write_atomically(folder / "record.json", record.to_json() + "\n")
+                _save(folder / FILES[2], gallery)
+            write_atomically(folder / FILES[0], record.to_json() + "\n")
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -149,6 +169,13 @@ class Store:
         raise OSError(f"Expected to replace {self.path(key)}, but other writers kept doing so")
 
 
+def check_count(record: Record, examples: Examples) -> None:
+    """Raise ValueError if a record speaks of another number of images than it has outcomes."""
+    n, attacked = record.dataset["n"], record.counts["examples"]
+    if not len(examples) == n >= attacked:
+        raise ValueError(f"{record.key}: Expected outcomes of {n:,} images, {attacked:,} attacked, got {len(examples):,}")
+
+
 def _is_key(name: str) -> bool:
     try:
         check_key(name)
@@ -161,12 +188,9 @@ def _load(path: Path, kind: type[_Content]) -> _Content:
     """Read an `Examples` or a `Gallery` from `path`, without pickle."""
     names = [field.name for field in fields(kind)]
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in names if name in archive.files or name not in ADDED}
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # zipfile and zlib answer damaged bytes with a dozen kinds of exceptions
-        raise ValueError(f"{path}: Expected an archive of the arrays {', '.join(names)}, got {error!r:.80}") from None
+        arrays: dict[str, Any] = arrays_of(path, [name for name in names if name not in ADDED], ADDED.intersection(names))
+    except ValueError as error:
+        raise ValueError(f"{path}: Expected an archive of the arrays {', '.join(names)}, got {error!s:.160}") from None
     try:
         return kind(**arrays)
     except (TypeError, ValueError) as error:

@@ -140,10 +140,9 @@ def fixed_set(
 
 def _transfers(store: Store, source: str, target: str, attack: str, seed: int) -> list[tuple[str, Record]]:
     """The scored cells of the transfer matrix from one model to another by one attack."""
-    found = [(key, store.read(key)) for key in store.keys()]  # noqa: SIM118 - a store is no mapping
     return [
         (key, record)
-        for key, record in found
+        for key, record in store.readable()
         if record.matrix == "transfer"
         and record.status == "ok"
         and record.source is not None

@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from advbench.files import write_atomically
+from advbench.reading import read_text
 from advbench.records.reporting import read_manifest
 from advbench.results.cells import Cell
 from advbench.results.gate import baseline as baselines
@@ -15,6 +16,8 @@ from advbench.results.gate.baseline import Snapshot
 from advbench.results.gate.compare import compare_runs
 from advbench.results.gate.verdicts import Terms, Verdicts
 from advbench.results.store import Store
+
+_LARGEST_BASELINE = 2**28
 
 
 def check(
@@ -88,13 +91,14 @@ def read_baseline(path: Path) -> Snapshot:
     if len(path.parts) == 1 and not path.exists() and shipped.is_file():
         return baselines.from_text(shipped.read_text(encoding="utf-8"))
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            text = read_text(file, _LARGEST_BASELINE)
     except FileNotFoundError:
         raise ValueError(
             f"Expected a baseline at {path}, got no such file: `advbench baseline OUT -o {path}` writes one"
         ) from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: Expected a baseline as JSON, got bytes that are no text") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: Expected a baseline as JSON, got a bad file: {error}") from None
     try:
         return baselines.from_text(text)
     except ValueError as error:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from advbench.files import write_atomically
+from advbench.reading import json_of, seen, text_of
 from advbench.results.archive import SUFFIX, pack, unpack
+from advbench.results.parts import check_key
 from advbench.results.store import Store
 
+_LOG = logging.getLogger("advbench")
 _MANIFEST = "run.json"
+_LARGEST_MANIFEST = 2**25
 
 
 FORMATS = ("svg", "png", "pdf", "csv", "robustbench")
@@ -109,20 +114,32 @@ def _folders(outs: Sequence[Path], every: bool) -> dict[Path, list[str] | None]:
 
 def read_manifest(out: Path) -> list[str] | None:
     """The cells of the last run in a folder; None if it is not known."""
-    try:
-        cells = json.loads((out / _MANIFEST).read_text())["cells"]
-    except (OSError, ValueError, KeyError, TypeError):
+    cells = _manifest(out).get("cells")
+    if not isinstance(cells, list):
         return None
-    return [str(key) for key in cells]
+    try:
+        return [check_key(key) for key in cells]
+    except ValueError as error:
+        _LOG.warning("damaged %s, all records are taken: %s", out / _MANIFEST, error)
+        return None
 
 
 def read_settings(out: Path) -> str:
     """The settings of the last run in a folder as TOML, which `advbench run` reads; empty if they are not known."""
+    settings = _manifest(out).get("settings")
+    return seen(settings) if isinstance(settings, str) else ""
+
+
+def _manifest(out: Path) -> dict[str, object]:
+    """What `write_manifest` wrote; nothing if there is no such file, or if it is damaged (logged as one line)."""
     try:
-        settings = json.loads((out / _MANIFEST).read_text())["settings"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-    return str(settings)
+        content = json_of(text_of(out / _MANIFEST, _LARGEST_MANIFEST))
+    except OSError:
+        return {}
+    except ValueError as error:
+        _LOG.warning("damaged %s, all records are taken: %s", out / _MANIFEST, error)
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def write_manifest(out: Path, cells: Sequence[str], settings: str = "") -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from advbench.reading import json_of
 from advbench.results.boards import (
     Answers,
     Attacker,
@@ -30,10 +31,12 @@ from advbench.results.boards import (
 )
 from advbench.results.cells import Cell
 from advbench.results.gate.one_run import check_one_run
+from advbench.results.parts import BOARDS, check_texts, check_type
 from advbench.results.statistics import Values
 
 BASELINE_VERSION = 1
 FORMAT = "advbench baseline"
+_CONTAINERS = 10**6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,7 +88,7 @@ def from_text(text: str) -> Snapshot:
     """Read what `to_text` wrote. Raises ValueError, in one line, for anything else."""
     again = "write it again with `advbench baseline`"
     try:
-        content = json.loads(text)
+        content = json_of(text, _CONTAINERS)
     except ValueError as error:
         raise ValueError(f"Expected a baseline as JSON, got a cut off or damaged file ({error}): {again}") from None
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
@@ -98,8 +101,11 @@ def from_text(text: str) -> Snapshot:
     if content.pop("checksum", None) != _checksum(content):
         raise ValueError(f"Expected a baseline as it was written, got one that was changed, such as by a merge: {again}")
     try:
+        check_texts(content)
+        check_type("advbench", content["advbench"], (str,))
+        BOARDS("boards", content["boards"])
         return Snapshot(content["advbench"], tuple(_board_of(board) for board in content["boards"]))
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"Expected a baseline, got damaged content ({error!r:.80}): {again}") from None
 
 

@@ -207,7 +207,7 @@ def test_a_failed_cell_fails_the_gate_and_makes_no_baseline(place, tmp_path):
         ("truncated", "{path}: Expected a baseline as JSON, got a cut off or damaged file"),
         ("version", "{path}: Expected a baseline of schema version 1, got 7: use a matching advbench"),
         ("edited", "{path}: Expected a baseline as it was written, got one that was changed"),
-        ("binary", "{path}: Expected a baseline as JSON, got bytes that are no text"),
+        ("binary", "{path}: Expected a baseline as JSON, got a bad file: Expected UTF-8 text, got other bytes"),
     ],
 )
 def test_a_bad_baseline_is_one_line_and_exit_code_2(place, tmp_path, case, message):

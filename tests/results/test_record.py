@@ -72,7 +72,7 @@ def test_text_that_is_no_record_is_one_clear_line(text):
         ({"threat": {"norm": "l2", "epsilon": "1", "box": None}}, "`threat.epsilon` of a record to be int or float or None"),
         ({"source": {"label": "x", "kind": "model"}}, "`source` of a record to be None"),
         ({"matrix": "transfer"}, "`source` of a record to be dict, got None"),
-        ({"counts": {"examples": 4}}, "`counts.forwards` of a record to be int, got None"),
+        ({"counts": {"examples": 4}}, "`counts` of a record to have `forwards`, got examples"),
         ({"details": {"loss": float("nan")}}, "`details.loss` of a record to be a value that JSON knows, got nan"),
         ({"details": {"steps": [1, {"a": np.int64(3)}]}}, r"`details.steps\[1\].a` of a record"),
         ({"details": {1: 2}}, "`details member` of a record to be str, got 1"),

@@ -177,7 +177,7 @@ def test_a_reader_never_sees_half_a_record_whenever_the_writer_is_killed(tmp_pat
         writer = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        writer.stdin.write(make_record().to_json())
+        writer.stdin.write(make_record(dataset=make_record().dataset | {"n": 500}).to_json())
         writer.stdin.close()
         assert writer.stdout.readline() == "ready\n"
         already, patience = len(store.keys()), time.monotonic() + 20
