@@ -29,6 +29,24 @@ AT_ONCE = 8
 """The most draws of a stochastic model in one forward, except in `WhiteBox.pullback`."""
 
 
+def ask(model: nn.Module, x: Tensor, rng: ExampleRNG | None = None) -> Tensor:
+    """What a model answers on images x (n, c, h, w), called as ``model(x, rng)`` with an `rng`, as ``model(x)`` without.
+
+    The model gets a copy, through which gradients flow: it may write into its input, by ``x.data`` too, which leaves no
+    trace that could be noticed afterwards, and the images of the one who asks stay as they are.
+
+    >>> class Writes(nn.Module):
+    ...     def forward(self, x):
+    ...         return x.sub_(1)
+    >>> x = torch.zeros(1, 1)
+    >>> ask(Writes(), x).item(), x.item()
+    (-1.0, 0.0)
+    """
+    copy = x.clone()
+    answer: Tensor = model(copy) if rng is None else model(copy, rng)
+    return answer
+
+
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Put `model` in evaluation mode with frozen parameters, and restore both, after an exception too."""
@@ -106,7 +124,7 @@ class DetectorView:
 
     def score(self, x: Tensor, rng: ExampleRNG | None) -> Tensor:
         """The detector's scores of images x, times the scale, (n,). Raises ValueError for scores of another shape."""
-        score: Tensor = self.model(x, rng) if self.stochastic else self.model(x)
+        score = ask(self.model, x, rng if self.stochastic else None)
         if score.shape != (len(x),):
             raise ValueError(f"Expected a detector's scores of shape ({len(x)},), got {tuple(score.shape)}")
         return score * self.scale
@@ -257,8 +275,7 @@ class Access:
 
     def _ask(self, x: Tensor, rng: ExampleRNG | None) -> Tensor:
         """The model's own logits."""
-        logits: Tensor = self.model(x, rng) if self._random or self.per_example else self.model(x)
-        return logits
+        return ask(self.model, x, rng if self._random or self.per_example else None)
 
     def _portions(self) -> Iterator[int]:
         """The draws of one question, so many at a time that memory stays bounded."""

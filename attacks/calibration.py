@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from advbench.attacks.access import Access, DetectorView, WhiteBox
+from advbench.attacks.access import Access, DetectorView, WhiteBox, ask
 from advbench.attacks.attack import Attack
 from advbench.attacks.capabilities import Calibrated, Need, calibrated
 from advbench.attacks.losses import margin
@@ -112,7 +112,7 @@ def score_scale(held_out: HeldOut) -> float:
         WhiteBox(held_out.attacked_model, rng, stochastic=held_out.stochastic, detector=detector) as access,
         torch.no_grad(),
     ):
-        logits = access.model(held_out.x, rng) if held_out.stochastic else access.model(held_out.x)
-        score = detector.model(held_out.x, rng) if detector.stochastic else detector.model(held_out.x)
+        logits = ask(access.model, held_out.x, rng if held_out.stochastic else None)
+        score = ask(detector.model, held_out.x, rng if detector.stochastic else None)
     scale = float(margin(logits, Untargeted(held_out.y)).abs().median() / score.abs().median())
     return scale if 0 < scale < torch.inf else 1.0

@@ -169,6 +169,12 @@ class Config(BaseModel):
         chosen = RANKED if "all" in items else items
         return tuple(dict.fromkeys(chosen))
 
+    @field_validator("out", "data_dir")
+    @classmethod
+    def _where_the_run_began(cls, value: Path | None) -> Path | None:
+        """From the root, so that code which changes the working directory moves no files."""
+        return None if value is None else value.absolute()
+
     @field_validator("epsilon")
     @classmethod
     def _radii(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:

@@ -20,7 +20,7 @@ from advbench.tasks.artefacts import Kind, artefact, read, save
 from advbench.tasks.components import Component, attack_of
 from advbench.tasks.context import Context, data_of
 from advbench.tasks.evaluation import detector_view
-from advbench.tasks.images import Images, SplitName, split_of
+from advbench.tasks.images import Images, SplitName, copied, split_of
 from advbench.tasks.surrogates import Attacked, attacked_model
 
 Want = Literal["draws", "scale"]
@@ -135,7 +135,7 @@ def run(key: str, content: CalibrateContent, context: Context, device: torch.dev
 def _values(content: CalibrateContent, context: Context, device: torch.device) -> Mapping[str, Tensor]:
     """The open values by name; those that follow from images alone are found on the CPU."""
     if isinstance(content, DataCalibration):
-        few = split_of(data_of(context), content.split).first(content.n)
+        few = copied(split_of(data_of(context), content.split).first(content.n))
         held_out = HeldOut(x=few.x, y=few.y, index=few.index, threat=ThreatModel("none", None))
         return open_values(attack_of(content.attack), held_out)
     source = attacked_model(content.attacked, context, device)
@@ -185,7 +185,7 @@ def _held_out(
     prepared: Prepared,
 ) -> HeldOut:
     images = content.images
-    few = split_of(data_of(context), images.split).first(images.n).to(device)
+    few = copied(split_of(data_of(context), images.split).first(images.n).to(device))
     return HeldOut(
         x=few.x,
         y=few.y,

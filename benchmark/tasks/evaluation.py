@@ -25,6 +25,7 @@ from advbench.defenses.defended import Defended, Surrogate
 from advbench.defenses.inference.composition import call
 from advbench.results.record import Examples
 from advbench.results.statistics import TOLERANCE
+from advbench.tasks.images import copied
 from advbench.zoo.data import Split
 
 
@@ -109,6 +110,7 @@ def craft(
 
     scale: the worth of a unit of the score of the surrogate's detector in logits. around: what each batch is attacked in,
     given its access, to follow its progress.
+    The attack sees copies of the images, labels and indices: the data set stays as it is if it writes into them.
     Raises ViolationError if the attack leaves the budget or the box, changes the shape, or returns NaN.
     """
     _warm_up(surrogate, split, seed=seed, batch=batch, device=device)
@@ -116,17 +118,18 @@ def craft(
     with stopwatch(device) as measured:
         for start in range(0, len(split), batch):
             part = split.select(slice(start, start + batch)).to(device)
-            rng = ExampleRNG.make(seed, "attack", part.index)
+            shown = copied(part)
+            rng = ExampleRNG.make(seed, "attack", shown.index)
             access = attack.knowledge(
                 surrogate.model,
                 rng.fork("model"),
                 stochastic=surrogate.stochastic,
                 draws=draws,
-                detector=detector_view(surrogate, part.y, scale),
+                detector=detector_view(surrogate, shown.y, scale),
             )
             with access, around(access):
-                x_adv = attack(access, part.x.clone(), Untargeted(part.y), threat, rng.fork("attack"))
-            images.append(_verified(x_adv, part, threat).cpu())
+                x_adv = attack(access, shown.x, Untargeted(shown.y), threat, rng.fork("attack"))
+            images.append(verified(x_adv, part, threat).cpu())
             ledgers.append(access.ledger)
     counts = [torch.cat([getattr(one, field) for one in ledgers]).cpu() for field in ("forwards", "backwards", "queries")]
     return Craft(torch.cat(images), Ledger(*counts), measured)
@@ -296,8 +299,8 @@ def _labels(logits: Tensor) -> Tensor:
     return logits.argmax(dim=1)
 
 
-def _verified(x_adv: Tensor, part: Split, threat: ThreatModel) -> Tensor:
-    """The images that an attack returned, where the threat model allows them."""
+def verified(x_adv: Tensor, part: Split, threat: ThreatModel) -> Tensor:
+    """The images that an attack returned, detached; ViolationError for others than the threat model allows."""
     if x_adv.shape != part.x.shape or x_adv.dtype != part.x.dtype:
         wanted, came = (f"{tuple(one.shape)} {one.dtype}" for one in (part.x, x_adv))
         raise ViolationError(f"Expected adversarial images {wanted}, got {came}")
@@ -315,7 +318,7 @@ def _verified(x_adv: Tensor, part: Split, threat: ThreatModel) -> Tensor:
 
 def _warm_up(surrogate: Surrogate, split: Split, *, seed: int, batch: int, device: torch.device) -> None:
     """One gradient and one look at a few images, uncounted: first-call costs are not timed (DESIGN, invariant 11)."""
-    few = split.select(slice(min(batch, 8))).to(device)
+    few = copied(split.select(slice(min(batch, 8))).to(device))
     rng, detector = ExampleRNG.make(seed, "warm-up", few.index), detector_view(surrogate, few.y)
     with WhiteBox(surrogate.model, rng, stochastic=surrogate.stochastic, detector=detector) as access:
         with suppress(RuntimeError):  # a model without a gradient can still be attacked with scores or labels

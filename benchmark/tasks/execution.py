@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from advbench.clocks import single_thread, stopwatch
+from advbench.process_state import ChangedStateError, checked, signals
 from advbench.tasks import calibrate, clean, craft, diagnose, score, substitute, train, unit_test
+from advbench.tasks.artefacts import artefact
 from advbench.tasks.clean import CleanContent
 from advbench.tasks.context import Context
 from advbench.tasks.craft import CraftContent
@@ -29,16 +31,36 @@ class TaskOutcome:
 
 
 def execute(task: Task, context: Context, device: str) -> TaskOutcome:
-    """Run one task on one thread, and write its result. Any exception comes back as the outcome's reason."""
+    """Run one task on one thread, and write its result.
+
+    Whatever the task's code raises comes back as the outcome's reason, SystemExit and KeyboardInterrupt too, and so does a
+    change of the process's global state, which is put back. Raises what a signal from outside causes, so that a Ctrl-C
+    stops the run.
+    """
     place = torch.device(device)
-    with stopwatch(place) as measured:
+    with stopwatch(place) as measured, signals() as seen:
         try:
             with single_thread():
-                _perform(task, context, place)
+                _perform_alone(task, context, place)
             reason = ""
-        except Exception as error:
+        except BaseException as error:
+            if seen.caused(error):
+                raise
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+    if seen.told:  # and the task's code went on all the same
+        raise KeyboardInterrupt
     return TaskOutcome(task.key, measured.seconds, reason)
+
+
+def _perform_alone(task: Task, context: Context, device: torch.device) -> None:
+    """Do what the content asks for; what code that changes global state has computed is not kept."""
+    try:
+        with checked():
+            _perform(task, context, device)
+    except ChangedStateError:
+        if task.kind != "score":  # the record of the error takes its place
+            artefact(task.kind, task.key, context.out).unlink(missing_ok=True)
+        raise
 
 
 def _perform(task: Task, context: Context, device: torch.device) -> None:

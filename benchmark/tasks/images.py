@@ -39,3 +39,8 @@ def scored_split(data: DataSet, n: int | None) -> Split:
 def split_of(data: DataSet, name: SplitName) -> Split:
     """The split of a data set by its name."""
     return {"train": data.train, "validation": data.validation, "test": data.test}[name]
+
+
+def copied(split: Split) -> Split:
+    """The same images, labels and indices in tensors of their own, for code that may write into them."""
+    return Split(split.x.clone(), split.y.clone(), split.index.clone())

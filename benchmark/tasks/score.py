@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -33,7 +33,7 @@ from advbench.tasks.components import Component
 from advbench.tasks.context import Context, data_of, defended_of
 from advbench.tasks.craft import read_craft
 from advbench.tasks.diagnose import read_diagnosis
-from advbench.tasks.evaluation import Craft, score
+from advbench.tasks.evaluation import Craft, ViolationError, score, verified
 from advbench.tasks.images import Images, scored_split
 from advbench.tasks.substitute import read_substitute
 from advbench.tasks.train import read_training
@@ -192,7 +192,8 @@ def run(key: str, content: ScoreContent, facts: ScoreFacts, context: Context, de
     """Score the candidates of a cell and write its record."""
     split = scored_split(data_of(context), content.images.n)
     clean, weights = read_clean(artefact("clean", content.clean, context.out), len(split))
-    read = [read_craft(artefact("craft", craft, context.out), len(split)) for craft in content.crafts]
+    allowed = replace(content.threat, epsilon=None) if content.minimal_norm else content.threat
+    read = [_read_craft(craft, split, allowed, context) for craft in content.crafts]
     named = {each.name: craft for each, craft in zip(facts.candidates, read, strict=True) if craft is not None}
     crafts = list(named.values())
     if not crafts:
@@ -220,6 +221,23 @@ def run(key: str, content: ScoreContent, facts: ScoreFacts, context: Context, de
         measured=_measured(crafts, content, context),
     )
     Store(context.out).write(record, found.examples, _gallery(found.examples, split, found.x_adv, found.prediction))
+
+
+def _read_craft(key: str, split: Split, threat: ThreatModel, context: Context) -> Craft | None:
+    """A finished craft, verified again: what lies in a folder may have been changed since the attack returned it.
+
+    Raises ViolationError, and removes the file so that the next run crafts again, if its images are not those of an attack
+    on `split` within `threat`.
+    """
+    place = artefact("craft", key, context.out)
+    found = read_craft(place, len(split))
+    try:
+        if found is not None:
+            verified(found.x_adv, split, threat)
+    except ViolationError as error:
+        place.unlink(missing_ok=True)
+        raise ViolationError(f"{error}: {place} has been changed, and is removed; run again to craft anew") from None
+    return found
 
 
 _SHOWN = 32

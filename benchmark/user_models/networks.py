@@ -20,6 +20,7 @@ from types import ModuleType
 
 from torch import nn
 
+from advbench.process_state import restored
 from advbench.registry.schemes import OWN, targets
 from advbench.user_models.files import few, one_line
 
@@ -134,11 +135,12 @@ def _halves(target: str) -> tuple[str, str]:
 
 @contextmanager
 def _importable(place: str) -> Iterator[None]:
-    """The folder of a file, or the current one, where modules are looked for inside."""
+    """The folder of a file, or the current one, where modules are looked for inside; global state is put back afterwards."""
     folder = str(Path(place).resolve().parent if place.endswith(".py") else Path.cwd())
     sys.path.insert(0, folder)
     try:
-        yield
+        with restored():
+            yield
     finally:
         sys.path.remove(folder)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-from advbench.attacks.access import frozen
+from advbench.attacks.access import ask, frozen
 from advbench.attacks.rng import ExampleRNG
+from advbench.process_state import ChangedStateError, checked
 from advbench.user_models.blockwise import Blockwise
 
 LOOKS = 16
@@ -24,22 +23,26 @@ def check_model(model: nn.Module, x: Tensor, n_classes: int, *, stochastic: bool
     x: images (n, c, h, w) in [0, 1], on the model's device, of which `LOOKS` are used. n_classes: labels that occur.
     Raises ValueError, in one line, if it takes no such images, gives no logits for all classes, or NaN, where its answer
     for an image depends on the others in the batch, where it answers differently on the same images and is not declared
-    stochastic, or where it is declared so and draws from no generator that can be seeded.
+    stochastic, where it is declared so and draws from no generator that can be seeded, or where it changes global state of
+    the process such as the default dtype.
     """
     few = x[:LOOKS]
-    with frozen(model), torch.no_grad():
-        _check_logits(_answer(model, few), few, n_classes)
-        if stochastic:
-            _check_seeds(model, few)
-        else:
-            _check_repeats(model, few)
-        return _gives_gradients(model, few)
+    try:
+        with checked(), frozen(model), torch.no_grad():
+            _check_logits(_answer(model, few), few, n_classes)
+            if stochastic:
+                _check_seeds(model, few)
+            else:
+                _check_repeats(model, few)
+            return _gives_gradients(model, few)
+    except ChangedStateError as error:
+        raise ValueError(f"The model's forward: {error}") from None
 
 
 def _answer(model: nn.Module, x: Tensor) -> Tensor:
     try:
-        logits = model(x)
-    except Exception as error:
+        logits = ask(model, x)
+    except (Exception, SystemExit) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
             f"Expected a model that takes images {tuple(x.shape)} {x.dtype}, got {type(error).__name__}: {reason}"
@@ -63,13 +66,13 @@ def _check_logits(logits: Tensor, x: Tensor, n_classes: int) -> None:
 
 
 def _check_repeats(model: nn.Module, x: Tensor) -> None:
-    first = model(x)
-    if any(_differ(model(x), first) for _ in range(_PASSES)):
+    first = ask(model, x)
+    if any(_differ(ask(model, x), first) for _ in range(_PASSES)):
         raise ValueError(
             "The model is not deterministic: two passes over the same images differ. "
             "Pass --stochastic. (from Python stochastic=True)"
         )
-    if len(x) > 1 and _differ(model(x[:1]), first[:1]):
+    if len(x) > 1 and _differ(ask(model, x[:1]), first[:1]):
         raise ValueError(
             "Expected logits that do not depend on the other images in the batch, got different ones for a single image"
         )
@@ -92,7 +95,7 @@ def _differ(one: Tensor, other: Tensor) -> bool:
     return bool((one - other).abs().max() > _ROUNDING * scale)
 
 
-def _gives_gradients(model: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+def _gives_gradients(model: nn.Module, x: Tensor) -> bool:
     x = x.detach().clone().requires_grad_()
     with torch.enable_grad():
-        return bool(model(x).requires_grad)
+        return bool(ask(model, x).requires_grad)

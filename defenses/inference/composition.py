@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from advbench.attacks.access import ask
 from advbench.attacks.rng import ExampleRNG
 from advbench.defenses.defended import Defended, Detector, Surrogate
 
@@ -18,12 +19,10 @@ State = TypeVar("State", Tensor, tuple[Tensor, ...])
 
 
 def call(model: nn.Module, x: Tensor, rng: ExampleRNG | None, stochastic: bool) -> Tensor:
-    """What a model that takes an rng only where it is `stochastic` says of images (n, c, h, w)."""
-    if not stochastic:
-        return model(x)  # type: ignore[no-any-return]
-    if rng is None:
+    """What a model that takes an rng only if it is `stochastic` answers on a copy of images (n, c, h, w)."""
+    if stochastic and rng is None:
         raise ValueError("Expected `rng`, an ExampleRNG of the images, got None: the model is stochastic")
-    return model(x, rng)  # type: ignore[no-any-return]
+    return ask(model, x, rng if stochastic else None)
 
 
 def checkpointed(step: Callable[[State, int], State], state: State, steps: int) -> State:
