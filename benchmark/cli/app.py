@@ -12,7 +12,8 @@ from advbench import __version__
 from advbench.cli.choices import BenchName, ListKind, Scale, TableFormat
 from advbench.cli.completion import names_of
 from advbench.cli.record_commands import baseline, check, publish, report
-from advbench.cli.terminal import print_plan, print_result, print_verdicts, refuse, watcher
+from advbench.cli.terminal import complain, message_of, print_plan, print_result, print_verdicts, refuse, watcher
+from advbench.engine.ending import as_ctrl_c
 from advbench.registry.schemes import targets
 from advbench.results.matrices import RANKED
 
@@ -28,17 +29,19 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; bad input ends with one clear line and exit code 2."""
-    try:
-        code = app(standalone_mode=False)
-    except Exception as error:
-        if not hasattr(error, "format_message"):
-            raise
-        if error.format_message():
-            print(f"advbench: {error.format_message()}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        code = 130
+    """Run the command line; bad input, and files that cannot be written, end with one clear line and exit code 2."""
+    with as_ctrl_c():
+        try:
+            code = app(standalone_mode=False)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            code = 130
+        except OSError as error:
+            code = complain(message_of(error))
+        except Exception as error:
+            if not hasattr(error, "format_message"):
+                raise
+            code = complain(error.format_message())
     sys.exit(code)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
@@ -56,9 +57,30 @@ def print_verdicts(verdicts: Sequence[Verdict], format: TableFormat) -> None:
 
 def refuse(error: Exception) -> NoReturn:
     """End with one line and exit code 2."""
-    message = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else str(error)
-    print(f"advbench: {' '.join(message.split())}", file=sys.stderr)
-    raise typer.Exit(2) from None
+    raise typer.Exit(complain(message_of(error))) from None
+
+
+def message_of(error: Exception) -> str:
+    """What is said of an error."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+
+
+def complain(message: str) -> int:
+    """Say why the program ends in one line, unless there is nothing to say or nowhere to say it; returns exit code 2.
+
+    What stdout has not taken so far is dropped, since it may be stdout that is full.
+    """
+    with suppress(OSError):
+        if message:
+            print(f"advbench: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 2
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from joblib.externals.loky import ProcessPoolExecutor, get_reusable_executor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from advbench.clocks import usable_cores
+from advbench.engine import ending
 from advbench.engine.engine import Engine
 from advbench.plan.plan import Plan
 from advbench.tasks.context import Context
@@ -149,8 +150,9 @@ class ThreadEngine:
 class ProcessEngine:
     """Tasks in processes of their own, which outlive the engine for the next one.
 
-    A process that dies breaks the whole pool. The tasks that were running then run again, one at a time, which finds the one
-    that kills its process; tasks that are submitted meanwhile start afterwards.
+    They end when this process is gone, even if it was killed. A process that dies breaks the whole pool. The tasks that were
+    running then run again, one at a time, which finds the one that kills its process; tasks that are submitted meanwhile
+    start afterwards.
     """
 
     def __init__(self, context: Context, places: Slots, work: Work = execute) -> None:
@@ -188,7 +190,9 @@ class ProcessEngine:
 
     def _executor(self) -> ProcessPoolExecutor:
         env = {name: os.environ.get(name, "1") for name in _THREADS}
-        return get_reusable_executor(max_workers=self.slots, timeout=_IDLE, env=env)
+        return get_reusable_executor(
+            max_workers=self.slots, timeout=_IDLE, env=env, initializer=ending.end_with_parent, initargs=(os.getpid(),)
+        )
 
     def _start(self, task: Task) -> None:
         arguments = (self._work, task, self._context, self._places.taken[task.key])
@@ -235,5 +239,7 @@ def _in_process(work: Work, task: Task, context: Context, device: str) -> TaskOu
     """Run a task in a process of its own, where Ctrl-C is left to the parent, which ends the processes."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if context.progress is not None:
+        ending.remove_with_parent(context.progress)
     torch.set_num_threads(1)
     return _attempt(work, task, context, device)

@@ -7,7 +7,6 @@ keeps what is finished.
 from __future__ import annotations
 
 import heapq
-import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -15,11 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from advbench.engine.ending import as_ctrl_c
 from advbench.engine.engine import Engine
 from advbench.engine.local import engine_of, slots
 from advbench.engine.time_left import TimeLeft
+from advbench.files import temporary_folder
 from advbench.plan.plan import Plan
 from advbench.tasks import progress
+from advbench.tasks.artefacts import sweep
 from advbench.tasks.context import Context
 from advbench.tasks.progress import CraftProgress
 from advbench.tasks.score import failed_record
@@ -52,7 +54,7 @@ Watcher = Callable[[Status], None]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a run ended. failures: the reason of every cell that has no numbers, by key. interrupted: by Ctrl-C."""
+    """How a run ended. failures: the reason of every cell that has no numbers, by key. interrupted: from outside."""
 
     ran: int
     failures: dict[str, str]
@@ -66,11 +68,15 @@ MakeEngine = Callable[[Plan, Context], Engine]
 def run_plan(plan: Plan, watch: Watcher | None = None, engine_for: MakeEngine = engine_of) -> Result:
     """Run what is pending, and write an error record for every cell that failed.
 
-    engine_for: what makes the engine, by default one of this machine, as the configuration says.
+    engine_for: what makes the engine, by default one of this machine, as the configuration says. Ctrl-C, SIGTERM and SIGHUP
+    end what runs and keep what is finished. Raises OSError, in one line, if the disk is full or read-only: what could not be
+    written is pending in the next run.
     """
+    sweep(plan.config.out)
+    plan.store.sweep()
     pending = plan.pending()
     status = Status(len(pending))
-    with _following(status, watch) as (folder, watched):
+    with as_ctrl_c(), _following(status, watch) as (folder, watched):
         engine = engine_for(plan, _context(plan, folder))
         status.time_left = TimeLeft(pending, engine.slots)
         run = _Run(plan, pending, engine, status, watched)
@@ -102,13 +108,16 @@ def _following(status: Status, watch: Watcher | None) -> Iterator[tuple[Path | N
             standings = progress.read(folder)
             if standings or status.crafts:
                 status.crafts = standings
-                watched(status)
+                try:
+                    watched(status)
+                except OSError:  # nowhere to show it; the scheduler's own thread finds out and says so
+                    return
 
-    with tempfile.TemporaryDirectory(prefix="advbench-", ignore_cleanup_errors=True) as name:
-        thread = threading.Thread(target=follow, args=(Path(name),), daemon=True)
+    with temporary_folder() as folder:
+        thread = threading.Thread(target=follow, args=(folder,), daemon=True)
         thread.start()
         try:
-            yield Path(name), watched
+            yield folder, watched
         finally:
             ended.set()
             thread.join()
@@ -176,15 +185,19 @@ class _Run:
         return interrupted
 
     def _loop(self) -> None:
-        """Keep every slot busy as long as a task is ready."""
-        running = 0
-        while self._ready or running:
-            while self._ready and running < self.engine.slots:
+        """Keep every slot busy as long as a task is ready. OSError if a disk is full: no more tasks are started."""
+        running, no_room = 0, ""
+        while (self._ready and not no_room) or running:
+            while self._ready and not no_room and running < self.engine.slots:
                 self._start(heapq.heappop(self._ready)[2])
                 running += 1
             outcome = self.engine.wait()
             running -= 1
             self._finish(self.plan.tasks[outcome.key], outcome.reason)
+            if outcome.no_room:  # what still runs may fit
+                no_room = no_room or outcome.reason
+        if no_room:
+            raise OSError(f"{no_room}: what is finished is kept; the same command goes on when there is room")
 
     def _push(self, task: Task) -> None:
         heapq.heappush(self._ready, (-self._paths[task.key], self._order[task.key], task))

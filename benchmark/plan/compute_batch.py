@@ -17,7 +17,7 @@ from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Untargeted, cross_entropy
 from advbench.clocks import device_name, single_thread, stopwatch
 from advbench.defenses.defended import Defended
-from advbench.files import write_atomically
+from advbench.files import locked, write_atomically
 
 DEFAULT_BATCH = 128
 _SECONDS = 0.15
@@ -57,17 +57,15 @@ def compute_batch(
     """Images per compute batch for a model of this structure on this device.
 
     The answer is measured once, as the smallest power of two within 5% of the best throughput of a forward and backward,
-    and remembered in the file `memory`. Weights do not matter, so an untrained model serves. With `measure` false an
-    unknown answer is `DEFAULT_BATCH` and nothing runs.
+    and remembered in the file `memory`; of several processes that measure at once the first to write decides for all. What
+    the file holds beside sensible numbers is measured again. Weights do not matter, so an untrained model serves. With
+    `measure` false an unknown answer is `DEFAULT_BATCH` and nothing runs.
     """
-    name = _name(defended, shape, draws, device)
-    known = _read(memory)
-    if name not in known:
-        if not measure:
-            return DEFAULT_BATCH
-        known = _read(memory) | {name: _measure(defended, shape, draws, device)}
-        _write(memory, known)
-    return known[name]
+    name, largest = _name(defended, shape, draws, device), _LADDERS[device.type].largest
+    known = _read(memory, largest)
+    if name not in known and not measure:
+        return DEFAULT_BATCH
+    return known[name] if name in known else _remembered(memory, name, _measure(defended, shape, draws, device), largest)
 
 
 def fastest(measured: Callable[[int], Pass], ladder: Ladder) -> int:
@@ -145,13 +143,24 @@ def _name(defended: Defended, shape: tuple[int, int, int], draws: int, device: t
     return f"{structure} {'x'.join(map(str, shape))} draws {passes} on {device_name(device)} torch {torch.__version__}"
 
 
-def _read(memory: Path) -> dict[str, int]:
+def _remembered(memory: Path, name: str, measured: int, largest: int) -> int:
+    """The batch that `memory` has for a name by now, else the measured one, which is written."""
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    with locked(memory.parent):
+        known = _read(memory, largest)
+        if name not in known:
+            # Numbers of other kinds of devices may be larger than `largest`, and stay.
+            others = _read(memory, max(ladder.largest for ladder in _LADDERS.values()))
+            known = {name: measured}
+            write_atomically(memory, json.dumps(others | known, indent=1, sort_keys=True))
+    return known[name]
+
+
+def _read(memory: Path, largest: int) -> dict[str, int]:
+    """The batches of a file by name, those from 1 to `largest`; none if it is no such file."""
     try:
-        known = json.loads(memory.read_text())
-    except (OSError, ValueError):
+        known = json.loads(memory.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
-    return {str(name): int(batch) for name, batch in known.items()} if isinstance(known, dict) else {}
-
-
-def _write(memory: Path, known: dict[str, int]) -> None:
-    write_atomically(memory, json.dumps(known, indent=1, sort_keys=True))
+    found = known.items() if isinstance(known, dict) else ()
+    return {name: batch for name, batch in found if type(batch) is int and 1 <= batch <= largest}

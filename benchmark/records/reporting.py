@@ -7,9 +7,8 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from advbench.files import write_atomically
+from advbench.files import temporary_folder, write_atomically
 from advbench.reading import json_of, seen, text_of
 from advbench.results.archive import SUFFIX, pack, unpack
 from advbench.results.parts import check_key
@@ -93,7 +92,7 @@ def _opened(outs: Sequence[str | Path], stack: ExitStack) -> list[Path]:
     for out in outs:
         folder = Path(out)
         if _is_archive(out):
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix="advbench-")))
+            folder = stack.enter_context(temporary_folder())
             unpack(Path(out), Store(folder))
         folders.append(folder)
     return folders

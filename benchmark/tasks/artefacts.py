@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from advbench.files import write_atomically
+from advbench import files
 from advbench.zoo import checkpoints
 
 Kind = Literal["train", "substitute", "clean", "diagnose", "unit-test", "calibrate", "craft", "score"]
@@ -77,12 +77,19 @@ def _verified(path: Path, rows: int | None, version: tuple[int, int, int]) -> bo
     return True
 
 
+def sweep(out: Path) -> None:
+    """Remove what killed writers left in the output folder and in the cache."""
+    places = {artefact(kind, "", out).parent for kind in KINDS} | {out, checkpoints.cache_dir()}
+    for folder in sorted(places):
+        files.sweep(folder)
+
+
 def save(path: Path, **arrays: Array) -> None:
     """Write arrays and their hash to an npz file, as a whole or not at all."""
     buffer = io.BytesIO()
     named: dict[str, Any] = {**arrays, _DIGEST: np.array(_digest(arrays))}
     np.savez(buffer, **named)
-    write_atomically(path, buffer.getvalue())
+    files.write_atomically(path, buffer.getvalue())
 
 
 def read(path: Path, *, rows: int | None = None, older: bool = False) -> dict[str, Array]:

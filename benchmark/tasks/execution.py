@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from advbench.clocks import single_thread, stopwatch
+from advbench.files import NO_ROOM
 from advbench.process_state import ChangedStateError, checked, signals
 from advbench.tasks import calibrate, clean, craft, diagnose, score, substitute, train, unit_test
 from advbench.tasks.artefacts import artefact
@@ -23,11 +24,15 @@ from advbench.tasks.unit_test import UnitTestContent
 
 @dataclass(frozen=True, slots=True)
 class TaskOutcome:
-    """How a task ended: `reason` is empty if it finished. seconds: wall-clock of the whole task."""
+    """How a task ended: `reason` is empty if it finished.
+
+    seconds: wall-clock of the whole task. no_room: whether it failed because a disk is full or read-only.
+    """
 
     key: str
     seconds: float
     reason: str = ""
+    no_room: bool = False
 
 
 def execute(task: Task, context: Context, device: str) -> TaskOutcome:
@@ -37,7 +42,7 @@ def execute(task: Task, context: Context, device: str) -> TaskOutcome:
     change of the process's global state, which is put back. Raises what a signal from outside causes, so that a Ctrl-C
     stops the run.
     """
-    place = torch.device(device)
+    place, no_room = torch.device(device), False
     with stopwatch(place) as measured, signals() as seen:
         try:
             with single_thread():
@@ -46,10 +51,11 @@ def execute(task: Task, context: Context, device: str) -> TaskOutcome:
         except BaseException as error:
             if seen.caused(error):
                 raise
+            no_room = isinstance(error, OSError) and error.errno in NO_ROOM
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
     if seen.told:  # and the task's code went on all the same
         raise KeyboardInterrupt
-    return TaskOutcome(task.key, measured.seconds, reason)
+    return TaskOutcome(task.key, measured.seconds, reason, no_room)
 
 
 def _perform_alone(task: Task, context: Context, device: torch.device) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from advbench.attacks.access import frozen
+from advbench.files import temporary_folder
 from advbench.zoo.data import DataSet, Split
 
 
@@ -88,5 +88,5 @@ def folder_of(out: str | Path | None) -> Iterator[Path]:
     if out is not None:
         yield Path(out)
         return
-    with tempfile.TemporaryDirectory(prefix="advbench-", ignore_cleanup_errors=True) as name:
-        yield Path(name)
+    with temporary_folder() as folder:
+        yield folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from contextlib import contextmanager
 
 import pytest
@@ -103,3 +104,55 @@ def test_a_slow_model_is_looked_at_once(seconds, expected, forwards, tmp_path, m
         assert found == expected
     assert forwards is None or model.seen == forwards
     assert list(json.loads(memory.read_text()).values()) == [expected]
+
+
+NET = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+
+
+def asked(memory, **options):
+    return compute_batch(
+        Defended(NET), (1, 2, 2), draws=1, device=torch.device("cpu"), memory=memory, **{"measure": True} | options
+    )
+
+
+@pytest.mark.parametrize("kept", [0, -5, None, "64", 64.0, True, 10**12, 513, [64], {"64": 64}])
+def test_a_batch_that_makes_no_sense_is_measured_again(kept, tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "_measure", lambda *_: 64)
+    memory = tmp_path / "compute-batch.json"
+    assert asked(memory) == 64
+    (name,) = json.loads(memory.read_text())
+    memory.write_text(json.dumps({name: kept, "another one": 8192, "a third one": None}))
+    monkeypatch.setattr(batches, "_measure", lambda *_: 32)
+    assert asked(memory, measure=False) == batches.DEFAULT_BATCH
+    assert asked(memory) == 32
+    assert json.loads(memory.read_text()) == {name: 32, "another one": 8192}
+
+
+@pytest.mark.parametrize("content", [b"", b"null", b"[]", b"7", b'{"a": 1', b"\xff\xfe\x00", b"[" * 100_000, b"NaN"])
+def test_a_file_that_holds_no_batches_is_written_anew(content, tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "_measure", lambda *_: 64)
+    memory = tmp_path / "compute-batch.json"
+    memory.write_bytes(content)
+    assert asked(memory) == 64
+    assert list(json.loads(memory.read_text()).values()) == [64]
+
+
+def test_of_several_starts_at_once_the_first_to_write_decides(tmp_path, monkeypatch):
+    """Each measures another batch while none is known, and they write in any order."""
+    together, numbers, found = threading.Barrier(4, timeout=60), iter((32, 64, 128, 256)), []
+
+    def measured(*_):
+        number = next(numbers)
+        together.wait()
+        return number
+
+    monkeypatch.setattr(batches, "_measure", measured)
+    memory = tmp_path / "new" / "compute-batch.json"
+    starts = [threading.Thread(target=lambda: found.append(asked(memory))) for _ in range(4)]
+    for start in starts:
+        start.start()
+    for start in starts:
+        start.join()
+    assert len(found) == 4
+    assert set(found) == set(json.loads(memory.read_text()).values())
+    assert len(set(found)) == 1

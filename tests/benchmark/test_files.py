@@ -5,13 +5,15 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from advbench import files
-from advbench.files import write_atomically
+from advbench.files import temporary_folder, write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -70,7 +72,7 @@ def is_folder(descriptor: int) -> bool:
 WRITER = """
 import os, signal, sys
 from pathlib import Path
-from advbench.files import write_atomically
+from advbench.files import temporary_folder, write_atomically
 os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
 write_atomically(Path(sys.argv[1]), "new")
 """
@@ -92,3 +94,81 @@ def test_a_killed_writer_leaves_the_old_file_and_its_remains_go_with_a_later_wri
     write_atomically(path, "newest")
     assert path.read_text() == "newest"
     assert names(tmp_path) == [".text.mine", "text"]
+
+
+LONG_AGO = time.time() - 2 * files.LEFTOVER_SECONDS
+
+
+def test_what_killed_writers_left_of_any_file_of_the_folder_is_removed(tmp_path):
+    """Files of a store are named by keys, and none is written twice."""
+    for number in range(3):
+        subprocess.run([sys.executable, "-c", WRITER, str(tmp_path / f"key{number}.npz")], check=False)
+    left = sorted(tmp_path.iterdir())
+    assert len(left) == 3
+    others = [
+        tmp_path / name for name in (".key.npz.tmp", "key.0123456789abcdef0123456789abcdef.tmp", ".tmp", ".of.the.user.tmp")
+    ]
+    for path in others:
+        path.touch()
+    for path in (*left[1:], *others):
+        os.utime(path, (LONG_AGO, LONG_AGO))
+    write_atomically(tmp_path / "another", "text")
+    assert set(tmp_path.iterdir()) == {left[0], tmp_path / "another", *others}
+
+
+def test_the_file_of_a_living_writer_stays_however_old_it_is(tmp_path, monkeypatch):
+    reached, go = threading.Event(), threading.Event()
+    flush = os.fsync
+
+    def slow(file):
+        if threading.current_thread().name == "slow":
+            reached.set()
+            assert go.wait(60)
+        flush(file)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    writer = threading.Thread(target=write_atomically, args=(tmp_path / "slow", "text"), name="slow")
+    writer.start()
+    assert reached.wait(60)
+    (unfinished,) = tmp_path.iterdir()
+    os.utime(unfinished, (LONG_AGO, LONG_AGO))
+    write_atomically(tmp_path / "another", "text")
+    assert unfinished.exists()
+    go.set()
+    writer.join()
+    assert names(tmp_path) == ["another", "slow"]
+
+
+HOLDER = """
+import os, signal, sys
+from advbench.files import temporary_folder
+with temporary_folder() as folder:
+    (folder / "inside").mkdir()
+    print(folder, flush=True)
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_temporary_folder_goes_and_that_of_a_killed_process_with_the_next_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    mine = [tmp_path / name for name in ("advbench-out", "advbench-temporary", "advbench-temporary-mine")]
+    for path in mine:
+        path.mkdir()
+        os.utime(path, (LONG_AGO, LONG_AGO))
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    folder = Path(holder.stdout.readline().strip())
+    os.utime(folder, (LONG_AGO, LONG_AGO))
+    with temporary_folder() as own:
+        assert folder.is_dir(), "its process lives"
+        assert own.is_dir()
+    assert not own.exists()
+    holder.communicate()
+    assert holder.returncode == -signal.SIGKILL
+    assert folder.is_dir()
+    with temporary_folder():
+        assert not folder.exists()
+    assert set(tmp_path.iterdir()) == set(mine)
