@@ -6,6 +6,7 @@ keeps what is finished.
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import threading
 from collections import defaultdict
@@ -22,10 +23,12 @@ from advbench.files import temporary_folder
 from advbench.plan.plan import Plan
 from advbench.tasks import progress
 from advbench.tasks.artefacts import sweep
+from advbench.tasks.blocks import blocks_of, missing
 from advbench.tasks.context import Context
+from advbench.tasks.craft import CraftContent
 from advbench.tasks.progress import CraftProgress
 from advbench.tasks.score import failed_record
-from advbench.tasks.task import Task
+from advbench.tasks.task import BlockTask, Task
 
 
 @dataclass(slots=True)
@@ -77,9 +80,7 @@ def run_plan(plan: Plan, watch: Watcher | None = None, engine_for: MakeEngine = 
     pending = plan.pending()
     status = Status(len(pending))
     with as_ctrl_c(), _following(status, watch) as (folder, watched):
-        engine = engine_for(plan, _context(plan, folder))
-        status.time_left = TimeLeft(pending, engine.slots)
-        run = _Run(plan, pending, engine, status, watched)
+        run = _Run(plan, pending, engine_for(plan, _context(plan, folder)), status, watched)
         interrupted = run.all()
     cells = {key: run.reasons[key] for key in plan.cells if key in run.reasons}
     for key, reason in cells.items():
@@ -159,7 +160,10 @@ class _Run:
         self.engine = engine
         self.status = status
         self.watch = watch
+        self.time_left = status.time_left = TimeLeft(tasks, engine.slots)
         self.reasons: dict[str, str] = {}
+        self._divided: dict[str, int] = {}
+        self._tasks = {task.key: task for task in tasks}
         self._paths = longest_paths(tasks)
         self._order = {task.key: number for number, task in enumerate(tasks)}
         self._missing = {task.key: sum(need in self._paths for need in task.needs) for task in tasks}
@@ -167,7 +171,7 @@ class _Run:
         for task in tasks:
             for need in task.needs:
                 self._after[need].append(task)
-        self._ready: list[tuple[float, int, Task]] = []
+        self._ready: list[tuple[float, int, int, Task]] = []
         for task in tasks:
             if not self._missing[task.key]:
                 self._push(task)
@@ -186,28 +190,64 @@ class _Run:
 
     def _loop(self) -> None:
         """Keep every slot busy as long as a task is ready. OSError if a disk is full: no more tasks are started."""
-        running, no_room = 0, ""
+        running: dict[str, Task] = {}
+        no_room = ""
         while (self._ready and not no_room) or running:
-            while self._ready and not no_room and running < self.engine.slots:
-                self._start(heapq.heappop(self._ready)[2])
-                running += 1
-            outcome = self.engine.wait()
-            running -= 1
-            self._finish(self.plan.tasks[outcome.key], outcome.reason)
-            if outcome.no_room:  # what still runs may fit
-                no_room = no_room or outcome.reason
+            while self._ready and not no_room and len(running) < self.engine.slots:
+                task = heapq.heappop(self._ready)[-1]
+                if isinstance(task, BlockTask) and task.craft in self.reasons:
+                    self._leave(task)
+                else:
+                    running[task.key] = task
+                    self._start(task)
+            if running:
+                outcome = self.engine.wait()
+                self._end(running.pop(outcome.key), outcome.reason)
+                if outcome.no_room:  # what still runs may fit
+                    no_room = no_room or outcome.reason
         if no_room:
             raise OSError(f"{no_room}: what is finished is kept; the same command goes on when there is room")
 
     def _push(self, task: Task) -> None:
-        heapq.heappush(self._ready, (-self._paths[task.key], self._order[task.key], task))
+        """A task is ready: a craft as its blocks that are missing, if several slots could divide them."""
+        content = task.content
+        if self.engine.slots == 1 or not isinstance(content, CraftContent) or len(blocks_of(content.images)) == 1:
+            self._queue(task)
+            return
+        blocks = [BlockTask.of(task, block) for block in missing(task.key, content.images, self.plan.config.out)]
+        # What is left of the craft is to pack its blocks.
+        self.time_left.forget(task, task.cost - sum(block.cost for block in blocks))
+        self._tasks[task.key] = packing = dataclasses.replace(task, cost=0.0)
+        self._divided[task.key] = len(blocks)
+        for block in blocks:
+            self._queue(block)
+        if not blocks:
+            self._queue(packing)
+
+    def _queue(self, task: Task) -> None:
+        craft, start = (task.craft, task.block.start) if isinstance(task, BlockTask) else (task.key, 0)
+        heapq.heappush(self._ready, (-self._paths[craft], self._order[craft], start, task))
 
     def _start(self, task: Task) -> None:
-        if self.status.time_left is not None:
-            self.status.time_left.starts(task)
+        self.time_left.starts(task)
         self.status.running.append(task.label)
         self.watch(self.status)
         self.engine.submit(task)
+
+    def _end(self, task: Task, reason: str) -> None:
+        """A task has ended: a craft fails with its first block that fails, and is packed after the last."""
+        if not isinstance(task, BlockTask):
+            self._finish(task, reason)
+            return
+        self._leave(task)
+        craft = self._tasks[task.craft]
+        self._divided[craft.key] -= 1
+        if craft.key in self.reasons:
+            self.watch(self.status)
+        elif reason:
+            self._finish(craft, reason)
+        elif not self._divided[craft.key]:
+            self._queue(craft)
 
     def _finish(self, task: Task, reason: str) -> None:
         """Take note of a task that ended; of those that need it push what is ready, and end at once what cannot run."""
@@ -234,11 +274,14 @@ class _Run:
 
     def _note(self, task: Task, reason: str) -> None:
         self.status.done += 1
-        if self.status.time_left is not None:
-            self.status.time_left.ends(task)
-        if task.label in self.status.running:
-            self.status.running.remove(task.label)
+        self._leave(task)
         if reason:
             self.reasons[task.key] = reason
             self.status.failed.append(task.label)
         self.watch(self.status)
+
+    def _leave(self, task: Task) -> None:
+        """A task no longer runs, or never will."""
+        self.time_left.ends(task)
+        if task.label in self.status.running:
+            self.status.running.remove(task.label)

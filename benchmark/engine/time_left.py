@@ -46,6 +46,10 @@ class TimeLeft:
             self._seconds[level] += self._clock() - started
             self._costs[level] += task.cost
 
+    def forget(self, task: Task, cost: float) -> None:
+        """So much of a waiting task's cost is done already, or will never be."""
+        self._waiting[_group(task)] -= cost
+
     @property
     def seconds_left(self) -> float | None:
         """Seconds until the last task ends, if all slots stay busy; None until the first task has ended."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,10 @@ from advbench.attacks.capabilities import calibrated, passes_of, with_stop
 from advbench.attacks.threat import ThreatModel
 from advbench.attacks.transfer import for_transfer
 from advbench.clocks import Measured
+from advbench.defenses.defended import Surrogate
 from advbench.tasks import progress
 from advbench.tasks.artefacts import Kind, artefact, read, save
+from advbench.tasks.blocks import Block, blocks_of, forget, missing, place_of
 from advbench.tasks.calibrate import NO_GRADIENT, prepared_for, read_values
 from advbench.tasks.components import Component, attack_of
 from advbench.tasks.context import Context, data_of
@@ -57,32 +60,130 @@ class CraftContent:
         return f"{attack} on {model}"
 
 
+class BlockError(RuntimeError):
+    """A block of a craft failed; the message names its images and the reason."""
+
+
 def run(key: str, content: CraftContent, label: str, context: Context, device: torch.device) -> None:
-    """Attack the scored images; if the model gives no gradient, the artefact says so."""
-    place = artefact("craft", key, context.out)
+    """Attack the scored images, but for the blocks that lie there already, and pack all of them into one artefact.
+
+    If the model gives no gradient, the artefact says so. BlockError if one of several blocks fails.
+    """
+    place, cut = artefact("craft", key, context.out), blocks_of(content.images)
     attack = ready_attack(content, context)
     if attack is None:
-        return _save_blind(place)
-    source, images = attacked_model(content.attacked, context, device), content.images
-    prepared = prepared_for(content.attacked, context)
-    forwards = prepared.draws * passes_of(attack, content.threat, data_of(context).n_classes).forwards
-    with _followed(key, label, images.n, forwards, context) as around:
+        _save(place, None)
+        return
+    crafting = _Crafting(key, content, label, context, device, attack)
+    try:
+        found = crafting.whole(cut[0]) if len(cut) == 1 else crafting.divided(cut)
+    finally:
+        release()
+    _save(place, found)
+    forget(key, context.out)
+
+
+def run_block(key: str, content: CraftContent, block: Block, label: str, context: Context, device: torch.device) -> None:
+    """Attack one of a craft's several blocks, and write it to its own file. BlockError if it fails."""
+    attack = ready_attack(content, context)
+    if attack is None:
+        _save(place_of(key, block, context.out), None)
+        return
+    crafting = _Crafting(key, content, label, context, device, attack)
+    with crafting.followed(len(block), block):
+        crafting.save(block)
+
+
+_KEPT = threading.local()
+
+
+def release() -> None:
+    """Let go of the model that this thread keeps for the next block of its last craft."""
+    _KEPT.asked = _KEPT.model = None
+
+
+class _Crafting:
+    """A craft at work. attack: as it must run here."""
+
+    def __init__(
+        self, key: str, content: CraftContent, label: str, context: Context, device: torch.device, attack: Attack
+    ) -> None:
+        self.key, self.content, self.label, self.context, self.device = key, content, label, context, device
+        self.attack = attack
+        self.prepared = prepared_for(content.attacked, context)
+        self._around: Callable[[Access], AbstractContextManager[object]] = nullcontext
+
+    def whole(self, block: Block) -> Craft | None:
+        """The adversarial images of a craft's only block; None if the model gives no gradient."""
+        with self.followed(len(block)):
+            return self.attacked(block)
+
+    def divided(self, cut: Sequence[Block]) -> Craft | None:
+        """All blocks of a craft together, those that are missing attacked first; None if one of them had no gradient."""
+        waiting = missing(self.key, self.content.images, self.context.out)
+        with self.followed(sum(len(block) for block in waiting)):
+            for block in waiting:
+                self.save(block)
+        return _joined([read_craft(place_of(self.key, block, self.context.out), len(block)) for block in cut])
+
+    def save(self, block: Block) -> None:
+        """Attack one of several blocks, and write it to its file."""
         try:
-            found = craft(
-                attack,
-                source,
-                scored_split(data_of(context), images.n),
-                content.threat,
+            found = self.attacked(block)
+        except Exception as error:
+            raise BlockError(f"{block}: {type(error).__name__}: {error}") from error
+        _save(place_of(self.key, block, self.context.out), found)
+
+    def attacked(self, block: Block) -> Craft | None:
+        """The adversarial images of a block; None if the model gives no gradient."""
+        images = self.content.images
+        split = scored_split(data_of(self.context), images.n)
+        try:
+            return craft(
+                self.attack,
+                self._model(),
+                split if len(block) == len(split) else split.select(slice(block.start, block.stop)),
+                self.content.threat,
                 seed=images.seed,
-                draws=prepared.draws,
+                draws=self.prepared.draws,
                 batch=images.batch,
-                device=device,
-                scale=prepared.scale,
-                around=around,
+                device=self.device,
+                scale=self.prepared.scale,
+                around=self._around,
             )
         except NoGradientError:
-            return _save_blind(place)
-    return _save(place, found)
+            return None
+
+    def _model(self) -> Surrogate:
+        """The attacked model, which a thread keeps for the next block of the same craft.
+
+        Another craft gets a fresh one, as an attack may have changed it; no two threads ever share a module.
+        """
+        asked = self.key, self.context.out, str(self.device)
+        if getattr(_KEPT, "asked", None) != asked:
+            release()
+            _KEPT.model, _KEPT.asked = attacked_model(self.content.attacked, self.context, self.device), asked
+        found: Surrogate = _KEPT.model
+        return found
+
+    @contextmanager
+    def followed(self, images: int, block: Block | None = None) -> Iterator[None]:
+        """Say where the attack of so many images stands, if anybody wants to know, in a file of the craft or block."""
+        if self.context.progress is None:
+            yield
+            return
+        folder, name = self.context.progress, self.key if block is None else f"{self.key}-{block.start}"
+        label = self.label if block is None else f"{self.label}, {block}"
+        classes = data_of(self.context).n_classes
+        forwards = self.prepared.draws * passes_of(self.attack, self.content.threat, classes).forwards
+        reporter = Reporter(
+            lambda standing: progress.write(folder, name, standing), label, images, forwards, self.context.every
+        )
+        self._around = reporter.block
+        try:
+            yield
+        finally:
+            progress.forget(folder, name)
 
 
 def ready_attack(content: CraftContent, context: Context) -> Attack | None:
@@ -97,23 +198,22 @@ def ready_attack(content: CraftContent, context: Context) -> Attack | None:
     return for_transfer(attack) if content.transfer else attack
 
 
-@contextmanager
-def _followed(
-    key: str, label: str, images: int, forwards: float, context: Context
-) -> Iterator[Callable[[Access], AbstractContextManager[object]]]:
-    """What the batches of a craft are attacked in, so that it says where it stands, if anybody wants to know."""
-    if context.progress is None:
-        yield nullcontext
+def _joined(parts: Sequence[Craft | None]) -> Craft | None:
+    """Blocks in order as one craft: all seconds, the largest peak of memory; None if one of them had no gradient."""
+    there = [part for part in parts if part is not None]
+    if len(there) < len(parts):
+        return None
+    fields = ("forwards", "backwards", "queries")
+    ledger = Ledger(*(torch.cat([getattr(part.ledger, field) for part in there]) for field in fields))
+    seconds, peak = sum(part.measured.seconds for part in there), max(part.measured.peak_memory_bytes for part in there)
+    return Craft(torch.cat([part.x_adv for part in there]), ledger, Measured(seconds, peak))
+
+
+def _save(path: Path, found: Craft | None) -> None:
+    """Write adversarial images; if there are none, that there was no gradient to craft with."""
+    if found is None:
+        save(path, blind=np.array(True))
         return
-    folder = context.progress
-    reporter = Reporter(lambda standing: progress.write(folder, key, standing), label, images, forwards, context.every)
-    try:
-        yield reporter.block
-    finally:
-        progress.forget(folder, key)
-
-
-def _save(path: Path, found: Craft) -> None:
     save(
         path,
         x_adv=found.x_adv.numpy(),
@@ -121,11 +221,6 @@ def _save(path: Path, found: Craft) -> None:
         seconds=np.array(found.measured.seconds),
         peak_memory_bytes=np.array(found.measured.peak_memory_bytes),
     )
-
-
-def _save_blind(path: Path) -> None:
-    """Say that there was no gradient to craft with."""
-    save(path, blind=np.array(True))
 
 
 def read_craft(path: Path, images: int | None = None) -> Craft | None:

@@ -17,7 +17,7 @@ from advbench.tasks.craft import CraftContent
 from advbench.tasks.diagnose import DiagnoseContent
 from advbench.tasks.score import ScoreContent
 from advbench.tasks.substitute import SubstituteContent
-from advbench.tasks.task import ScoreTask, Task
+from advbench.tasks.task import BlockTask, ScoreTask, Task
 from advbench.tasks.train import TrainContent
 from advbench.tasks.unit_test import UnitTestContent
 
@@ -74,6 +74,8 @@ def _perform(task: Task, context: Context, device: torch.device) -> None:
     key, content = task.key, task.content
     if isinstance(task, ScoreTask):
         score.run(key, task.content, task.facts, context, device)
+    elif isinstance(task, BlockTask):
+        craft.run_block(task.craft, task.content, task.block, task.label, context, device)
     elif isinstance(content, TrainContent):
         train.run(key, content, task.label, context, device)
     elif isinstance(content, SubstituteContent):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from advbench.tasks.artefacts import Kind
+from advbench.tasks.blocks import Block
 from advbench.tasks.calibrate import CalibrateContent
 from advbench.tasks.clean import CleanContent
 from advbench.tasks.craft import CraftContent
@@ -43,6 +44,24 @@ class Task:
     def needs(self) -> tuple[str, ...]:
         """The keys of the tasks whose results it reads."""
         return self.content.needs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockTask(Task):
+    """A block of a craft, which an engine may run beside others. key: of the block. craft: the key of the whole."""
+
+    content: CraftContent
+    craft: str
+    block: Block
+
+    @staticmethod
+    def of(task: Task, block: Block) -> BlockTask:
+        """A block of the task of a craft."""
+        content = task.content
+        if not isinstance(content, CraftContent):
+            raise TypeError(f"Expected the task of a craft, got {task.label!r}")
+        key, cost = f"{task.key}-{block.start}", task.cost * len(block) / content.images.n
+        return BlockTask(key, content, f"{task.label}, {block}", cost, task.key, block)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

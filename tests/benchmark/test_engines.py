@@ -70,7 +70,8 @@ class Scripted:
 
 @pytest.fixture
 def plan(settings, cache):
-    return make_plan(make_config(**settings | {"matrix": "white-box", "attack": "fgsm"}), measure=False)
+    """A plan whose crafts are of one block each."""
+    return make_plan(make_config(**settings | {"matrix": "white-box", "attack": "fgsm", "batch": 32}), measure=False)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 50])
