@@ -21,7 +21,7 @@ from advbench.engine.local import engine_of, slots
 from advbench.engine.time_left import TimeLeft
 from advbench.files import temporary_folder
 from advbench.plan.plan import Plan
-from advbench.tasks import progress
+from advbench.tasks import blocks, progress
 from advbench.tasks.artefacts import sweep
 from advbench.tasks.blocks import blocks_of, missing
 from advbench.tasks.context import Context
@@ -76,6 +76,7 @@ def run_plan(plan: Plan, watch: Watcher | None = None, engine_for: MakeEngine = 
     written is pending in the next run.
     """
     sweep(plan.config.out)
+    blocks.sweep(plan.config.out)
     plan.store.sweep()
     pending = plan.pending()
     status = Status(len(pending))
@@ -214,14 +215,14 @@ class _Run:
         if self.engine.slots == 1 or not isinstance(content, CraftContent) or len(blocks_of(content.images)) == 1:
             self._queue(task)
             return
-        blocks = [BlockTask.of(task, block) for block in missing(task.key, content.images, self.plan.config.out)]
+        cut = [BlockTask.of(task, block) for block in missing(task.key, content.images, self.plan.config.out)]
         # What is left of the craft is to pack its blocks.
-        self.time_left.forget(task, task.cost - sum(block.cost for block in blocks))
+        self.time_left.forget(task, task.cost - sum(block.cost for block in cut))
         self._tasks[task.key] = packing = dataclasses.replace(task, cost=0.0)
-        self._divided[task.key] = len(blocks)
-        for block in blocks:
+        self._divided[task.key] = len(cut)
+        for block in cut:
             self._queue(block)
-        if not blocks:
+        if not cut:
             self._queue(packing)
 
     def _queue(self, task: Task) -> None:

@@ -11,7 +11,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from advbench.tasks.artefacts import whole
+from advbench import files
+from advbench.tasks.artefacts import artefact, whole
 from advbench.tasks.images import Images
 
 MOST = 32
@@ -52,6 +53,15 @@ def missing(key: str, images: Images, out: Path) -> tuple[Block, ...]:
 def forget(key: str, out: Path) -> None:
     """Remove the blocks of a craft whose own file is there."""
     shutil.rmtree(_folder(key, out), ignore_errors=True)
+
+
+def sweep(out: Path) -> None:
+    """Remove what killed writers left among the blocks, and the blocks of finished crafts."""
+    folders = [folder for folder in (out / "store" / "blocks").glob("*") if folder.is_dir()]
+    for folder in folders:
+        files.sweep(folder)
+        if artefact("craft", folder.name, out).is_file():
+            forget(folder.name, out)
 
 
 def _folder(key: str, out: Path) -> Path:

@@ -11,6 +11,7 @@ from advbench.files import NO_ROOM
 from advbench.process_state import ChangedStateError, checked, signals
 from advbench.tasks import calibrate, clean, craft, diagnose, score, substitute, train, unit_test
 from advbench.tasks.artefacts import artefact
+from advbench.tasks.blocks import forget, place_of
 from advbench.tasks.clean import CleanContent
 from advbench.tasks.context import Context
 from advbench.tasks.craft import CraftContent
@@ -64,9 +65,17 @@ def _perform_alone(task: Task, context: Context, device: torch.device) -> None:
         with checked():
             _perform(task, context, device)
     except ChangedStateError:
-        if task.kind != "score":  # the record of the error takes its place
-            artefact(task.kind, task.key, context.out).unlink(missing_ok=True)
+        _remove(task, context)
         raise
+
+
+def _remove(task: Task, context: Context) -> None:
+    """Remove what a task has written; a score's record is replaced by that of the error."""
+    if isinstance(task, BlockTask):
+        place_of(task.craft, task.block, context.out).unlink(missing_ok=True)
+    elif task.kind != "score":
+        artefact(task.kind, task.key, context.out).unlink(missing_ok=True)
+        forget(task.key, context.out)
 
 
 def _perform(task: Task, context: Context, device: torch.device) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import signal
 from collections import Counter
 
 import numpy as np
@@ -181,7 +182,7 @@ def test_an_attack_that_is_killed_continues_at_its_last_block(problem, count, mo
         asked.update(split.index.tolist())
         if sum(asked.values()) > 12 and not asked["killed"]:
             asked["killed"] += 1
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return honest(attack, surrogate, split, *rest, **more)
 
     monkeypatch.setattr(craft, "craft", counted)
