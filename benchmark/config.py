@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated, Literal, Self, TypeAlias, TypedDict
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from advbench.reading import read_text
 from advbench.registry.specs import Spec, split_list
 from advbench.results.matrices import RANKED, RankedMatrix
 
@@ -101,6 +103,10 @@ class RunSettings(TypedDict, total=False):
     unit_test_images: int | None
 
 
+_LARGEST = 10**8
+_LARGEST_SEED = 2**63 - 1
+
+
 class Config(BaseModel):
     """One run of advbench. Every field stands under the same name in a TOML file, with ``-`` or ``_``.
 
@@ -137,28 +143,28 @@ class Config(BaseModel):
     clip: bool = True
     compile: bool = False
     seed: Annotated[tuple[int, ...], BeforeValidator(_numbers)] = (0,)
-    n_examples: int | None = Field(default=None, ge=1)
-    train_examples: int | None = Field(default=None, ge=1)
-    epochs: int | None = Field(default=None, ge=1)
-    batch_size: int | None = Field(default=None, ge=1)
-    learning_rate: float | None = Field(default=None, gt=0)
+    n_examples: int | None = Field(default=None, ge=1, le=_LARGEST)
+    train_examples: int | None = Field(default=None, ge=1, le=_LARGEST)
+    epochs: int | None = Field(default=None, ge=1, le=_LARGEST)
+    batch_size: int | None = Field(default=None, ge=1, le=_LARGEST)
+    learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     optimizer: str | None = None
     schedule: str | None = None
     augmentation: str | None = None
     device: str = "auto"
-    jobs: int | None = Field(default=None, ge=1)
+    jobs: int | None = Field(default=None, ge=1, le=_LARGEST)
     backend: Literal["loky", "threading"] = "loky"
     out: Path = Path("advbench-out")
     fresh: bool = False
-    draws: int | None = Field(default=None, ge=1)
-    score_draws: int = Field(default=10, ge=1)
-    substitute_rounds: int = Field(default=3, ge=0)
-    substitute_step: float = Field(default=0.1, gt=0)
-    substitute_seeds: int = Field(default=150, ge=10)
-    calibration_examples: int = Field(default=200, ge=1)
-    batch: int | None = Field(default=None, ge=1)
+    draws: int | None = Field(default=None, ge=1, le=_LARGEST)
+    score_draws: int = Field(default=10, ge=1, le=_LARGEST)
+    substitute_rounds: int = Field(default=3, ge=0, le=_LARGEST)
+    substitute_step: float = Field(default=0.1, gt=0, allow_inf_nan=False)
+    substitute_seeds: int = Field(default=150, ge=10, le=_LARGEST)
+    calibration_examples: int = Field(default=200, ge=1, le=_LARGEST)
+    batch: int | None = Field(default=None, ge=1, le=_LARGEST)
     unit_test: bool = False
-    unit_test_images: int = Field(default=64, ge=2)
+    unit_test_images: int = Field(default=64, ge=2, le=_LARGEST)
 
     @field_validator("matrix", mode="before")
     @classmethod
@@ -198,21 +204,33 @@ class Config(BaseModel):
     @field_validator("seed")
     @classmethod
     def _seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if not value or min(value) < 0:
-            raise ValueError(f"Expected seeds >= 0 such as 0,1,2, got {','.join(map(str, value)) or 'none'}")
+        if not value or min(value) < 0 or max(value) > _LARGEST_SEED:
+            raise ValueError(f"Expected seeds in [0, {_LARGEST_SEED}] such as 0,1,2, got {_shortened(value) or 'none'}")
         return tuple(dict.fromkeys(value))
+
+
+_QUOTED = re.compile(r""""(?:[^"\\\n]|\\.)*+"|'[^'\n]*+'""")
+_DOTTED = re.compile(r"(?<![\w-])[\w-]++(?:[ \t]*+\.[ \t]*+[\w-]++){16}")
+"""A key of more parts than any setting has; tomllib takes memory by the square of their number."""
 
 
 def read_toml(path: Path) -> dict[str, object]:
     """The tables of a TOML file; ValueError in one line if there is none or if it does not parse."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            text = read_text(file)
     except OSError as error:
         raise ValueError(f"Expected a TOML file at {path}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: expected UTF-8 text") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path}: not valid TOML: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if _DOTTED.search(_QUOTED.sub("q", text)):
+        raise ValueError(f"{path}: not valid TOML: nested too deeply")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError(f"{path}: not valid TOML: nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid TOML: {error!s:.200}") from None
 
 
 def make_config(file: Path | None = None, /, **settings: object) -> Config:
@@ -226,6 +244,12 @@ def make_config(file: Path | None = None, /, **settings: object) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         raise ValueError(_one_line(error, file)) from None
+    except RecursionError:
+        raise ValueError(f"{file or 'settings'}: Expected numbers, names and lists of them, got deeper nesting") from None
+
+
+def _shortened(values: Sequence[int]) -> str:
+    return f"{','.join(f'{value:.6g}' if value > _LARGEST_SEED else str(value) for value in values[:10]):.100}"
 
 
 _OF_THE_PLACE = frozenset({"data_dir", "device", "jobs", "backend", "out", "fresh"})
@@ -251,7 +275,7 @@ def _one_line(error: ValidationError, file: Path | None) -> str:
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         known = [name.replace("_", "-") for name in Config.model_fields]
-        return f"{file or 'settings'}: unknown setting {field!r}; known are {', '.join(known)}"
+        return f"{file or 'settings'}: unknown setting {field!r:.80}; known are {', '.join(known)}"
     if message.startswith("Expected"):
-        return f"`{field}`: {message}"
-    return f"`{field}`: {message[:1].lower() + message[1:]}, got {first['input']!r}"
+        return f"`{field:.80}`: {message:.300}"
+    return f"`{field:.80}`: {message[:1].lower() + message[1:]}, got {first['input']!r:.200}"

@@ -137,6 +137,8 @@ def arrays_of(
     with open_plain(path) as file:
         allowed = allowance(os.fstat(file.fileno()).st_size) if largest is None else largest
         try:
+            if file.read(6) == b"\x93NUMPY":
+                raise ValueError("it is a single array")
             with zipfile.ZipFile(file) as archive:
                 members = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
                 missing = [name for name in required if name not in members]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from advbench.reading import arrays_of, check_memory
 from advbench.zoo.data import DataSet
 from advbench.zoo.splits import with_validation
 
@@ -24,7 +24,8 @@ def npz(path: Path) -> DataSet:
     """A NumPy archive with x_train, y_train, x_test, y_test, images as bytes or floats in [0, 1].
 
     Images are (n, h, w), (n, h, w, c) or (n, c, h, w) with c = 1 or 3, labels (n,) or (n, 1), whole numbers from 0 that all
-    occur in training. The test images stay in the file's order. Arrays of objects are refused, since they hold code.
+    occur in training. The test images stay in the file's order. Arrays of objects are refused, since they hold code, and
+    sizes that the file cannot hold (`advbench.reading.arrays_of`).
     Raises FileNotFoundError for a missing file, ValueError for contents of another form.
     """
     arrays = _read(path)
@@ -47,16 +48,11 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"Expected a NumPy archive, got no file at {path}")
     try:
-        with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("it is a single array")
-            missing = [key for key in _KEYS if key not in archive.files]
-            if missing:
-                raise ValueError(f"it lacks {', '.join(missing)}")
-            return {key: archive[key] for key in _KEYS}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        arrays = arrays_of(path, _KEYS)
+        check_memory(sum(array.size * 4 + array.nbytes for array in arrays.values()), "arrays")
+    except (OSError, ValueError) as error:
         raise ValueError(f"Expected a NumPy archive with {', '.join(_KEYS)} at {path}: {error}") from None
+    return arrays
 
 
 def _images(key: str, arrays: dict[str, NDArray[Any]]) -> Tensor:

@@ -45,7 +45,7 @@ def cifar100(data_dir: Path | None = None) -> DataSet:
 def _load(name: str, torchvision_name: str, n_classes: int, data_dir: Path | None) -> DataSet:
     """Read both splits from `data_dir`, else from $ADVBENCH_DATA, else from the cache folder with a download.
 
-    Raises FileNotFoundError in one line that says where the files were sought and what to do.
+    Raises FileNotFoundError in one line that says where the files were sought and what to do, ValueError for damaged files.
     """
     from torchvision import datasets
 
@@ -54,7 +54,9 @@ def _load(name: str, torchvision_name: str, n_classes: int, data_dir: Path | Non
     make = getattr(datasets, torchvision_name)
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            train, test = (_tensors(make(root, train=part, download=not chosen)) for part in (True, False))
+            train, test = (_tensors(make(root, train=part, download=not chosen), n_classes) for part in (True, False))
+    except (AssertionError, EOFError, LookupError, MemoryError, TypeError, ValueError) as error:
+        raise ValueError(f"Expected {name} under {root}, got damaged files ({error!s:.120}): fetch them again") from error
     except (OSError, RuntimeError) as error:
         layout = f"torchvision.datasets.{torchvision_name} stores it"
         if chosen:
@@ -69,8 +71,15 @@ def _load(name: str, torchvision_name: str, n_classes: int, data_dir: Path | Non
     return with_validation(name, train, test, n_classes)
 
 
-def _tensors(dataset: Any) -> tuple[Tensor, Tensor]:
+def _tensors(dataset: Any, n_classes: int) -> tuple[Tensor, Tensor]:
     """Images (n, c, h, w) in [0, 1] and labels (n,) of a torchvision data set that holds (n, h, w) or (n, h, w, c) bytes."""
+    labels = torch.as_tensor(dataset.targets, dtype=torch.int64)
+    if (
+        labels.shape != (len(dataset.data),)
+        or not len(labels)
+        or not 0 <= int(labels.min()) <= int(labels.max()) < n_classes
+    ):
+        raise ValueError(f"labels below {n_classes}, one for each of {len(dataset.data)} images, are missing")
     pixels = torch.as_tensor(np.asarray(dataset.data))
     pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
-    return pixels.contiguous().float().div_(255), torch.as_tensor(dataset.targets, dtype=torch.int64)
+    return pixels.contiguous().float().div_(255), labels

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 Scalar = bool | int | float | str | None
+_DEEPEST = 8
+"""The levels of lists in an argument."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,5 +97,10 @@ def canonical(content: object) -> str:
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _frozen(value: object) -> object:
-    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
+def _frozen(value: object, depth: int = 0) -> object:
+    """`value` with tuples for lists. ValueError for what is no number, text, bool or None, or a list of these."""
+    if isinstance(value, list | tuple) and depth < _DEEPEST:
+        return tuple(_frozen(item, depth + 1) for item in value)
+    if value is not None and not isinstance(value, bool | int | float | str):
+        raise ValueError(f"Expected arguments that are numbers, texts or lists of them, got {value!r:.80}")
+    return value
