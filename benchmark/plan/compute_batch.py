@@ -30,16 +30,18 @@ class Ladder:
     """The batches that are tried on a kind of device, powers of two.
 
     start: the first. least: smaller ones are taken only where the doubling ends before it. largest: the last. memory: bytes
-    that a pass may take beyond the first one; the next batch is not tried where it would take more.
+    that a pass may take beyond the first one; the next batch is not tried where it would take more. parts: into how many an
+    attack should be divisible.
     """
 
     start: int
     least: int
     largest: int
     memory: float
+    parts: int
 
 
-_LADDERS = {"cpu": Ladder(1, 32, 512, 2**30), "cuda": Ladder(256, 256, 8192, math.inf)}
+_LADDERS = {"cpu": Ladder(1, 32, 512, 2**30, 8), "cuda": Ladder(256, 256, 8192, math.inf, 4)}
 """A processor's tasks share its memory, and a purifier may take seconds for an image; a GPU is idle with few images."""
 
 
@@ -51,25 +53,52 @@ class Pass:
     peak: int
 
 
-def compute_batch(
-    defended: Defended, shape: tuple[int, int, int], *, draws: int, device: torch.device, memory: Path, measure: bool
-) -> int:
-    """Images per compute batch for a model of this structure on this device.
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """Batches for a model. fastest: for all images at once. divisible: for a part of them, at 80% of the throughput.
 
-    The answer is measured once, as the smallest power of two within 5% of the best throughput of a forward and backward,
-    and remembered in the file `memory`; of several processes that measure at once the first to write decides for all. What
-    the file holds beside sensible numbers is measured again. Weights do not matter, so an untrained model serves. With
-    `measure` false an unknown answer is `DEFAULT_BATCH` and nothing runs.
+    A tiny model's passes cost the same for few images as for many: it is not worth dividing, and both are alike.
     """
-    name, largest = _name(defended, shape, draws, device), _LADDERS[device.type].largest
-    known = _read(memory, largest)
+
+    fastest: int
+    divisible: int
+
+    def of(self, images: int, parts: int) -> int:
+        """The batch for so many images: the largest power of two that leaves more than `parts` of them, at least
+        `divisible`, at most `fastest`."""
+        share = max(1, (images - 1) // parts)
+        return min(self.fastest, max(self.divisible, 1 << (share.bit_length() - 1)))
+
+
+def compute_batch(
+    defended: Defended,
+    shape: tuple[int, int, int],
+    *,
+    images: int,
+    draws: int,
+    device: torch.device,
+    memory: Path,
+    measure: bool,
+) -> int:
+    """Images per compute batch for a model of this structure on this device, of `images` that are attacked in all.
+
+    Two batches are measured once, as the smallest powers of two within 5% and 20% of the best throughput of a forward and
+    backward, and remembered in the file `memory`; of several processes that measure at once the first to write decides for
+    all. Between the two, the batch is the largest power of two below an eighth of the images, on a GPU below a quarter, so
+    that workers can share an attack. What the file holds beside sensible numbers is measured again. Weights do not matter,
+    so an untrained model serves. With `measure` false an unknown answer is `DEFAULT_BATCH` and nothing runs.
+    """
+    name, ladder = _name(defended, shape, draws, device), _LADDERS[device.type]
+    known = _read(memory, ladder.largest)
     if name not in known and not measure:
         return DEFAULT_BATCH
-    return known[name] if name in known else _remembered(memory, name, _measure(defended, shape, draws, device), largest)
+    if name not in known:
+        known = {name: _remembered(memory, name, _measure(defended, shape, draws, device), ladder.largest)}
+    return known[name].of(images, ladder.parts)
 
 
-def fastest(measured: Callable[[int], Pass], ladder: Ladder) -> int:
-    """The smallest batch within 5% of the best throughput, 1 if none fits.
+def fastest(measured: Callable[[int], Pass], ladder: Ladder) -> Batches:
+    """The smallest batches within 5% and 20% of the best throughput, 1 if none fits.
 
     measured: a pass of so many images, or torch.OutOfMemoryError. Batches double until a pass takes more than a second, is
     slower for each image, or the next would take too much memory; where the first does not fit, they halve until one does.
@@ -91,10 +120,13 @@ def fastest(measured: Callable[[int], Pass], ladder: Ladder) -> int:
         batch *= 2
     counted = [size for size in passes if size >= ladder.least] or list(passes)
     best = max((size / passes[size].seconds for size in counted), default=0.0)
-    return min((size for size in counted if size / passes[size].seconds >= 0.95 * best), default=1)
+    fast, divisible = (
+        min((size for size in counted if size / passes[size].seconds >= share * best), default=1) for share in (0.95, 0.8)
+    )
+    return Batches(fast, divisible)
 
 
-def _measure(defended: Defended, shape: tuple[int, int, int], draws: int, device: torch.device) -> int:
+def _measure(defended: Defended, shape: tuple[int, int, int], draws: int, device: torch.device) -> Batches:
     defended.model.to(device)
     ladder = _LADDERS[device.type]
     with single_thread():
@@ -143,8 +175,8 @@ def _name(defended: Defended, shape: tuple[int, int, int], draws: int, device: t
     return f"{structure} {'x'.join(map(str, shape))} draws {passes} on {device_name(device)} torch {torch.__version__}"
 
 
-def _remembered(memory: Path, name: str, measured: int, largest: int) -> int:
-    """The batch that `memory` has for a name by now, else the measured one, which is written."""
+def _remembered(memory: Path, name: str, measured: Batches, largest: int) -> Batches:
+    """The batches that `memory` has for a name by now, else the measured ones, which are written."""
     memory.parent.mkdir(parents=True, exist_ok=True)
     with locked(memory.parent):
         known = _read(memory, largest)
@@ -152,15 +184,24 @@ def _remembered(memory: Path, name: str, measured: int, largest: int) -> int:
             # Numbers of other kinds of devices may be larger than `largest`, and stay.
             others = _read(memory, max(ladder.largest for ladder in _LADDERS.values()))
             known = {name: measured}
-            write_atomically(memory, json.dumps(others | known, indent=1, sort_keys=True))
+            kept = {one: [found.fastest, found.divisible] for one, found in (others | known).items()}
+            write_atomically(memory, json.dumps(kept, sort_keys=True, indent=1))
     return known[name]
 
 
-def _read(memory: Path, largest: int) -> dict[str, int]:
+def _read(memory: Path, largest: int) -> dict[str, Batches]:
     """The batches of a file by name, those from 1 to `largest`; none if it is no such file."""
     try:
         known = json.loads(memory.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     found = known.items() if isinstance(known, dict) else ()
-    return {name: batch for name, batch in found if type(batch) is int and 1 <= batch <= largest}
+    return {name: Batches(*pair) for name, pair in found if _sensible(pair, largest)}
+
+
+def _sensible(pair: object, largest: int) -> bool:
+    """Whether a value of the file is two batches, the larger first."""
+    if not isinstance(pair, list) or len(pair) != 2 or not all(type(batch) is int for batch in pair):
+        return False
+    fast, divisible = pair
+    return bool(1 <= divisible <= fast <= largest)

@@ -223,10 +223,11 @@ class Planner:
         return self._batch(Defended(network), 1)
 
     def _batch(self, structure: Defended, draws: int) -> int:
-        """The compute batch of an untrained model."""
+        """The compute batch of an untrained model for the scored images."""
         return self.config.batch or compute_batch(
             structure,
             self.data.shape,
+            images=len(self.split),
             draws=draws,
             device=self.device,
             memory=checkpoints.cache_dir() / "compute-batch.json",
