@@ -274,8 +274,8 @@ class Access:
         return logits if self.detector is None else self.detector(logits, self.detector.score(x, rng))
 
     def _ask(self, x: Tensor, rng: ExampleRNG | None) -> Tensor:
-        """The model's own logits."""
-        return ask(self.model, x, rng if self._random or self.per_example else None)
+        """The model's own logits, in the precision of the images."""
+        return in_precision(ask(self.model, x, rng if self._random or self.per_example else None), x.dtype)
 
     def _portions(self) -> Iterator[int]:
         """The draws of one question, so many at a time that memory stays bounded."""
@@ -303,6 +303,23 @@ def _differentiable(logits: Tensor) -> Tensor:
     raise NoGradientError(
         "Expected logits that depend on the images differentiably: attack scores or labels, or a surrogate"
     )
+
+
+def in_precision(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """Logits (n, classes) in the precision of the images, in which attacks reckon.
+
+    Before digits are lost each row is shifted so that its largest logit is 0: every loss is that of the same logits, and the
+    differences that decide keep their digits.
+
+    >>> close = torch.tensor([[1e9, 1e9 + 1e-3]], dtype=torch.float64)
+    >>> close.float().diff().item(), round(in_precision(close, torch.float32).diff().item(), 5)
+    (0.0, 0.001)
+    """
+    if logits.dtype == dtype:
+        return logits
+    if logits.dtype.itemsize > dtype.itemsize:
+        logits = logits - logits.detach().amax(dim=-1, keepdim=True)
+    return logits.to(dtype)
 
 
 class WhiteBox(Access):

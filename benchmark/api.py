@@ -84,6 +84,8 @@ def run(
     What is crossed (None: the default suite)
     matrix: ``all``, or some of ``white-box``, ``black-box`` and ``transfer``.
     dataset: a registered name, ``npz:PATH`` or ``folder:PATH``. data_dir: its folder.
+    outputs: what networks of yours, architectures ``own:TARGET``, return: ``logits``, ``probabilities`` or
+    ``log-probabilities``.
     architecture, defense, attack: ``"pgd(steps=100)"``, a list of such, or mappings with a `name`.
     substitute: architectures of the black-box attacker's substitutes.
     seed: one training seed or several.

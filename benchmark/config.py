@@ -55,6 +55,9 @@ def _fraction(text: str) -> float | str:
         return text
 
 
+Outputs: TypeAlias = Literal["logits", "probabilities", "log-probabilities"]
+"""What a user's network returns; attacks follow probabilities through their logarithm."""
+
 Specs = Annotated[tuple[Spec, ...], BeforeValidator(_specs)]
 
 
@@ -78,6 +81,7 @@ class RunSettings(TypedDict, total=False):
     epsilon: Numbers | None
     clip: bool | None
     compile: bool | None
+    outputs: str | None
     seed: int | str | Sequence[int] | None
     n_examples: int | None
     train_examples: int | None
@@ -124,7 +128,7 @@ class Config(BaseModel):
     images per compute batch, measured where absent. unit_test: whether the attacks are tested on `unit_test_images` of the
     scored images on models with a planted adversarial image (`advbench.tasks.planting`): those of the white-box matrix, and
     those that ask the model itself. compile: whether deterministic models are compiled to be attacked; scores always take
-    the model as it is.
+    the model as it is. outputs: what the user's networks (architectures ``own:TARGET``) return, logits where absent.
     """
 
     model_config = ConfigDict(
@@ -142,6 +146,7 @@ class Config(BaseModel):
     epsilon: Annotated[tuple[float, ...] | None, BeforeValidator(_numbers)] = None
     clip: bool = True
     compile: bool = False
+    outputs: Outputs | None = None
     seed: Annotated[tuple[int, ...], BeforeValidator(_numbers)] = (0,)
     n_examples: int | None = Field(default=None, ge=1, le=_LARGEST)
     train_examples: int | None = Field(default=None, ge=1, le=_LARGEST)

@@ -30,7 +30,8 @@ class EvaluationResult:
     """One model, attacked.
 
     label: of the model. cells: the record of every attack, with its examples if it was scored. missing: labels of cells
-    that have no record, after an interruption. seconds: of the whole evaluation. reports: files that were written.
+    that have no record, after an interruption. seconds: of the whole evaluation. reports: files that were written. notes:
+    what to know of the model and how it was taken, a line each.
 
     Without a scored attack there is no number:
 
@@ -45,6 +46,7 @@ class EvaluationResult:
     seconds: float = 0.0
     reports: tuple[Path, ...] = ()
     interrupted: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -110,6 +112,7 @@ class EvaluationResult:
             "missing": list(self.missing),
             "examples": self._examples() if self.outcomes else None,
             "flags": self.flags,
+            "notes": list(self.notes),
             "seconds": round(self.seconds, 3),
             "versions": first.measured.get("environment", {}) if first else {},
             "device": first.measured.get("device") if first else None,
@@ -134,6 +137,7 @@ class EvaluationResult:
             f"failed: {record.attack['label']}: {record.reason}" for record, examples in self.cells if examples is None
         ]
         lines += [f"flag: {flag.finding} ({flag.measured}); next: {flag.remedy}" for flag in self._flags()]
+        lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -141,6 +145,7 @@ class EvaluationResult:
         if self.clean is not None:
             head += f"<br>clean accuracy {_share(self.clean)}"
         flagged = "".join(f"<li>{html.escape(flag.finding)}: {html.escape(flag.measured)}</li>" for flag in self._flags())
+        flagged += "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
         return head + "</p>" + str(self.frame.to_html(index=False, na_rep="")) + (f"<ul>{flagged}</ul>" if flagged else "")
 
     def _title(self) -> str:

@@ -348,6 +348,23 @@ def loss_does_not_rise(evidence: Evidence) -> Flag | None:
     )
 
 
+def probabilities_as_outputs(evidence: Evidence) -> Flag | None:
+    """The model returns probabilities where logits are attacked."""
+    found, n = _diagnosis(evidence, "probabilities")
+    if found == 0:
+        return None
+    return Flag(
+        name="probabilities as outputs",
+        finding="The model returns probabilities, and they were attacked as if they were logits",
+        measured=f"on {found} of {n} clean-correct images ({_percent(found, n)}) no output is negative and they sum to 1",
+        n=n,
+        why="A softmax that is sure of itself has no gradient left, and a second one in the loss flattens the rest.",
+        paper=CARLINI,
+        remedy='Declare what the model returns: --outputs probabilities (outputs="probabilities" in Python, '
+        'outputs = "probabilities" in a TOML file) attacks through the logarithm; or return logits.',
+    )
+
+
 def undeclared_randomness(evidence: Evidence) -> Flag | None:
     """A model that is declared deterministic answers the same images differently."""
     unstable, n = _diagnosis(evidence, "unstable")
@@ -420,6 +437,7 @@ CHECKS: tuple[Callable[[Evidence], Flag | None], ...] = (
     gradients_vanish,
     gradients_not_finite,
     loss_does_not_rise,
+    probabilities_as_outputs,
     undeclared_randomness,
     rests_on_detector,
     unit_test_failed,

@@ -32,7 +32,7 @@ def cache_dir() -> Path:
 
 def fingerprint(module: nn.Module) -> str:
     """SHA-256 of a module's state: names, shapes, dtypes and bytes of all its tensors, on any device."""
-    return _digest(module.state_dict())
+    return state_hash(module.state_dict())
 
 
 def save(path: Path, module: nn.Module, metadata: Mapping[str, str]) -> None:
@@ -48,7 +48,7 @@ def save(path: Path, module: nn.Module, metadata: Mapping[str, str]) -> None:
         if tensor.numel() and first.setdefault(place, name) != name:
             aliases[name] = first[place]
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in state.items() if name not in aliases}
-    texts = {**metadata, _ALIASES: json.dumps(aliases), _DIGEST: _digest(state)}
+    texts = {**metadata, _ALIASES: json.dumps(aliases), _DIGEST: state_hash(state)}
     write_atomically(path, safetensors.torch.save(_contiguous(tensors), texts | {_TEXTS_DIGEST: _digest_of_texts(texts)}))
 
 
@@ -112,7 +112,7 @@ def _given(texts: Mapping[str, str]) -> dict[str, str]:
 
 
 def _check_weights(path: Path, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
-    if _digest(tensors) != texts.get(_DIGEST):
+    if state_hash(tensors) != texts.get(_DIGEST):
         raise ValueError(f"Expected the weights that the checkpoint's hash names, got a damaged file: delete {path}")
 
 
@@ -131,13 +131,43 @@ def _check_structure(path: Path, tensors: Mapping[str, Tensor], module: nn.Modul
             raise ValueError(f"Expected {want} for {name!r}, got {got} in {path}: it belongs to another model")
 
 
-def _digest(state: Mapping[str, Tensor]) -> str:
+def state_hash(state: Mapping[str, object]) -> str:
+    """SHA-256 of a state dict: of tensors names, shapes, dtypes and bytes, of quantised ones scales and zero points too.
+
+    Tuples and dictionaries, as quantised layers keep them, count with all that they hold; of other objects than numbers and
+    texts the type.
+    """
     digest = hashlib.sha256()
     for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+        for part in _parts(name, state[name]):
+            digest.update(part)
     return digest.hexdigest()
+
+
+def _parts(name: str, value: object) -> Iterator[bytes]:
+    """What counts of a value of a state dict."""
+    if isinstance(value, Tensor):
+        yield from _tensor_parts(name, value.detach().cpu())
+    elif isinstance(value, Mapping | list | tuple):
+        items = sorted(value.items(), key=str) if isinstance(value, Mapping) else enumerate(value)
+        for key, item in items:
+            yield from _parts(f"{name}[{key}]", item)
+    else:
+        plain = value is None or isinstance(value, bool | int | float | str | bytes | torch.dtype)
+        yield f"{name} {type(value).__name__} {value if plain else ''!r}\n".encode()
+
+
+def _tensor_parts(name: str, tensor: Tensor) -> Iterator[bytes]:
+    if tensor.is_quantized:
+        by_channel = tensor.qscheme() in (torch.per_channel_affine, torch.per_channel_symmetric)
+        yield from _tensor_parts(f"{name} {tensor.qscheme()}", tensor.int_repr())
+        yield from _parts(f"{name} scale", tensor.q_per_channel_scales() if by_channel else tensor.q_scale())
+        yield from _parts(f"{name} zero", tensor.q_per_channel_zero_points() if by_channel else tensor.q_zero_point())
+        return
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    yield f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode()
+    yield tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

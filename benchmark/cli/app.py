@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from advbench import __version__
-from advbench.cli.choices import BenchName, ListKind, Scale, TableFormat
+from advbench.cli.choices import BenchName, ListKind, OutputsChoice, Scale, TableFormat
 from advbench.cli.completion import names_of
 from advbench.cli.record_commands import baseline, check, publish, report
-from advbench.cli.terminal import complain, message_of, print_plan, print_result, print_verdicts, refuse, watcher
+from advbench.cli.terminal import complain, fail, print_plan, print_result, print_verdicts, refuse, watcher
 from advbench.engine.ending import as_ctrl_c
+from advbench.errors import DEBUG
 from advbench.registry.schemes import targets
 from advbench.results.matrices import RANKED
 
@@ -36,12 +38,8 @@ def main() -> None:
             sys.stdout.flush()
         except KeyboardInterrupt:
             code = 130
-        except OSError as error:
-            code = complain(message_of(error))
         except Exception as error:
-            if not hasattr(error, "format_message"):
-                raise
-            code = complain(error.format_message())
+            code = complain(error.format_message()) if hasattr(error, "format_message") else fail(error)
     sys.exit(code)
 
 
@@ -51,11 +49,24 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _debug(wanted: bool) -> bool:
+    """Have tracebacks shown, by the processes that are started as well."""
+    if wanted:
+        os.environ[DEBUG] = "1"
+    return wanted
+
+
+_Debug = Annotated[
+    bool, typer.Option("--debug", callback=_debug, is_eager=True, help="Show the whole traceback of whatever fails.")
+]
+
+
 @app.callback()
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    debug: _Debug = False,
 ) -> None:
     pass
 
@@ -98,6 +109,9 @@ def run(
     clip: Annotated[
         bool | None, typer.Option("--clip/--no-clip", help="Clip adversarial images to the pixel range. [default: clip]")
     ] = None,
+    outputs: Annotated[
+        OutputsChoice | None, typer.Option(help="What your own architectures, own:TARGET, return. [default: logits]")
+    ] = None,
     seed: Annotated[str | None, typer.Option(help="Training seeds, such as 0,1,2. [default: 0]")] = None,
     n_examples: Annotated[int | None, typer.Option(help="Number of test images to score. [default: all]")] = None,
     train_examples: Annotated[int | None, typer.Option(help="Number of training images. [default: all]")] = None,
@@ -120,6 +134,7 @@ def run(
     ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Recompute everything, ignoring finished results.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan without running it.")] = False,
+    debug: _Debug = False,
 ) -> None:
     """Run every attack against every defense and write a leaderboard.
 
@@ -129,14 +144,15 @@ def run(
     Exit codes: 0 all cells scored, 1 at least one cell failed (the table says which), 2 bad input, 130 interrupted.
     """
     flags = {"compile": compile, "fresh": fresh, "unit_test": unit_test}
-    given = {name: value for name, value in locals().items() if name not in ("config", "dry_run", "flags")}
+    given = {name: value for name, value in locals().items() if name not in ("config", "dry_run", "debug", "flags")}
+    given["outputs"] = outputs.value if outputs else None
     settings = given | {name: value or None for name, value in flags.items()}
     try:
         from advbench.config import make_config
         from advbench.plan.plan import make_plan
 
         plan = make_plan(make_config(config, **settings), measure=not dry_run)
-    except (ValueError, OSError) as error:
+    except Exception as error:
         refuse(error)
     if dry_run:
         print_plan(plan)
@@ -174,6 +190,10 @@ def evaluate(
     std: Annotated[
         str | None, typer.Option(help="Per-channel standard deviation of the model's input normalisation.")
     ] = None,
+    outputs: Annotated[
+        OutputsChoice | None,
+        typer.Option(help="What the model returns. [default: probabilities where all rows sum to 1, else logits]"),
+    ] = None,
     stochastic: Annotated[bool, typer.Option("--stochastic", help="The model's output is random.")] = False,
     seed: Annotated[int | None, typer.Option(help="Random seed of the attacks. [default: 0]")] = None,
     unit_test: Annotated[
@@ -192,6 +212,7 @@ def evaluate(
         Path | None, typer.Option(help="Write all results, including per-example ones, to this JSON file.")
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Recompute everything, ignoring finished results.")] = False,
+    debug: _Debug = False,
 ) -> None:
     """Attack your own model and report its robustness.
 
@@ -200,18 +221,21 @@ def evaluate(
 
     Exit codes: 0 all attacks scored, 1 at least one failed (the table says which), 2 bad input, 130 interrupted.
     """
-    settings = {name: value for name, value in locals().items() if name not in ("target", "json")}
-    settings |= {"fresh": fresh or None, "unit_test": unit_test or None}
+    settings = {name: value for name, value in locals().items() if name not in ("target", "json", "debug")}
+    settings |= {"fresh": fresh or None, "unit_test": unit_test or None, "outputs": outputs.value if outputs else None}
+    notes: list[str] = []
     try:
         from advbench.user_models.target import plan_target, run_target
 
-        plan = plan_target(target, **settings)
-    except (ValueError, OSError) as error:
+        plan = plan_target(target, say=notes.append, **settings)
+    except Exception as error:
         refuse(error)
+    for note in notes:
+        print(f"advbench: note: {note}", file=sys.stderr, flush=True)
     from rich.console import Console
 
     with watcher(Console(), len(plan.pending())) as watch:
-        result = run_target(plan, watch)
+        result = run_target(plan, watch, notes)
     print(f"\n{result}\n")
     try:
         if json is not None:

@@ -15,6 +15,14 @@ class ListKind(StrEnum):
     datasets = "datasets"
 
 
+class OutputsChoice(StrEnum):
+    """What a network of the user's can return."""
+
+    logits = "logits"
+    probabilities = "probabilities"
+    log_probabilities = "log-probabilities"
+
+
 class Scale(StrEnum):
     """How large a reproduction is."""
 

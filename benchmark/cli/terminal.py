@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from advbench.cli.choices import TableFormat
+from advbench.errors import debugging, reason
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,7 +59,20 @@ def print_verdicts(verdicts: Sequence[Verdict], format: TableFormat) -> None:
 
 def refuse(error: Exception) -> NoReturn:
     """End with one line and exit code 2."""
-    raise typer.Exit(complain(message_of(error))) from None
+    if isinstance(error, typer.Exit):
+        raise error
+    raise typer.Exit(fail(error)) from None
+
+
+def fail(error: Exception) -> int:
+    """Say in one line what was wrong; of an error that nobody foresaw its kind too. Returns exit code 2.
+
+    With ``--debug`` the traceback comes first.
+    """
+    if debugging():
+        traceback.print_exception(error)
+    foreseen = isinstance(error, ValueError | OSError)
+    return complain(message_of(error) if foreseen else f"{reason(error)} (--debug shows all)")
 
 
 def message_of(error: Exception) -> str:
@@ -176,8 +191,8 @@ def print_result(plan: Plan, result: RunResult, console: Console) -> None:
     print_leaderboard(result.out, result.cells, console)
     if not plan.config.clip or plan.data.box is None:
         print("without a pixel range: these cells stand on no leaderboard")
-    for key, reason in list(result.failures.items())[:20]:
-        print(f"failed: {plan.tasks[key].label}: {reason}")
+    for key, why in list(result.failures.items())[:20]:
+        print(f"failed: {plan.tasks[key].label}: {why}")
     if result.interrupted:
         print("interrupted: what is finished is kept; the same command continues")
     for path in result.reports:

@@ -83,6 +83,7 @@ class Planner:
         self.device_name = device_name(self.device)
         self.data = registry.load_dataset(config.dataset, config.data_dir) if data is None else data
         self.epsilons: tuple[float | None, ...] = config.epsilon or self._usual_epsilon()
+        self._check_epsilons()
         self.split = scored_split(self.data, config.n_examples)
         self.attacks = [self.attack(spec) for spec in suite_of(config).attacks]
         self.budget = self._budget()
@@ -104,6 +105,20 @@ class Planner:
             raise ValueError(
                 f"The data set {self.data.name} has no usual epsilon in {self.config.norm}: give --epsilon"
             ) from None
+
+    def _check_epsilons(self) -> None:
+        """Refuse radii within which every image is the same: they were meant in other units."""
+        box = self.data.box if self.config.clip else None
+        if box is None or self.config.norm == "none":
+            return
+        width, pixels = box[1] - box[0], math.prod(self.data.shape)
+        widest = width * {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[self.config.norm]
+        beyond = [epsilon for epsilon in self.epsilons if epsilon is not None and epsilon > widest]
+        if beyond:
+            raise ValueError(
+                f"Expected `epsilon` at most {widest:g} in {self.config.norm}, the size of the box {box}, got "
+                f"{beyond[0]:g}: it is in units of pixels in [0, 1], such as 8/255"
+            )
 
     @property
     def gradient_attacks(self) -> list[PlannedAttack]:

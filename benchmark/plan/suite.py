@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from advbench.config import Config
+from advbench.registry.schemes import OWN
 from advbench.registry.specs import Spec
 
 DEFAULT_ARCHITECTURE = Spec("gu2014/n200-200-10")
@@ -35,8 +36,21 @@ def suite_of(config: Config) -> Suite:
     return Suite(
         _unique(config.defense or defenses),
         _unique(config.attack or attacks),
-        _unique(config.architecture or (DEFAULT_ARCHITECTURE,)),
+        _unique(_architectures(config)),
         _unique(config.substitute or (DEFAULT_SUBSTITUTE,)),
+    )
+
+
+def _architectures(config: Config) -> tuple[Spec, ...]:
+    """The architectures of the targets, the user's with what they return. ValueError for outputs of no such network."""
+    given = config.architecture or (DEFAULT_ARCHITECTURE,)
+    if config.outputs is None:
+        return given
+    if not any(spec.name.startswith(OWN) for spec in given):
+        raise ValueError(f"Expected an architecture of yours, {OWN}TARGET, with `outputs`, got {', '.join(map(str, given))}")
+    return tuple(
+        Spec.of(spec.name, {"outputs": config.outputs} | spec.keywords) if spec.name.startswith(OWN) else spec
+        for spec in given
     )
 
 

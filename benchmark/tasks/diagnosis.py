@@ -23,6 +23,8 @@ _STEPS = 10
 _STEP = 0.25
 _UNSTABLE = 1e-3
 """The change of a logit, as a share of the largest one, beyond what rounding explains."""
+_SUM = 1e-4
+"""By how much rows of probabilities may miss the sum 1."""
 _SHARED = ("zero_gradient", "zero_margin_gradient", "flat")
 """The symptoms that count where all surrogates show them."""
 
@@ -37,7 +39,8 @@ def diagnose(
     zero_margin_gradient (of the best wrong logit minus the true one), flat (ten gradient steps of a quarter of epsilon do
     not raise the loss), nonfinite_gradient (NaN or infinite in some component, of either loss at the clean image or of the
     cross-entropy on those ten steps, in which attacks and these steps read NaN as zero), and, for a model that is declared
-    deterministic, unstable (a second pass answers differently). A non-finite gradient counts unless another surrogate has
+    deterministic, unstable (a second pass answers differently); probabilities, where the outputs on all images are
+    non-negative and sum to 1, and only there. A non-finite gradient counts unless another surrogate has
     one that is finite and not zero.
     """
     part = split.select(slice(_LOOKED_AT)).to(device)
@@ -52,10 +55,17 @@ def diagnose(
     looks = [_look(surrogate, part, threat, seed, draws) for surrogate in defended.surrogates.values()]
     found = {name: int(torch.stack([look[name] for look in looks]).all(dim=0).sum()) for name in _SHARED}
     found["nonfinite_gradient"] = int(_without_finite(looks).sum())
+    if _are_probabilities(logits):
+        found["probabilities"] = len(rows)
     if again is not None:
         scale = _UNSTABLE * logits[rows].abs().amax(dim=1).clamp(min=1e-12)
         found["unstable"] = int(((again - logits)[rows].abs().amax(dim=1) > scale).sum())
     return {"images": len(rows), **found}
+
+
+def _are_probabilities(logits: Tensor) -> bool:
+    """Whether all rows (n, classes) are non-negative and sum to 1, as those of a softmax are."""
+    return bool((logits >= 0).all() and ((logits.double().sum(dim=1) - 1).abs() <= _SUM).all())
 
 
 def _access(surrogate: Surrogate, part: Split, seed: int, draws: int) -> WhiteBox:

@@ -150,7 +150,7 @@ def count(defended: Defended, split: Split, *, seed: int, draws: int, batch: int
     passes = draws if defended.stochastic else 1
     parts = []
     modules = [defended.model] if defended.detector is None else [defended.model, defended.detector.model]
-    with frozen(nn.ModuleList(modules)), torch.inference_mode():
+    with frozen(nn.ModuleList(modules)), torch.no_grad():
         for start in range(0, len(split), batch):
             part = split.select(slice(start, start + batch)).to(device)
             parts.append(_count(defended, part, seed, passes))

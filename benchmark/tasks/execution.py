@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
 
 import torch
 
 from advbench.clocks import single_thread, stopwatch
+from advbench.errors import debugging, reason
 from advbench.files import NO_ROOM
 from advbench.process_state import ChangedStateError, checked, signals
 from advbench.tasks import calibrate, clean, craft, diagnose, score, substitute, train, unit_test
@@ -48,15 +50,17 @@ def execute(task: Task, context: Context, device: str) -> TaskOutcome:
         try:
             with single_thread():
                 _perform_alone(task, context, place)
-            reason = ""
+            why = ""
         except BaseException as error:
             if seen.caused(error):
                 raise
             no_room = isinstance(error, OSError) and error.errno in NO_ROOM
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+            if debugging():
+                traceback.print_exception(error)
+            why = reason(error, 500)
     if seen.told:  # and the task's code went on all the same
         raise KeyboardInterrupt
-    return TaskOutcome(task.key, measured.seconds, reason, no_room)
+    return TaskOutcome(task.key, measured.seconds, why, no_room)
 
 
 def _perform_alone(task: Task, context: Context, device: torch.device) -> None:

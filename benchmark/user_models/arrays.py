@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from advbench.attacks.access import frozen
 from advbench.files import temporary_folder
+from advbench.user_models.handed import outside_inference_mode
 from advbench.zoo.data import DataSet, Split
 
 
@@ -29,8 +30,9 @@ def split_of(x: Tensor | ArrayLike, y: Tensor | ArrayLike) -> Split:
         raise ValueError(f"Expected `x` in [0, 1], got NaN in {int(torch.isnan(images).flatten(1).any(dim=1).sum())} images")
     low, high = float(images.min()), float(images.max())
     if low < 0 or high > 1:
+        remedy = "divide by 255, or undo" if low >= 0 and high <= 255 else "undo"
         raise ValueError(
-            f"Expected `x` in [0, 1], got [{low:g}, {high:g}]: undo the normalisation, and give it as `mean` and `std`"
+            f"Expected `x` in [0, 1], got [{low:g}, {high:g}]: {remedy} the normalisation, and give it as `mean` and `std`"
         )
     if labels.shape != (len(images),) or labels.dtype.is_floating_point or labels.dtype == torch.bool:
         raise ValueError(f"Expected `y` as whole numbers ({len(images)},), got {labels.dtype} {tuple(labels.shape)}")
@@ -74,7 +76,7 @@ def as_it_came(model: nn.Module) -> Iterator[None]:
     """Restore the model's modes, flags and buffers, after an exception too."""
     buffers = {name: (buffer, buffer.detach().clone()) for name, buffer in model.named_buffers()}
     try:
-        with frozen(model):
+        with outside_inference_mode(model), frozen(model):
             yield
     finally:
         for buffer, before in buffers.values():

@@ -1,4 +1,4 @@
-"""What is said about files and code of the user's: their hash, and why they cannot be used."""
+"""What is said about files and code of the user's: their hash, and names in few words."""
 
 from __future__ import annotations
 
@@ -19,8 +19,3 @@ def few(names: Iterable[str]) -> str:
     """The first three names, and how many more there are."""
     ordered = sorted(names)
     return ", ".join(ordered[:3]) + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")
-
-
-def one_line(error: Exception, limit: int = 300) -> str:
-    """The text of an error without line breaks, at most `limit` characters."""
-    return " ".join(str(error).split())[:limit]

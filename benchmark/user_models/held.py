@@ -9,7 +9,9 @@ from pathlib import Path
 
 from torch import nn
 
+from advbench.config import Outputs
 from advbench.registry.schemes import OWN
+from advbench.user_models.handed import as_logits
 from advbench.user_models.networks import CodeNetwork
 from advbench.zoo.data import DataSet
 
@@ -39,9 +41,9 @@ class HeldNetwork:
 
     name: str
 
-    def __call__(self, shape: tuple[int, int, int], n_classes: int) -> nn.Module:  # noqa: ARG002
-        """The module."""
-        return _MODELS[self.name]
+    def __call__(self, shape: tuple[int, int, int], n_classes: int, outputs: Outputs = "logits") -> nn.Module:  # noqa: ARG002
+        """The module; behind one that returns probabilities stands their logarithm."""
+        return as_logits(_MODELS[self.name], outputs)
 
     @property
     def identity(self) -> str:

@@ -20,9 +20,12 @@ from types import ModuleType
 
 from torch import nn
 
+from advbench.config import Outputs
+from advbench.errors import reason
 from advbench.process_state import restored
 from advbench.registry.schemes import OWN, targets
-from advbench.user_models.files import few, one_line
+from advbench.user_models.files import few
+from advbench.user_models.handed import as_logits
 
 _TORCHVISION = "torchvision/"
 
@@ -47,19 +50,21 @@ class CodeNetwork:
 
     target: str
 
-    def __call__(self, shape: tuple[int, int, int], n_classes: int) -> nn.Module:  # noqa: ARG002
-        """The network, as its factory made it. ValueError, in one line, if there is none."""
+    def __call__(self, shape: tuple[int, int, int], n_classes: int, outputs: Outputs = "logits") -> nn.Module:  # noqa: ARG002
+        """The network, as its factory made it. ValueError, in one line, if there is none.
+
+        outputs: what it returns; behind probabilities stands their logarithm.
+        """
         place, name = _halves(self.target)
         with _importable(place):
             factory = _attribute(_module(place), place, name)
             try:
                 made = factory if isinstance(factory, nn.Module) else factory()
-            except Exception as error:
-                reason = f"{type(error).__name__}: {one_line(error)}"
-                raise ValueError(f"The factory {self.target} failed: {reason}") from error
+            except (Exception, SystemExit) as error:
+                raise ValueError(f"The factory {self.target} failed: {reason(error)}") from error
         if not isinstance(made, nn.Module):
             raise ValueError(f"Expected an nn.Module from {self.target}, got {type(made).__name__}")
-        return made
+        return as_logits(made, outputs)
 
     @property
     def identity(self) -> str:
@@ -89,7 +94,7 @@ class TorchvisionNetwork:
     name: str
     weights: str = ""
 
-    def __call__(self, shape: tuple[int, int, int], n_classes: int) -> nn.Module:  # noqa: ARG002
+    def __call__(self, shape: tuple[int, int, int], n_classes: int, outputs: Outputs = "logits") -> nn.Module:  # noqa: ARG002
         """The network. ValueError, in one line, for a name or weights that torchvision does not have."""
         from torchvision import models
 
@@ -105,8 +110,8 @@ class TorchvisionNetwork:
             )
         except Exception as error:
             target = f"torchvision/{self.name}" + (f":{self.weights}" if self.weights else "")
-            raise ValueError(f"{target}: {type(error).__name__}: {one_line(error)}") from error
-        return made
+            raise ValueError(f"{target}: {reason(error)}") from error
+        return as_logits(made, outputs)
 
     @property
     def identity(self) -> str:
@@ -121,7 +126,7 @@ class TorchvisionNetwork:
             transforms = getattr(models.get_model_weights(self.name), self.weights).transforms()
         except (ValueError, AttributeError) as error:
             raise ValueError(
-                f"Expected weights that torchvision has for {self.name}, got {self.weights!r}: {one_line(error)}"
+                f"Expected weights that torchvision has for {self.name}, got {self.weights!r}: {reason(error)}"
             ) from None
         return tuple(map(float, transforms.mean)), tuple(map(float, transforms.std))
 
@@ -157,8 +162,8 @@ def _module(place: str) -> ModuleType:
             raise FileNotFoundError("no such file")
         module = sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise ValueError(f"The model's code {place} cannot be loaded: {type(error).__name__}: {one_line(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"The model's code {place} cannot be loaded: {reason(error)}") from error
     return module
 
 

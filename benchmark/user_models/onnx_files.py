@@ -11,8 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from advbench.config import Outputs
+from advbench.errors import reason
 from advbench.registry.schemes import OWN
-from advbench.user_models.files import file_hash, one_line
+from advbench.user_models.files import file_hash
+from advbench.user_models.handed import as_logits
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -28,9 +31,9 @@ class OnnxNetwork:
 
     file: Path
 
-    def __call__(self, shape: tuple[int, int, int], n_classes: int) -> nn.Module:  # noqa: ARG002
+    def __call__(self, shape: tuple[int, int, int], n_classes: int, outputs: Outputs = "logits") -> nn.Module:  # noqa: ARG002
         """The network. ValueError, in one line, if the file cannot be converted."""
-        return convert(self.file)
+        return as_logits(convert(self.file), outputs)
 
     @property
     def identity(self) -> str:
@@ -57,9 +60,8 @@ def convert(file: Path) -> nn.Module:
         onnx.checker.check_model(graph)
         converted: nn.Module = onnx2torch.convert(_lowered(graph))
     except Exception as error:
-        reason = f"{type(error).__name__}: {one_line(error, 200)}"
         raise ValueError(
-            f"{file} cannot be converted by onnx2torch: {reason}; export it with opset_version={_OPSET}"
+            f"{file} cannot be converted by onnx2torch: {reason(error, 200)}; export it with opset_version={_OPSET}"
         ) from error
     return converted
 
@@ -73,7 +75,7 @@ def check(file: Path, model: nn.Module, x: Tensor) -> None:
         expected = torch.from_numpy(_answer(file, x.cpu().numpy()))
     except Exception as error:
         raise ValueError(
-            f"Expected an ONNX model that takes images {tuple(x.shape)} of any number: {one_line(error, 200)}; "
+            f"Expected an ONNX model that takes images {tuple(x.shape)} of any number: {reason(error, 200)}; "
             "export it with a free batch axis"
         ) from error
     with torch.no_grad():

@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
 from advbench.attacks.access import ask, frozen
 from advbench.attacks.rng import ExampleRNG
+from advbench.config import Outputs
+from advbench.errors import reason
 from advbench.process_state import ChangedStateError, checked
 from advbench.user_models.blockwise import Blockwise
+from advbench.user_models.outputs import are_probabilities, check_outputs
 
 LOOKS = 16
 """How many images a model is looked at with."""
 _PASSES = 4
 _ROUNDING = 1e-3
 """The change of a logit, as a share of the largest one, that rounding may make."""
+
+
+def outputs_of(model: nn.Module, x: Tensor, declared: Outputs | None = None) -> Outputs:
+    """What a model returns for images x, (n, c, h, w), and for noise, black and white ones: what was declared, if it was.
+
+    Else probabilities where all rows are non-negative and sum to 1, log-probabilities where these are the logarithms of such
+    with zeros among them, and logits otherwise. Raises ValueError, in one line,
+    for a model that takes no such images, and where the answers are not what was declared.
+    """
+    noise = torch.rand(_PASSES, *x.shape[1:], generator=torch.Generator().manual_seed(0)).to(x)
+    extremes = torch.stack((torch.zeros_like(x[0]), torch.ones_like(x[0])))
+    with _left_alone(), frozen(model), torch.no_grad():
+        parts = [_answer(model, each) for each in (x[:LOOKS], torch.cat((noise, extremes)))]
+    for part in parts:
+        _check_logits(part, part, 2, finite=False)
+    answers = torch.cat(parts)
+    if declared is not None:
+        check_outputs(answers, declared)
+        return declared
+    if are_probabilities(answers):
+        return "probabilities"
+    return "log-probabilities" if answers.isneginf().any() and are_probabilities(answers.exp()) else "logits"
 
 
 def check_model(model: nn.Module, x: Tensor, n_classes: int, *, stochastic: bool) -> bool:
@@ -27,14 +55,34 @@ def check_model(model: nn.Module, x: Tensor, n_classes: int, *, stochastic: bool
     the process such as the default dtype.
     """
     few = x[:LOOKS]
+    with _left_alone(), frozen(model), torch.no_grad():
+        _check_logits(_answer(model, few), few, n_classes)
+        if stochastic:
+            _check_seeds(model, few)
+        else:
+            _check_repeats(model, few)
+        return _gives_gradients(model, few)
+
+
+def expects_bytes(model: nn.Module, x: Tensor, y: Tensor) -> str:
+    """A line if a model gets images x, (n, c, h, w), right far more often with pixels in 0..255; else an empty text."""
+    few, labels = x[:LOOKS], y[:LOOKS].to(x.device)
+    with _left_alone(), frozen(model), torch.no_grad():
+        right = [int((_answer(model, scale * few).argmax(dim=1) == labels).sum()) for scale in (1, 255)]
+    if right[1] - right[0] <= len(few) / 2:
+        return ""
+    return (
+        f"The model gets {right[0]} of {len(few)} images right, and {right[1]} with pixels in 0..255: images come in "
+        "[0, 1], multiply by 255 inside the model"
+    )
+
+
+@contextmanager
+def _left_alone() -> Iterator[None]:
+    """Raise ValueError, in one line, if the model changes global state of the process; it is put back."""
     try:
-        with checked(), frozen(model), torch.no_grad():
-            _check_logits(_answer(model, few), few, n_classes)
-            if stochastic:
-                _check_seeds(model, few)
-            else:
-                _check_repeats(model, few)
-            return _gives_gradients(model, few)
+        with checked():
+            yield
     except ChangedStateError as error:
         raise ValueError(f"The model's forward: {error}") from None
 
@@ -43,16 +91,13 @@ def _answer(model: nn.Module, x: Tensor) -> Tensor:
     try:
         logits = ask(model, x)
     except (Exception, SystemExit) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(
-            f"Expected a model that takes images {tuple(x.shape)} {x.dtype}, got {type(error).__name__}: {reason}"
-        ) from error
+        raise ValueError(f"Expected a model that takes images {tuple(x.shape)} {x.dtype}, got {reason(error)}") from error
     if not isinstance(logits, Tensor):
         raise ValueError(f"Expected logits, a tensor (n, classes), from the model, got {type(logits).__name__}")
     return logits
 
 
-def _check_logits(logits: Tensor, x: Tensor, n_classes: int) -> None:
+def _check_logits(logits: Tensor, x: Tensor, n_classes: int, *, finite: bool = True) -> None:
     if logits.ndim != 2 or len(logits) != len(x) or not logits.dtype.is_floating_point:
         raise ValueError(
             f"Expected logits ({len(x)}, classes) for {len(x)} images, got {tuple(logits.shape)} {logits.dtype}: "
@@ -60,19 +105,19 @@ def _check_logits(logits: Tensor, x: Tensor, n_classes: int) -> None:
         )
     if logits.shape[1] < max(2, n_classes):
         raise ValueError(f"Expected logits for {max(2, n_classes)} classes, got {logits.shape[1]}")
-    if not torch.isfinite(logits).all():
+    if finite and not torch.isfinite(logits).all():
         bad = int((~torch.isfinite(logits)).any(dim=1).sum())
         raise ValueError(f"Expected finite logits, got NaN or infinity on {bad} of {len(x)} clean images")
 
 
 def _check_repeats(model: nn.Module, x: Tensor) -> None:
-    first = ask(model, x)
-    if any(_differ(ask(model, x), first) for _ in range(_PASSES)):
+    first = _answer(model, x)
+    if any(_differ(_answer(model, x), first) for _ in range(_PASSES)):
         raise ValueError(
             "The model is not deterministic: two passes over the same images differ. "
             "Pass --stochastic. (from Python stochastic=True)"
         )
-    if len(x) > 1 and _differ(ask(model, x[:1]), first[:1]):
+    if len(x) > 1 and _differ(_answer(model, x[:1]), first[:1]):
         raise ValueError(
             "Expected logits that do not depend on the other images in the batch, got different ones for a single image"
         )
@@ -98,4 +143,4 @@ def _differ(one: Tensor, other: Tensor) -> bool:
 def _gives_gradients(model: nn.Module, x: Tensor) -> bool:
     x = x.detach().clone().requires_grad_()
     with torch.enable_grad():
-        return bool(ask(model, x).requires_grad)
+        return _answer(model, x).requires_grad

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TypeAlias
 
+import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from advbench.attacks.capabilities import need_of
 from advbench.clocks import resolve_devices
-from advbench.config import Config, make_config
+from advbench.config import Config, Outputs, make_config
+from advbench.defenses.defended import Architecture
 from advbench.engine.scheduler import Watcher, run_plan
 from advbench.plan.compute_batch import DEFAULT_BATCH
 from advbench.plan.plan import Plan, make_plan
@@ -30,18 +32,29 @@ from advbench.tasks.artefacts import artefact
 from advbench.tasks.images import scored_split
 from advbench.user_models import onnx_files
 from advbench.user_models.arrays import as_it_came, data_set_of, device_of, folder_of, shape_of, split_of
+from advbench.user_models.files import few
+from advbench.user_models.handed import Handed, as_logits
 from advbench.user_models.held import holding
-from advbench.user_models.networks import TorchvisionNetwork
+from advbench.user_models.networks import CodeNetwork, TorchvisionNetwork
 from advbench.user_models.onnx_files import OnnxNetwork
-from advbench.user_models.preflight import LOOKS, check_model
+from advbench.user_models.preflight import LOOKS, check_model, expects_bytes, outputs_of
 from advbench.user_models.weights import Own, loaded
 from advbench.zoo import checkpoints
 from advbench.zoo.data import DataSet, Split
+from advbench.zoo.training import seeded
 
 DEFAULT_ATTACK = "auto"
 CURVE = "fmn"
 """The minimal-norm attack whose distances draw the curve of accuracy against epsilon, if none is named."""
 _DRAWS = 16
+RECOGNISED: Mapping[Outputs, str] = {
+    "probabilities": "The model returns probabilities (no number is negative, and each row sums to 1): they are attacked "
+    "through their logarithm. Declare it: --outputs probabilities, or --outputs logits to attack them as they are "
+    "(from Python outputs=)",
+    "log-probabilities": "The model returns log-probabilities, some of them minus infinity, which count as the logarithm of "
+    "the smallest number. Declare it: --outputs log-probabilities (from Python outputs=)",
+}
+"""What is said of outputs that were recognised, not declared."""
 
 AttackChoice: TypeAlias = str | Sequence[str | Spec | Mapping[str, object]] | None
 """Attacks as settings name them: a comma-separated text, or specs, texts and mappings with a `name`; None: the default."""
@@ -67,6 +80,7 @@ def evaluate(
     attack: AttackChoice = None,
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
+    outputs: Outputs | None = None,
     stochastic: bool = False,
     draws: int | None = None,
     held_out: tuple[Tensor | ArrayLike, Tensor | ArrayLike] | None = None,
@@ -88,6 +102,9 @@ def evaluate(
     attack: specs such as ``"auto"`` (the default) or ``["pgd(steps=100)", "square"]``; a minimal-norm attack, `fmn`, runs
     beside them if none is named.
     mean, std: of a normalisation that the model expects and does not do itself, by channel.
+    outputs: what the model returns, ``logits``, ``probabilities`` or ``log-probabilities``; attacks follow probabilities
+    through their logarithm. If None, rows that are non-negative and sum to 1 are taken for probabilities, and the result's
+    `notes` say so.
     stochastic: whether it draws random numbers (by torch's global generators); a model that does and is not declared is
     refused.
     draws: passes that a gradient of a stochastic model averages; if None they are found on `held_out`, or are sixteen
@@ -119,19 +136,19 @@ def evaluate(
     device = device_of(model)
     resolve_devices(str(device))
     own = Own(mean=tuple(map(float, mean)), std=tuple(map(float, std)), stochastic=stochastic)
-    with as_it_came(model):
-        whole = loaded(lambda: model, "", own.mean, own.std, shape_of(test)).to(device)
-        differentiable = check_model(whole, test.x[:LOOKS].to(device), int(test.y.max()) + 1, stochastic=stochastic)
-        own = replace(own, weights_sha256=checkpoints.fingerprint(whole))
+    with torch.inference_mode(False), as_it_came(model):
+        look = _look(lambda: model, own, test, int(test.y.max()) + 1, outputs, device)
+        own = replace(own, weights_sha256=checkpoints.fingerprint(look.model))
         data = data_set_of(test, validation)
         given: dict[str, object] = {"norm": norm, "epsilon": epsilon, "seed": seed, "device": str(device)}
         given |= {"unit_test": unit_test, "unit_test_images": unit_test_images}
-        given["attack"] = _attacks(attack, norm, differentiable=differentiable)
+        given["attack"] = _attacks(attack, norm, differentiable=look.differentiable)
+        given["outputs"] = None if look.outputs == "logits" else look.outputs
         given["draws"] = draws or (None if validation is not None else _DRAWS)
-        given["batch"] = batch if batch or differentiable else DEFAULT_BATCH
+        given["batch"] = batch if batch or look.differentiable else DEFAULT_BATCH
         with holding(_place(name, own, data), model, data) as held, folder_of(out) as folder:
             config = _config(held, own, name, dataset=held, out=folder, jobs=1, fresh=True, **given)
-            return _evaluated(config, name, started, watch, validation, reports=out is not None)
+            return _evaluated(config, name, started, watch, validation, look.said, reports=out is not None)
 
 
 def plan_target(
@@ -145,14 +162,17 @@ def plan_target(
     weights: str | None = None,
     mean: str | None = None,
     std: str | None = None,
+    outputs: Outputs | None = None,
     stochastic: bool = False,
+    say: Callable[[str], None] | None = None,
     device: str | None = None,
     batch: int | None = None,
     **settings: object,
 ) -> Plan:
     """The plan of ``advbench evaluate``: TARGET (see `advbench.user_models.networks`) on a registered data set.
 
-    mean, std: numbers by channel, such as ``"0.49,0.48,0.45"``. The rest as `advbench.config.Config` has it.
+    mean, std: numbers by channel, such as ``"0.49,0.48,0.45"``. outputs: as in `evaluate`. say: called with each line that
+    the user should know before the run. The rest as `advbench.config.Config` has it.
     Raises ValueError, in one line, for anything that does not fit.
     """
     registry.datasets.check(dataset)
@@ -160,23 +180,78 @@ def plan_target(
     place = resolve_devices(device or "auto")[0]
     target, own = _completed(target, weights, mean, std)
     network = registry.architectures.factory(OWN + target)
-    few = scored_split(data, n_examples).first(LOOKS).x.to(place)
-    model = loaded(lambda: network(data.shape, data.n_classes), own.weights, own.mean, own.std, data.shape)
-    own = replace(own, stochastic=stochastic, weights_sha256=checkpoints.fingerprint(model))
-    differentiable = check_model(model.to(place), few, data.n_classes, stochastic=stochastic)
+    own = replace(own, stochastic=stochastic)
+    first = scored_split(data, n_examples).first(LOOKS)
+    look = _look(lambda: network(data.shape, data.n_classes), own, first, data.n_classes, outputs, place)
+    own = replace(own, weights_sha256=checkpoints.fingerprint(look.model))
     if isinstance(network, OnnxNetwork):
-        onnx_files.check(network.file, model[1] if isinstance(model, nn.Sequential) else model, few[:2])
+        onnx_files.check(network.file, look.network, first.x[:2].to(place))
+    for line in (*look.said, *_drawn(network, own, data)):
+        (say or _unheard)(line)
     settings |= {"dataset": dataset, "data_dir": data_dir, "norm": norm, "n_examples": n_examples, "device": device}
-    settings["attack"] = _attacks(attack, norm or "linf", differentiable=differentiable)
-    settings["batch"] = batch if batch or differentiable else DEFAULT_BATCH
+    settings["attack"] = _attacks(attack, norm or "linf", differentiable=look.differentiable)
+    settings["batch"] = batch if batch or look.differentiable else DEFAULT_BATCH
+    settings["outputs"] = None if look.outputs == "logits" else look.outputs
     label = f"{target} ({Path(own.weights).name})" if own.weights else target
     return make_plan(_config(OWN + target, replace(own, n_examples=n_examples if stochastic else None), label, **settings))
 
 
-def run_target(plan: Plan, watch: Watcher | None = None) -> EvaluationResult:
-    """Run the plan of one target, and write its reports."""
+def run_target(plan: Plan, watch: Watcher | None = None, notes: Sequence[str] = ()) -> EvaluationResult:
+    """Run the plan of one target, and write its reports. notes: lines that the result shows."""
     label = str(plan.config.defense[0]) if plan.config.defense else ""
-    return _run(plan, label, time.monotonic(), watch, reports=True)
+    return _run(plan, label, time.monotonic(), watch, notes, reports=True)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Look:
+    """A model as it is evaluated, and what a look at it found.
+
+    network: the user's own part of it. outputs: what that returns. differentiable: whether gradients reach the images. said:
+    lines that the user should know.
+    """
+
+    model: Handed
+    network: nn.Module
+    outputs: Outputs
+    differentiable: bool
+    said: tuple[str, ...]
+
+
+def _look(
+    architecture: Architecture, own: Own, test: Split, n_classes: int, declared: Outputs | None, device: torch.device
+) -> _Look:
+    """Build a model and look at it through a few images. ValueError, in one line, for one that cannot be evaluated."""
+    shown = test.first(LOOKS).to(device)
+    found = loaded(architecture, own.weights, own.mean, own.std, shape_of(test))
+    model, said = found.model.to(device), found.said
+    outputs = outputs_of(model, shown.x, declared)
+    if outputs != "logits":
+        network = as_logits(found.network, outputs)
+        model = loaded(lambda: network, "", own.mean, own.std, shape_of(test)).model.to(device)
+        if declared is None:
+            said = (*said, RECOGNISED[outputs])
+    differentiable = check_model(model, shown.x, n_classes, stochastic=own.stochastic)
+    said = tuple(filter(None, (*said, expects_bytes(model, shown.x, shown.y))))
+    return _Look(model, found.network, outputs, differentiable, said)
+
+
+def _drawn(network: Architecture | CodeNetwork, own: Own, data: DataSet) -> tuple[str, ...]:
+    """A line if the weights of a network without a file of weights are drawn at random, at least some."""
+    if own.weights or not isinstance(network, CodeNetwork):
+        return ()
+    states = []
+    for seed in (0, 1):
+        with seeded(seed):
+            states.append(Handed(network(data.shape, data.n_classes)).state_dict())
+    hashes = [{name: checkpoints.state_hash({name: value}) for name, value in state.items()} for state in states]
+    drawn = [name for name, hashed in hashes[0].items() if hashed != hashes[1].get(name)]
+    if not drawn:
+        return ()
+    return (f"{network.target} draws weights at random ({few(drawn)}): give a trained model's with --weights",)
+
+
+def _unheard(line: str) -> None:
+    """Say nothing."""
 
 
 def _place(name: str, own: Own, data: DataSet) -> str:
@@ -195,19 +270,28 @@ def _config(architecture: str, own: Own, label: str, **settings: object) -> Conf
 
 
 def _evaluated(
-    config: Config, name: str, started: float, watch: Watcher | None, validation: Split | None, *, reports: bool
+    config: Config,
+    name: str,
+    started: float,
+    watch: Watcher | None,
+    validation: Split | None,
+    notes: Sequence[str],
+    *,
+    reports: bool,
 ) -> EvaluationResult:
     """The result of a live model, which leaves no checkpoint behind: a later run cannot build it again."""
     _check_held_out(config, validation)
     plan = make_plan(config)
-    result = _run(plan, name, started, watch, reports=reports)
+    result = _run(plan, name, started, watch, notes, reports=reports)
     for task in plan.tasks.values():
         if task.kind == "train":
             artefact("train", task.key, config.out).unlink(missing_ok=True)
     return result
 
 
-def _run(plan: Plan, label: str, started: float, watch: Watcher | None, *, reports: bool) -> EvaluationResult:
+def _run(
+    plan: Plan, label: str, started: float, watch: Watcher | None, notes: Sequence[str], *, reports: bool
+) -> EvaluationResult:
     from advbench.api import finish, forget
 
     store = Store(plan.config.out)
@@ -226,6 +310,7 @@ def _run(plan: Plan, label: str, started: float, watch: Watcher | None, *, repor
         seconds=time.monotonic() - started,
         reports=written,
         interrupted=interrupted,
+        notes=tuple(notes),
     )
 
 

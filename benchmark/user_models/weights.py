@@ -6,32 +6,24 @@ No copy of the weights is kept: every task builds the model anew and compares it
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import safetensors
-import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from advbench.defenses.defended import Architecture, Defended
 from advbench.tasks.images import scored_split
 from advbench.user_models.blockwise import Blockwise
-from advbench.user_models.files import few, file_hash
+from advbench.user_models.files import file_hash
+from advbench.user_models.handed import Handed, ordinary
+from advbench.user_models.states import load_weights
 from advbench.zoo import checkpoints
 from advbench.zoo.data import DataSet
 from advbench.zoo.preprocessing import Standardise
 from advbench.zoo.training import Budget, Progress, seeded
-
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-"""Under which names training scripts put a state dict into a dictionary of their own."""
-
-
-class StateError(ValueError):
-    """A file of weights that cannot be read, or that belongs to another model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +64,7 @@ class Own:
         """The finished model. ValueError if it is not the one that the plan was made for."""
         if not (self.weights or self.weights_sha256):
             raise ValueError("Expected `weights`, a file, got none: own(weights='model.safetensors')")
-        model = loaded(architecture, self.weights, self.mean, self.std, data.shape)
+        model = loaded(architecture, self.weights, self.mean, self.std, data.shape).model
         if self.weights_sha256 and checkpoints.fingerprint(model) != self.weights_sha256:
             raise ValueError(
                 "Expected the model that the run was planned for, got other weights: do not change it meanwhile"
@@ -123,64 +115,35 @@ class _Stateless(nn.ModuleDict):
         return None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded:
+    """A network with its weights and normalisation, in evaluation mode, and what was done to them, a line each."""
+
+    model: Handed
+    network: nn.Module
+    said: tuple[str, ...]
+
+
 def loaded(
     architecture: Architecture,
     weights: str,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     shape: tuple[int, int, int],
-) -> nn.Module:
-    """A network with its weights and its normalisation, in evaluation mode; what the factory draws is the same every time.
+) -> Loaded:
+    """A network with its weights and its normalisation; what the factory draws is the same every time.
 
     shape: of an image. Raises ValueError, in one line, for anything that does not fit.
     """
     if mean and len(mean) not in (1, shape[0]):
         raise ValueError(f"Expected a `mean` and a `std` for each of {shape[0]} channels, got {len(mean)}")
-    with seeded(0):
+    with seeded(0), torch.inference_mode(False):
         network = architecture()
-    if weights:
-        load_weights(network, Path(weights))
-    return (_normalised(network, mean, std) if mean else network).eval()
-
-
-def load_weights(network: nn.Module, file: Path) -> None:
-    """Put a file of weights into a network: safetensors, or a state dict that torch.load reads with ``weights_only``.
-
-    A state dict may lie in a dictionary under ``state_dict`` or ``model``, and have the prefix ``module.`` of DataParallel.
-    Raises StateError, in one line, for a file that cannot be read, or that belongs to another network.
-    """
-    state = {name: value for name, value in _state(file).items() if isinstance(value, Tensor)}
-    if state and all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    expected = network.state_dict()
-    for problem, names in (("lacks", expected.keys() - state.keys()), ("has a surplus of", state.keys() - expected.keys())):
-        if names:
-            raise StateError(f"Expected the weights of this model in {file}, but it {problem} {few(names)}")
-    for name, value in state.items():
-        if value.shape != expected[name].shape:
-            want, got = tuple(expected[name].shape), tuple(value.shape)
-            raise StateError(f"Expected {name} of shape {want} in {file}, got {got}: it belongs to another model")
-    network.load_state_dict(state)
-
-
-def _state(file: Path) -> Mapping[str, object]:
-    if not file.is_file():
-        raise StateError(f"Expected a file of weights, got none at {file}")
-    try:
-        if file.suffix == ".safetensors":
-            return safetensors.torch.load_file(file)
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        first = str(error).strip().partition("\n")[0].partition(". ")[0]
-        raise StateError(
-            f"Expected safetensors, or a state dict as torch.save(model.state_dict(), FILE) writes it, at {file}: {first}"
-        ) from None
-    for name in _WRAPPERS:
-        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
-            found = found[name]
-    if not isinstance(found, Mapping):
-        raise StateError(f"Expected a state dict at {file}, got {type(found).__name__}: save model.state_dict()")
-    return found
+    said = load_weights(network, Path(weights)) if weights else ()
+    model = Handed(_normalised(network, mean, std) if mean else network)
+    ordinary(model)
+    model.eval()
+    return Loaded(model, network, said)
 
 
 def _normalised(network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> nn.Module:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import advbench
 from advbench.results.statistics import wilson
+from advbench.user_models.states import StateError
 from advbench.user_models.target import evaluate, plan_target
-from advbench.user_models.weights import StateError
 
 N, EPSILON = 24, 0.03
 

@@ -14,7 +14,8 @@ from torch import nn
 from advbench.registry import registry
 from advbench.registry.specs import Spec
 from advbench.user_models.held import holding
-from advbench.user_models.weights import Own, StateError, load_weights, loaded
+from advbench.user_models.states import StateError, load_weights
+from advbench.user_models.weights import Own, loaded
 from advbench.zoo import checkpoints
 
 SHAPE = (1, 28, 28)
@@ -56,7 +57,7 @@ def test_a_factory_is_found_in_a_file_and_in_a_module(folder):
 
 
 def test_whatever_the_factory_draws_is_the_same_every_time(folder):
-    one, other = (loaded(lambda: make("net.py:make"), "", (), (), SHAPE) for _ in range(2))
+    one, other = (loaded(lambda: make("net.py:make"), "", (), (), SHAPE).model for _ in range(2))
     assert checkpoints.fingerprint(one) == checkpoints.fingerprint(other)
 
 
@@ -147,7 +148,7 @@ def test_mean_and_std_become_the_first_layer():
     inner = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
     x = torch.rand(5, 3, 2, 2)
     mean, std = torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1), torch.tensor([0.5, 0.6, 0.7]).view(1, 3, 1, 1)
-    model = loaded(lambda: inner, "", (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), (3, 2, 2))
+    model = loaded(lambda: inner, "", (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), (3, 2, 2)).model
     torch.testing.assert_close(model(x), inner((x - mean) / std))
     with pytest.raises(ValueError, match="for each of 1 channels, got 3"):
         loaded(lambda: inner, "", (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), (1, 2, 2))
@@ -166,7 +167,7 @@ def digits():
 
 def test_a_model_that_changed_since_it_was_planned_is_refused(folder):
     architecture, data = (lambda: make("net.py:make")), digits()
-    fingerprint = checkpoints.fingerprint(loaded(architecture, "", (), (), SHAPE))
+    fingerprint = checkpoints.fingerprint(loaded(architecture, "", (), (), SHAPE).model)
     built = Own(weights_sha256=fingerprint).build(architecture, data, {})
     assert checkpoints.fingerprint(built.model) == fingerprint
     with pytest.raises(ValueError, match="got other weights"):
@@ -176,7 +177,7 @@ def test_a_model_that_changed_since_it_was_planned_is_refused(folder):
 
 
 def test_no_copy_of_the_weights_is_kept(folder, tmp_path):
-    fingerprint = checkpoints.fingerprint(loaded(lambda: make("net.py:make"), "", (), (), SHAPE))
+    fingerprint = checkpoints.fingerprint(loaded(lambda: make("net.py:make"), "", (), (), SHAPE).model)
     built = Own(weights_sha256=fingerprint).build(lambda: make("net.py:make"), digits(), {})
     checkpoints.save(tmp_path / "kept.safetensors", built.modules(), {"label": "x"})
     assert (tmp_path / "kept.safetensors").stat().st_size < 1000

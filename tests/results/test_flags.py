@@ -181,6 +181,7 @@ def test_restarts_that_matter_much(cell):
         ({"zero_gradient": 4, "zero_margin_gradient": 4, "flat": 4}, "pgd", []),
         ({"zero_gradient": 0, "zero_margin_gradient": 0, "flat": 20}, "pgd", ["loss does not rise"]),
         ({"zero_gradient": 0, "zero_margin_gradient": 0, "flat": 0, "unstable": 3}, "pgd", ["undeclared randomness"]),
+        ({"zero_gradient": 0, "flat": 0, "probabilities": 64}, "pgd", ["probabilities as outputs"]),
         ({"nonfinite_gradient": 1, "zero_margin_gradient": 0, "flat": 0}, "pgd", ["non-finite gradients"]),
         ({"nonfinite_gradient": 0, "zero_margin_gradient": 0, "flat": 0}, "pgd", []),
     ],
@@ -258,7 +259,7 @@ def test_every_flag_says_what_why_and_what_next(cell):
         [cell("pgd", range(60), details=planted(range(10)))],
     ]
     details = {"images": 64, "zero_gradient": 30, "zero_margin_gradient": 30, "flat": 30, "unstable": 1}
-    details["nonfinite_gradient"] = 1
+    details |= {"nonfinite_gradient": 1, "probabilities": 64}
     cases.append([cell("pgd", range(60), details={"diagnosis": details})])
     for case in cases:
         seen |= {flag.name: flag for flag in flags(case, 0.3)}

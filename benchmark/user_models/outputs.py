@@ -1,0 +1,97 @@
+"""What a user's model returns: logits, or probabilities, which attacks follow through their logarithm.
+
+A softmax that is sure of itself has lost its gradient, and differences of probabilities, which margins are made of, say
+little about what is near. Its logarithm differs from the logits by a number for each image, so that every attack does on it
+what it does on the logits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from advbench.config import Outputs
+
+_ROUNDING: Mapping[torch.dtype, float] = {torch.float16: 1e-2, torch.bfloat16: 3e-2}
+_USUAL_ROUNDING = 1e-4
+"""By how much a row of probabilities may miss the sum 1."""
+
+_SOFTMAX: frozenset[Callable[..., object]] = frozenset(
+    {torch.softmax, Tensor.softmax, torch.special.softmax, nn.functional.softmax}
+)
+_LOG: frozenset[Callable[..., object]] = frozenset({torch.log, Tensor.log})
+
+
+def are_probabilities(answers: Tensor) -> bool:
+    """Whether all rows of answers (n, classes) are non-negative and sum to 1, up to rounding."""
+    off = (answers.double().sum(dim=1) - 1).abs()
+    return bool((answers >= 0).all() and (off <= _ROUNDING.get(answers.dtype, _USUAL_ROUNDING)).all())
+
+
+def check_outputs(answers: Tensor, outputs: Outputs) -> None:
+    """Raise ValueError, in one line, unless answers (n, classes) are what `outputs` says; logits may be anything."""
+    if outputs == "logits":
+        return
+    shares = answers if outputs == "probabilities" else answers.exp()
+    if not are_probabilities(shares):
+        sums = shares.double().sum(dim=1)
+        what = "rows that are >= 0" if outputs == "probabilities" else "rows whose exponentials are >= 0"
+        raise ValueError(
+            f"Expected {outputs} as declared, {what} and sum to 1, got values from {float(answers.min()):.4g} to "
+            f"{float(answers.max()):.4g} and sums from {float(sums.min()):.4g} to {float(sums.max()):.4g}"
+        )
+
+
+def log_probabilities(model: nn.Module, x: Tensor, outputs: Outputs) -> Tensor:
+    """The logarithms of a model's probabilities, (n, classes), finite and with a gradient where it has one.
+
+    x: images (n, c, h, w). Where the model ends with torch's softmax, or with the logarithm of one, log-softmax stands in
+    its place: a softmax that is sure of itself is 1 and 0 exactly, and the way back is lost. Else probabilities below the
+    smallest normal number count as that.
+    """
+    seen = _Softmaxes()
+    with seen:
+        answers: Tensor = model(x)
+    exact = seen.logarithm(answers)
+    if exact is not None:
+        return exact
+    least = torch.finfo(answers.dtype).tiny
+    if outputs == "probabilities":
+        answers = answers.clamp_min(least).log()
+    return answers.clamp_min(math.log(least))
+
+
+class _Softmaxes(TorchFunctionMode):
+    """Remembers the softmax, and the logarithm of it, that were computed last inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: list[tuple[Tensor, Tensor, int | None]] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> object:
+        result = func(*args, **(kwargs or {}))
+        if func in _SOFTMAX and isinstance(result, Tensor):
+            given = dict(zip(("input", "dim", "dtype"), args, strict=False)) | dict(kwargs or {})
+            self._last = [(result, given["input"], given.get("dim"))]
+        elif func in _LOG and args and any(args[0] is each for each, _, _ in self._last):
+            self._last.append((result, *self._last[0][1:]))
+        return result
+
+    def logarithm(self, answers: Tensor) -> Tensor | None:
+        """The log-softmax whose exponential, or which itself, `answers` is; None for any other."""
+        for result, given, dim in self._last:
+            if result is answers:
+                exact: Tensor = given.to(result.dtype).log_softmax(1 if dim is None else dim)
+                return exact
+        return None
