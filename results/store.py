@@ -1,14 +1,15 @@
 """The folder of records: every cell is written whole or not at all.
 
 A record lives in ``ROOT/records/<key>/`` as ``record.json``, ``examples.npz`` (if the cell was scored) and
-``gallery.npz`` (if images were kept). It is prepared in ``ROOT/records/.writing/`` and renamed into place once its bytes
-are on the disk, so that a reader sees all of it or nothing, even if the writer is killed. Anyone may have written these
-files: a bad one is named and counts as missing.
+``gallery.npz`` (if images were kept), with their hashes in ``SHA256SUMS``. It is prepared in ``ROOT/records/.writing/`` and
+renamed into place once its bytes are on the disk, so that a reader sees all of it or nothing, even if the writer is killed.
+Anyone may have written these files: a bad one is named and counts as missing.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import logging
 import shutil
@@ -30,6 +31,8 @@ from advbench.results.record import ADDED, Examples, Gallery, Record
 _LOG = logging.getLogger("advbench")
 FILES = ("record.json", "examples.npz", "gallery.npz")
 """What lies in the folder of a record."""
+_SUMS = "SHA256SUMS"
+"""Beside them, their hashes, so that a whole record is recognised without reading its arrays."""
 _ATTEMPTS = 100
 _Content = TypeVar("_Content", Examples, Gallery)
 
@@ -54,9 +57,24 @@ class Store:
         return sorted(path.name for path in self.folder.iterdir() if _is_key(path.name))
 
     def status(self, key: str) -> str | None:
-        """The record's status; None if there is none, or if its files are damaged (logged as one line)."""
+        """The record's status; None if there is none, or if its files are damaged (logged as one line).
+
+        Arrays whose bytes are those that were written are not read for it.
+        """
+        if self._as_written(key):
+            with suppress(OSError, ValueError):
+                return self.read(key).status
         parts = self.load(key)
         return None if parts is None else parts[0].status
+
+    def _as_written(self, key: str) -> bool:
+        """Whether all files of a record are those that `write` put there, by their hashes; False if it left none."""
+        folder = self.path(key)
+        try:
+            sums = dict(line.split("  ")[::-1] for line in (folder / _SUMS).read_text(encoding="ascii").splitlines())
+            return FILES[0] in sums and sums == _sums(folder)
+        except (OSError, ValueError):
+            return False
 
     def load(self, key: str) -> tuple[Record, Examples | None, Gallery | None] | None:
         """All of a record; None if there is none, or if its files are damaged (logged as one line).
@@ -138,6 +156,8 @@ class Store:
             if gallery is not None:
                 _save(folder / FILES[2], gallery)
             write_atomically(folder / FILES[0], record.to_json() + "\n")
+            sums = "".join(f"{digest}  {name}\n" for name, digest in _sums(folder).items())
+            write_atomically(folder / _SUMS, sums)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -167,6 +187,16 @@ class Store:
                 self.path(key).rename(retired / "record")
             shutil.rmtree(retired, ignore_errors=True)
         raise OSError(f"Expected to replace {self.path(key)}, but other writers kept doing so")
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a record that is there, by name."""
+    sums = {}
+    for name in FILES:
+        if (folder / name).is_file():
+            with (folder / name).open("rb") as file:
+                sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
 
 
 def check_count(record: Record, examples: Examples) -> None:

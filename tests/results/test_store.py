@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+from advbench.results import store as store_module
 from advbench.results.record import EXAMPLE_DTYPES, Gallery
 from advbench.results.store import Store
 
@@ -105,6 +106,39 @@ def test_a_damaged_record_is_one_line_and_counts_as_missing(store, make_record, 
     assert store.status(KEY) == "ok"
 
 
+def test_a_whole_record_is_recognised_without_reading_its_arrays(store, make_record, make_examples, monkeypatch):
+    record = make_record()
+    store.write(record, make_examples())
+    read = []
+    honest = store_module.arrays_of
+    monkeypatch.setattr(store_module, "arrays_of", lambda *given: read.append(given[0].name) or honest(*given))
+    assert store.status(record.key) == "ok"
+    assert read == []
+    (store.path(record.key) / "SHA256SUMS").unlink()  # as earlier versions wrote records
+    assert store.status(record.key) == "ok"
+    assert read == ["examples.npz"]
+
+
+@pytest.mark.parametrize("name", ["record.json", "examples.npz"])
+def test_one_flipped_bit_in_any_file_of_a_record_is_noticed(store, make_record, make_examples, name):
+    record = make_record()
+    store.write(record, make_examples())
+    path = store.path(record.key) / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert not store._as_written(record.key)
+
+
+@pytest.mark.parametrize("sums", ["", "nonsense", "0" * 64 + "  record.json\n", "\xff", "a  b  c\n"])
+def test_hashes_that_do_not_fit_are_no_proof(store, make_record, make_examples, sums):
+    record = make_record()
+    store.write(record, make_examples())
+    (store.path(record.key) / "SHA256SUMS").write_text(sums, encoding="utf-8")
+    assert not store._as_written(record.key)
+    assert store.status(record.key) == "ok"
+
+
 def test_a_scored_record_that_lost_its_examples_counts_as_missing(store, make_record, make_examples):
     store.write(make_record(), make_examples())
     (store.path(KEY) / "examples.npz").unlink()
@@ -145,6 +179,7 @@ import itertools, os, sys
 from pathlib import Path
 import numpy as np
 from advbench.results.record import DISTANCES, Examples, Record
+from advbench.results import store as store_module
 from advbench.results.store import Store
 
 store, template = Store(Path(sys.argv[1])), Record.from_json(sys.stdin.read())
