@@ -14,10 +14,8 @@ from advbench.plan.planner import Planner
 from advbench.plan.suite import suite_of
 from advbench.registry import registry
 from advbench.results.store import Store
-from advbench.tasks.artefacts import finished
-from advbench.tasks.clean import CleanContent
 from advbench.tasks.compiling import check_compiler
-from advbench.tasks.craft import CraftContent
+from advbench.tasks.execution import lies_there
 from advbench.tasks.substitute import SubstituteContent
 from advbench.tasks.task import ScoreTask, Task
 from advbench.tasks.train import TrainContent
@@ -54,10 +52,7 @@ class Plan:
 
     def done(self, task: Task) -> bool:
         """Whether the task's result lies finished in its place; a damaged one does not, and is named in the log."""
-        if task.kind == "score":
-            return self.store.status(task.key) == "ok"
-        rows = task.content.images.n if isinstance(task.content, CleanContent | CraftContent) else None
-        return finished(task.kind, task.key, self.config.out, rows)
+        return lies_there(task, self.config.out)
 
     def pending(self) -> list[Task]:
         """The tasks that must run, in order: the cells without a result, and what they need that is not there."""

@@ -21,7 +21,7 @@ from advbench.attacks.transfer import for_transfer
 from advbench.clocks import Measured
 from advbench.defenses.defended import Surrogate
 from advbench.tasks import progress
-from advbench.tasks.artefacts import Kind, artefact, read, save
+from advbench.tasks.artefacts import Kind, artefact, read, save, whole
 from advbench.tasks.blocks import Block, blocks_of, forget, missing, place_of
 from advbench.tasks.calibrate import NO_GRADIENT, prepared_for, read_values
 from advbench.tasks.components import Component, attack_of
@@ -77,6 +77,10 @@ def run(key: str, content: CraftContent, label: str, context: Context, device: t
     crafting = _Crafting(key, content, label, context, device, attack)
     try:
         found = crafting.whole(cut[0]) if len(cut) == 1 else crafting.divided(cut)
+    except FileNotFoundError:
+        if whole(place, content.images.n):  # another start of the run has packed the blocks meanwhile
+            return
+        raise
     finally:
         release()
     _save(place, found)

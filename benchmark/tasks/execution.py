@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -11,8 +12,9 @@ from advbench.clocks import single_thread, stopwatch
 from advbench.errors import debugging, reason
 from advbench.files import NO_ROOM
 from advbench.process_state import ChangedStateError, checked, signals
+from advbench.results.store import Store
 from advbench.tasks import calibrate, clean, craft, diagnose, score, substitute, train, unit_test
-from advbench.tasks.artefacts import artefact
+from advbench.tasks.artefacts import artefact, finished, whole
 from advbench.tasks.blocks import forget, place_of
 from advbench.tasks.clean import CleanContent
 from advbench.tasks.context import Context
@@ -63,8 +65,23 @@ def execute(task: Task, context: Context, device: str) -> TaskOutcome:
     return TaskOutcome(task.key, measured.seconds, why, no_room)
 
 
+def lies_there(task: Task, out: Path) -> bool:
+    """Whether the task's result lies finished in its place; a damaged one does not, and is named in the log."""
+    if isinstance(task, BlockTask):
+        return whole(place_of(task.craft, task.block, out), len(task.block))
+    if task.kind == "score":
+        return Store(out).status(task.key) == "ok"
+    rows = task.content.images.n if isinstance(task.content, CleanContent | CraftContent) else None
+    return finished(task.kind, task.key, out, rows)
+
+
 def _perform_alone(task: Task, context: Context, device: torch.device) -> None:
-    """Do what the content asks for; what code that changes global state has computed is not kept."""
+    """Do what the content asks for, unless another start of the run has done it meanwhile.
+
+    What code that changes global state has computed is not kept.
+    """
+    if lies_there(task, context.out):
+        return
     try:
         with checked():
             _perform(task, context, device)

@@ -254,3 +254,36 @@ def test_the_model_that_is_kept_between_blocks_is_let_go_after_the_craft(problem
     assert not run_plan(plan, None, engine_of).failures
     assert len(loaded) == 2, "once for each craft, not for each block"
     assert craft._KEPT.model is None
+
+
+def test_two_starts_of_one_run_do_no_task_twice(problem, monkeypatch):
+    """The second has planned all tasks before the first did any."""
+    config = make_config(**problem["trained"] | {"defense": "none"})
+    one, two = make_plan(config), make_plan(config)
+    waiting = two.pending()
+    assert not run_plan(one, None, recorded(one, 2)[1]).failures
+    written = {path: path.stat().st_mtime_ns for path in config.out.rglob("*") if path.is_file()}
+    for kind in ("train", "clean", "craft", "score"):
+        monkeypatch.setattr(f"advbench.tasks.{kind}.run", lambda *_, kind=kind: pytest.fail(f"a second {kind}"))
+    monkeypatch.setattr("advbench.tasks.craft.run_block", lambda *_: pytest.fail("a second block"))
+    monkeypatch.setattr(type(two), "pending", lambda self: waiting)
+    recorders, engine_for = recorded(two, 1)
+    assert not run_plan(two, None, engine_for).failures
+    assert len(recorders[0].tasks) == len(waiting) > 0
+    assert {path: path.stat().st_mtime_ns for path in config.out.rglob("*") if path.is_file()} == written
+
+
+def test_a_craft_that_another_start_packs_meanwhile_is_no_error(problem, monkeypatch):
+    plan = make_plan(make_config(**problem["trained"] | {"defense": "none", "attack": "pgd(steps=3)"}))
+    (key,) = (task.key for task in plan.tasks.values() if task.kind == "craft")
+    out, cut, honest = plan.config.out, blocks_of(images(22, 4)), craft.read_craft
+
+    def packed_by_another(path, n=None):
+        if path == place_of(key, cut[2], out):
+            craft._save(artefact("craft", key, out), craft._joined([honest(place_of(key, b, out), len(b)) for b in cut]))
+            blocks.forget(key, out)
+        return honest(path, n)
+
+    monkeypatch.setattr(craft, "read_craft", packed_by_another)
+    assert not run_plan(plan, None, recorded(plan, 1)[1]).failures
+    assert len(honest(artefact("craft", key, out), 22).x_adv) == 22
