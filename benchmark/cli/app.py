@@ -206,7 +206,7 @@ def evaluate(
         int | None, typer.Option(help="Number of images that the unit test plants one for. [default: 64]")
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. [default: auto]")] = None,
-    jobs: Annotated[int | None, typer.Option(help="Number of parallel tasks; one attack is shared among them. [default: one per core, or per GPU]")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Number of parallel tasks. [default: one per core, or per GPU]")] = None,
     out: Annotated[Path | None, typer.Option(help="Output directory. [default: advbench-out]")] = None,
     json: Annotated[
         Path | None, typer.Option(help="Write all results, including per-example ones, to this JSON file.")
