@@ -40,8 +40,9 @@ def export(folders: Mapping[Path, Sequence[str] | None], to: Path, format: str) 
 def csv(cells: Cells) -> str:
     """A row for every cell, as `results.csv` has it."""
     from advbench.reports.data_frame import cell_frame
+    from advbench.reports.spreadsheets import frame_csv
 
-    return cell_frame(cells.cells, cells.missing).to_csv(index=False, lineterminator="\n")
+    return frame_csv(cell_frame(cells.cells, cells.missing))
 
 
 def figures(sections: Sequence[Section], format: str) -> dict[str, bytes]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib import resources
 from itertools import groupby, zip_longest
 
+from advbench.reading import seen
 from advbench.reports.section import Drawing, Entry, ImageGrid, Section, Table
 
 _BAR = 100.0
@@ -26,7 +27,7 @@ def to_html(sections: Sequence[Section], *, title: str, summary: Sequence[tuple[
 
 
 def render(template: str, scripts: Sequence[str] = ("tables.js",), **content: object) -> str:
-    """A page of `template`, with `content` and the texts of the `scripts`. Every text is escaped but drawings."""
+    """A page of `template`, with `content` and the texts of the `scripts`. Every text but drawings is escaped."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     style, script = _template("style.css"), "\n".join(map(_template, scripts))
@@ -36,7 +37,7 @@ def render(template: str, scripts: Sequence[str] = ("tables.js",), **content: ob
     environment.filters |= {"base64": _base64, "bar": _bar, "order": _order, "breakable": _breakable}
     environment.globals |= {"pairs": _pairs, "grids": _grids, "zip": zip}
     own = {"style": style, "script": script, "policy": _policy(style, script)}
-    return environment.get_template(template).render(**own, **content)
+    return seen(environment.get_template(template).render(**own, **content))
 
 
 def _template(name: str) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from advbench.reading import seen
 from advbench.reports.section import Drawing, Entry, Section, Table, drawings
 
-_SPECIAL = re.compile(r"([\\`*_\[\]<>|~$])")
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|~$#])")
 
 
 def to_markdown(
@@ -25,7 +26,7 @@ def to_markdown(
 
 def escape(text: str) -> str:
     """`text` so that Markdown shows it as it is, on one line."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split())).replace("&", "&amp;")
+    return _SPECIAL.sub(r"\\\1", " ".join(seen(text).split())).replace("&", "&amp;")
 
 
 def _section(section: Section, page: str, files: Mapping[int, str]) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 
+from advbench.reading import seen
 from advbench.reports.cells import Cells, in_order
 from advbench.reports.standings import complete
 from advbench.results.boards import BoardThreat, threat_of
@@ -136,4 +137,4 @@ def run_names(paths: Iterable[str]) -> list[str]:
     length = 1
     while len({tuple(parts[-length:]) for parts in split}) < len({tuple(parts) for parts in split}):
         length += 1
-    return ["/".join(parts[-length:]) for parts in split]
+    return [seen("/".join(parts[-length:])) for parts in split]

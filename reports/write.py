@@ -40,7 +40,9 @@ def write_merged(folders: Mapping[Path, Sequence[str] | None], to: Path) -> list
     wanted = {folder: stores[folder].keys() if keys is None else sorted(set(keys)) for folder, keys in folders.items()}
     paths = [to / name for name in REPORTS]
     inputs = hashlib.sha256(
-        "\n".join(f"{folder} {_inputs_digest(stores[folder], keys)}" for folder, keys in wanted.items()).encode()
+        "\n".join(f"{folder} {_inputs_digest(stores[folder], keys)}" for folder, keys in wanted.items()).encode(
+            errors="surrogateescape"
+        )
     ).hexdigest()
     before = _recorded(to)
     if before != {"inputs": inputs, **_digests(to, before)} or not all(path.is_file() for path in paths):
@@ -72,13 +74,14 @@ def _render(cells: Cells) -> dict[str, str]:
     from advbench.reports.markdown import to_markdown
     from advbench.reports.section import drawings
     from advbench.reports.sections import sections, summary
+    from advbench.reports.spreadsheets import frame_csv
 
     report_sections = sections(cells)
     title = "Adversarial robustness leaderboard"
     contents = (
         to_markdown(report_sections, title=title, folder=_FIGURES),
         to_html(report_sections, title=title, summary=summary(cells)),
-        cell_frame(cells.cells, cells.missing).to_csv(index=False, lineterminator="\n"),
+        frame_csv(cell_frame(cells.cells, cells.missing)),
     )
     figures = {f"{_FIGURES}/{name}.svg": on_paper(drawing.svg) for name, drawing in drawings(report_sections).items()}
     return dict(zip(REPORTS, contents, strict=True)) | figures

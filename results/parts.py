@@ -16,6 +16,8 @@ STATUSES = ("ok", "skipped", "error")
 NORMS = ("linf", "l2", "l1", "l0", "none")
 SPLITS_HOLD = 10**8
 """More images than any data set that is scored has."""
+HUGE = 1e100
+"""More than any number of an evaluation, and still a number when it is squared."""
 DEEPEST = 64
 """The levels of lists and objects within a record; ours have six."""
 _LARGEST = 2**63 - 1
@@ -68,24 +70,17 @@ def whole(lowest: int = 0, highest: int = _LARGEST, *, missing: bool = False) ->
 
 
 def real(lowest: float = 0.0, *, above: bool = False, missing: bool = False) -> Check:
-    """A finite number of at least `lowest`, larger if `above`; None too if `missing`."""
+    """A number of at least `lowest`, larger if `above`, and no larger than `HUGE`; None too if `missing`."""
 
     def check(name: str, value: object) -> None:
         check_type(name, value, (int, float, type(None)) if missing else (int, float))
         if value is None or not isinstance(value, int | float):
             return
-        if not (lowest < value if above else lowest <= value) or not _finite(value):
-            bound = f"{'>' if above else '>='} {lowest:g}" if math.isfinite(lowest) else "finite"
-            raise ValueError(f"Expected `{name}` of a record {bound}, got {value!r:.40}")
+        if not (lowest < value if above else lowest <= value) or not -HUGE <= value <= HUGE:
+            bound = f" {'>' if above else '>='} {lowest:g} and" if math.isfinite(lowest) else ""
+            raise ValueError(f"Expected `{name}` of a record{bound} within {HUGE:g}, got {value!r:.40}")
 
     return check
-
-
-def _finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number beyond the largest float
-        return False
 
 
 def one_of(*choices: str) -> Check:

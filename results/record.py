@@ -315,6 +315,9 @@ class Examples:
         for name in DISTANCES:
             if (getattr(self, name) < 0).any():
                 raise ValueError(f"Expected `{name}` >= 0, NaN or inf, got a negative value")
+        for name, values in ((name, getattr(self, name)) for name in EXAMPLE_DTYPES if EXAMPLE_DTYPES[name] is np.float64):
+            if (np.isfinite(values) & (np.abs(values) > parts.HUGE)).any():
+                raise ValueError(f"Expected `{name}` within {parts.HUGE:g}, NaN or inf, got a larger value")
 
     def _without_detector(self) -> dict[str, NDArray[Any]]:
         """What the arrays of a detector hold where there was none."""
@@ -362,6 +365,10 @@ class Gallery:
             raise ValueError(
                 f"Expected `clean` and `adversarial` of one shape with at most {GALLERY_SIZE} images, "
                 f"got {self.clean.shape} and {self.adversarial.shape}"
+            )
+        if 0 in self.clean.shape[1:] or not (np.isfinite(self.clean).all() and np.isfinite(self.adversarial).all()):
+            raise ValueError(
+                f"Expected `clean` and `adversarial` with finite pixels, got {self.clean.shape} or other values"
             )
 
 

@@ -87,9 +87,11 @@ def complain(message: str) -> int:
 
     What stdout has not taken so far is dropped, since it may be stdout that is full.
     """
+    from advbench.reading import seen
+
     with suppress(OSError):
         if message:
-            print(f"advbench: {' '.join(message.split())}", file=sys.stderr, flush=True)
+            print(f"advbench: {seen(' '.join(message.split()))}", file=sys.stderr, flush=True)
     try:
         sys.stdout.flush()
     except OSError:

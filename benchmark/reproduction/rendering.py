@@ -16,6 +16,7 @@ from advbench.reports import figures
 from advbench.reports.html import to_html
 from advbench.reports.markdown import to_markdown
 from advbench.reports.section import Column, Drawing, Entry, Section, Table, Tone
+from advbench.reports.spreadsheets import inert
 from advbench.reproduction.claim_verdicts import SEEDS_NEEDED, Verdict, judge, verdict
 from advbench.reproduction.study import Claim, Comparison, Ours, Pair, Plot, Scale
 from advbench.results.papers import load
@@ -186,12 +187,12 @@ def to_csv(outcomes: Sequence[StudyOutcome]) -> str:
             for label, pairs in comparison.rows:
                 for (name, unit), pair in zip(comparison.columns, pairs, strict=True):
                     head = (outcome.study.name, comparison.caption, label, name, unit)
-                    writer.writerow((*head, *_numbers(pair)))
+                    writer.writerow((*map(inert, head), *_numbers(pair)))
             for plot in comparison.plots:
                 for series in plot.series:
                     for x, ours in zip(series.x, series.ours, strict=True):
                         head = (outcome.study.name, plot.caption, f"{plot.x_label} {x:g}", series.name, plot.y_label)
-                        writer.writerow((*head, *_numbers(Pair(None, ours))))
+                        writer.writerow((*map(inert, head), *_numbers(Pair(None, ours))))
     return text.getvalue()
 
 
