@@ -177,11 +177,10 @@ class _Crafting:
             yield
             return
         folder, name = self.context.progress, self.key if block is None else f"{self.key}-{block.start}"
-        label = self.label if block is None else f"{self.label}, {block}"
         classes = data_of(self.context).n_classes
         forwards = self.prepared.draws * passes_of(self.attack, self.content.threat, classes).forwards
         reporter = Reporter(
-            lambda standing: progress.write(folder, name, standing), label, images, forwards, self.context.every
+            lambda standing: progress.write(folder, name, standing), self.label, images, forwards, self.context.every
         )
         self._around = reporter.block
         try:

@@ -256,6 +256,21 @@ def test_the_model_that_is_kept_between_blocks_is_let_go_after_the_craft(problem
     assert craft._KEPT.model is None
 
 
+def test_a_block_at_work_says_so_by_its_images(problem, monkeypatch):
+    plan = make_plan(make_config(**problem["trained"] | {"defense": "none", "attack": "pgd(steps=3)"}))
+    seen = []
+    monkeypatch.setattr(craft.progress, "write", lambda _folder, name, standing: seen.append((name, standing)))
+    (key,) = (task.key for task in plan.tasks.values() if task.kind == "craft")
+
+    def engine_for(plan, context):
+        return Recorder(InlineEngine(dataclasses.replace(context, every=0.0), Slots.of(2, ["cpu"])), 2)
+
+    assert not run_plan(plan, lambda _: None, engine_for).failures
+    assert {(name, standing.label, standing.images) for name, standing in seen} == {
+        (f"{key}-{block.start}", f"pgd(steps=3) on none, {block}", len(block)) for block in blocks_of(images(22, 4))
+    }
+
+
 def test_two_starts_of_one_run_do_no_task_twice(problem, monkeypatch):
     """The second has planned all tasks before the first did any."""
     config = make_config(**problem["trained"] | {"defense": "none"})
