@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,20 +87,20 @@ def _states(found: Mapping[str, object], place: tuple[str, ...]) -> Iterator[_St
 
 def _fitted(state: _State, expected: Mapping[str, object]) -> tuple[dict[str, object], list[str]] | None:
     """The values by the network's names, and what was done to the names; None if they are those of another network."""
-    values = {name: state.values[name] for name in _names(state, expected.keys())}
-    if values.keys() == expected.keys():
-        return values, []
-    prefix = _prefix(values.keys(), expected.keys())
-    if prefix:
-        return {name.removeprefix(prefix): value for name, value in values.items()}, [
-            f"took the prefix {prefix!r} off the names of the weights"
-        ]
-    prefix = _prefix(expected.keys(), values.keys())
-    if prefix and set(prefix.split(".")) <= _WRAPPED:
-        return {prefix + name: value for name, value in values.items()}, [
-            f"put the prefix {prefix!r} of this model before the names of the weights"
-        ]
-    return None
+    names = _names(state, expected.keys())
+    off, on = _prefix(names, expected.keys()), _prefix(expected.keys(), names)
+    if not set(on.split(".")) <= _WRAPPED:
+        on = ""
+    if names != expected.keys() and not off and not on:
+        return None
+    values = OrderedDict((on + name.removeprefix(off), state.values[name]) for name in sorted(names))
+    versions = getattr(state.values, "_metadata", None)
+    if isinstance(versions, Mapping) and not on:  # of the modules' states, which quantised ones look at
+        renamed = {f"{name}.".removeprefix(off).rstrip("."): version for name, version in versions.items()}
+        values._metadata = renamed  # type: ignore[attr-defined]
+    if off:
+        return values, [f"took the prefix {off!r} off the names of the weights"]
+    return values, [f"put the prefix {on!r} of this model before the names of the weights"] if on else []
 
 
 def _names(state: _State, expected: Set[str]) -> set[str]:
@@ -122,7 +123,7 @@ def _difference(file: Path, states: list[_State], expected: Set[str]) -> str:
     names = [
         {name for name, value in state.values.items() if isinstance(value, Tensor) or name in expected} for state in states
     ]
-    nearest = min(range(len(states)), key=lambda position: len(names[position] ^ expected))
+    nearest = min(range(len(states)), key=lambda position: (not names[position], len(names[position] ^ expected)))
     parts = [
         f"{problem} {few(those)}"
         for problem, those in (
