@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from functools import cache, lru_cache
 from importlib import metadata, util
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 _PACKAGE = "advbench"
@@ -41,13 +42,35 @@ _FOR_TYPES = frozenset(ast.dump(ast.parse(test, mode="eval").body) for test in (
 def source_hash(module: str) -> str:
     """SHA-256 over the code of `module` and of every advbench module that it imports, directly or not.
 
-    For a module of another package: its distribution's name and version too, and what it imports of its own package.
+    For a module of another package: its distribution's name and version too, and every module that the distribution
+    installs, imported or not, since plug-ins may load modules by name, and may change without a new version.
     """
     digest = hashlib.sha256(_sources(module).hash(module).encode())
     package = module.partition(".")[0]
     if package != _PACKAGE:
-        for distribution in sorted(set(metadata.packages_distributions().get(package, ()))):
+        installed = metadata.packages_distributions()
+        distributions = sorted(set(installed.get(package, ())))
+        for distribution in distributions:
             digest.update(f"{distribution}=={metadata.version(distribution)}".encode())
+        packages = {name for name, found in installed.items() if not set(found).isdisjoint(distributions)} | {package}
+        for name in sorted(packages - {_PACKAGE}):
+            digest.update(package_hash(name).encode())
+    return digest.hexdigest()
+
+
+@cache
+def package_hash(package: str) -> str:
+    """SHA-256 over the modules in the folders of a package, Python's and compiled ones, none of them imported.
+
+    Python's count by their syntax trees. The hash of a package that cannot be found is that of no module.
+    """
+    digest = hashlib.sha256()
+    for place in _places(package):
+        folder = Path(place)
+        for path in [folder] if folder.is_file() else _modules_in(folder):
+            content = path.read_bytes()
+            code = _parsed(content)[0] if path.suffix == ".py" else hashlib.sha256(content).hexdigest()
+            digest.update(f"{path.relative_to(folder.parent).as_posix()} {code}\n".encode())
     return digest.hexdigest()
 
 
@@ -146,17 +169,33 @@ def _sources(module: str) -> Sources:
 
 def _located(*packages: str) -> dict[str, Path]:
     """The folders of packages that can be found, without importing them; the file where a module has no package."""
-    found = {}
-    for package in packages:
-        try:
-            spec = util.find_spec(package)
-        except (ImportError, ValueError):
-            continue
-        if spec and spec.submodule_search_locations:
-            found[package] = Path(next(iter(spec.submodule_search_locations)))
-        elif spec and spec.origin and spec.origin.endswith(".py"):
-            found[package] = Path(spec.origin)
-    return found
+    found = {package: _places(package) for package in packages}
+    return {package: Path(places[0]) for package, places in found.items() if places and not _compiled(places[0])}
+
+
+def _places(package: str) -> list[str]:
+    """The folders of a package, several if it is spread over them; the file of a module without a package; else nothing."""
+    try:
+        spec = util.find_spec(package)
+    except (ImportError, ValueError):
+        return []
+    if spec and spec.submodule_search_locations:
+        return list(spec.submodule_search_locations)
+    file = (spec and spec.origin) or ""
+    return [file] if file.endswith(".py") or _compiled(file) else []
+
+
+def _compiled(file: str) -> bool:
+    return file.endswith(tuple(EXTENSION_SUFFIXES))
+
+
+def _modules_in(folder: Path) -> list[Path]:
+    """The modules in a folder and below, sorted; hidden folders aside."""
+    found = []
+    for place, inner, files in os.walk(folder):
+        inner[:] = [name for name in inner if not name.startswith(".") and name != "__pycache__"]
+        found += [Path(place, name) for name in files if name.endswith(".py") or _compiled(name)]
+    return sorted(found)
 
 
 @lru_cache(maxsize=1024)

@@ -27,6 +27,7 @@ from advbench.attacks.access import Access, WhiteBox
 from advbench.attacks.attack import check_norm
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, Targeted, ThreatModel
+from advbench.registry.sources import package_hash
 from advbench.user_models.blockwise import generators
 
 _ORDERS = {"linf": float("inf"), "l2": 2.0, "l1": 1.0, "l0": 0.0}
@@ -213,7 +214,7 @@ def resolve(name: str) -> type[Foreign]:
     own = {
         "name": name,
         "traits": traits,
-        "identity": f"{library} {metadata.version(library)}",
+        "identity": f"{library} {metadata.version(library)} {package_hash(_package(library))[:16]}",
         "norms": traits.norms,
         "minimal_norm": traits.minimal,
         "__doc__": f"{name}: {(inspect.getdoc(traits.make) or base.__doc__ or '').partition(chr(10))[0]}",
@@ -244,9 +245,14 @@ def _field(name: str, parameter: inspect.Parameter) -> tuple[str, object] | None
     return None
 
 
+def _package(library: str) -> str:
+    """The package of a library by its name on PyPI."""
+    return library.replace("-", "_")
+
+
 def _imported(library: str, name: str) -> ModuleType:
     """A library's module. ValueError, in one line, if it is missing or broken."""
-    module = {"adv-lib": "adv_lib.attacks"}.get(library, library)
+    module = "adv_lib.attacks" if library == "adv-lib" else library
     stub = None
     if library == "adv-lib" and importlib.util.find_spec("visdom") is None:
         stub = ModuleType("visdom")  # adv-lib asks for it in order to draw, which nobody does here

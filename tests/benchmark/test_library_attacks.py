@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.metadata
 import importlib.util
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -247,3 +252,25 @@ def test_the_harness_verifies_a_foreign_attack_and_keeps_its_errors_as_rows(cach
     reasons = {record.attack["label"]: record.reason for record, examples in found.cells if examples is None}
     assert "ViolationError" in reasons["foolbox/LinfPGD(steps=5)"]
     assert not found.complete
+
+
+LOOK = "from advbench.registry import registry; print(registry.attacks.factory('foolbox/LinfPGD').identity)"
+
+
+@needs("foolbox")
+def test_a_library_that_changes_without_a_new_version_is_another_one(tmp_path):
+    """Looked at in processes of their own, with a copy of the library in front of the installed one."""
+    installed = Path(importlib.util.find_spec("foolbox").origin).parent
+    shutil.copytree(installed, tmp_path / "foolbox", ignore=shutil.ignore_patterns("__pycache__"))
+
+    def identity():
+        command = [sys.executable, "-W", "ignore", "-c", LOOK]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+
+    before = identity()
+    assert before == attack("foolbox/LinfPGD").identity, "a copy is no change"
+    with (tmp_path / "foolbox" / "attacks" / "base.py").open("a") as file:
+        file.write("\nSTEP = 0.5\n")
+    after = identity()
+    assert after != before
+    assert after.split()[:2] == before.split()[:2] == ["foolbox", importlib.metadata.version("foolbox")]

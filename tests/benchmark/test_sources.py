@@ -251,10 +251,6 @@ def test_a_plug_in_is_hashed_with_its_own_package_and_what_it_takes_of_advbench(
     package(tmp_path / "plug", attack=attack, helper="A = 1")
     (tmp_path / "alone.py").write_text("A = 1")
 
-    def fresh(module):
-        sources._sources_beside.cache_clear()
-        return source_hash.__wrapped__(module)
-
     assert closure("plug.attack") >= {"plug.attack", "plug.helper", "advbench.attacks.balls"}
     before = fresh("plug.attack"), fresh("alone")
     (tmp_path / "plug" / "helper.py").write_text("A = 2")
@@ -262,11 +258,75 @@ def test_a_plug_in_is_hashed_with_its_own_package_and_what_it_takes_of_advbench(
     after = fresh("plug.attack"), fresh("alone")
     assert before[0] != after[0]
     assert before[1] != after[1]
-    monkeypatch.setattr(sources.metadata, "packages_distributions", lambda: {"alone": ["alone"]})
+    monkeypatch.setattr(sources.metadata, "packages_distributions", lambda: {"alone": ["alone"], "beside": ["alone"]})
     monkeypatch.setattr(sources.metadata, "version", lambda name: "1.0")
     assert fresh("alone") != after[1]
     assert fresh("no_such_package.module") != fresh("no_such_package.other")
+    versioned = fresh("alone")
+    (tmp_path / "beside.py").write_text("A = 1")
+    assert fresh("alone") != versioned, "the other module of the same distribution"
+
+
+PLUGIN = {
+    "plug/__init__.py": "",
+    "plug/attack.py": "import importlib\nhelper = importlib.import_module('plug.' + 'inner.by_name')",
+    "plug/inner/by_name.py": "STEP = 1",
+    "plug/fast.abi3.so": "compiled",
+    "plug/notes.txt": "a text",
+    "plug/__pycache__/attack.cpython-311.pyc": "cached",
+    "plug/.git/hook.py": "A = 1",
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "counts"),
+    [
+        ({"plug/attack.py": "STEP = 2"}, True),
+        ({"plug/inner/by_name.py": "STEP = 2"}, True),
+        ({"plug/inner/by_name.py": "STEP = 1  # a comment"}, False),
+        ({"plug/fast.abi3.so": "compiled again"}, True),
+        ({"plug/another.py": ""}, True),
+        ({"plug/notes.txt": "another text"}, False),
+        ({"plug/advbench-out/run.json": "{}"}, False),
+        ({"plug/__pycache__/attack.cpython-311.pyc": "cached again"}, False),
+        ({"plug/.git/hook.py": "A = 2"}, False),
+    ],
+)
+def test_a_plug_in_that_changes_without_a_new_version_has_another_hash(tmp_path, monkeypatch, changed, counts):
+    def written(files):
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+        return fresh("plug.attack")
+
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sources.metadata, "packages_distributions", lambda: {"plug": ["plug"]})
+    monkeypatch.setattr(sources.metadata, "version", lambda name: "1.0")
+    before = written(PLUGIN)
+    assert written({}) == before
+    assert (written(changed) != before) == counts
+
+
+def test_a_package_that_is_spread_over_folders_counts_with_all_of_them(tmp_path, monkeypatch):
+    for part in ("one", "other"):
+        (tmp_path / part / "spread").mkdir(parents=True)
+        (tmp_path / part / "spread" / f"{part}.py").write_text("A = 1")
+        monkeypatch.syspath_prepend(tmp_path / part)
+    before = fresh("spread.one")
+    for part in ("one", "other"):
+        (tmp_path / part / "spread" / f"{part}.py").write_text("A = 2")
+        before, earlier = fresh("spread.one"), before
+        assert before != earlier
+
+
+def fresh(module):
+    """The hash of a module as a new process finds it."""
     sources._sources_beside.cache_clear()
+    sources.package_hash.cache_clear()
+    found = source_hash.__wrapped__(module)
+    sources._sources_beside.cache_clear()
+    sources.package_hash.cache_clear()
+    return found
 
 
 # --- the keys of a plan
