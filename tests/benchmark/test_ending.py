@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import signal
+import stat
 import sys
 import threading
 from collections import deque
@@ -195,6 +196,21 @@ def test_an_output_folder_that_cannot_be_is_one_line(command, tmp_path, out):
     assert code == 2
     assert out in one_line(stderr)
     assert (tmp_path / "file").read_text() == "of the user"
+
+
+@pytest.mark.parametrize(("umask", "file", "folder"), [(0o002, 0o664, 0o775), (0o027, 0o640, 0o750)])
+def test_the_files_of_a_run_and_of_the_cache_follow_the_umask(command, tmp_path, umask, file, folder):
+    """Others may share a cache where the user lets them."""
+    before = os.umask(umask)
+    try:
+        assert command() == (0, "")
+    finally:
+        os.umask(before)
+    found = [path for place in ("cache", "out") for path in (tmp_path / place).rglob("*")]
+    names = {path.name for path in found}
+    assert names >= {"compute-batch.json", "models", "record.json", "leaderboard.html", "run.json"}
+    for path in found:
+        assert stat.S_IMODE(path.stat().st_mode) == (folder if path.is_dir() else file), path
 
 
 def test_ctrl_c_while_the_plan_is_made_is_no_traceback(command, monkeypatch):

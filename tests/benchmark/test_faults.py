@@ -6,6 +6,8 @@ The campaign runs with ``pytest -m faults`` and takes minutes; a short version o
 from __future__ import annotations
 
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,21 +64,23 @@ def wait_until(holds, what):
 
 @dataclass
 class Place:
-    """The folders of a disturbed run: its output, its cache, and its temporary files."""
+    """The folders of a disturbed run: its output, its cache, and its temporary files; configuration and log lie beside."""
 
     root: Path
     settings: dict
 
+    @property
+    def beside(self):
+        return self.root.with_name("files-of-the-run")
+
     def start(self, jobs=2):
-        config = self.root / "run.toml"
-        words = (f"{name.replace('_', '-')} = {value!r}\n" for name, value in self.settings.items())
-        config.write_text("".join(words))
-        for folder in ("cache", "tmp"):
-            (self.root / folder).mkdir(exist_ok=True)
+        config, temporary = self.beside.with_suffix(".toml"), self.root.with_name("tmp")
+        config.write_text("".join(f"{name.replace('_', '-')} = {value!r}\n" for name, value in self.settings.items()))
+        temporary.mkdir(exist_ok=True)
         code = CODE.format(config=str(config), out=str(self.root / "out"), jobs=jobs)
-        environment = os.environ | {"ADVBENCH_CACHE": str(self.root / "cache"), "TMPDIR": str(self.root / "tmp")}
+        environment = os.environ | {"ADVBENCH_CACHE": str(self.root / "cache"), "TMPDIR": str(temporary)}
         command = [sys.executable, "-c", code]
-        with (self.root / "log").open("w") as log:
+        with self.beside.with_suffix(".log").open("w") as log:
             return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 
     def started(self):
@@ -88,7 +92,14 @@ class Place:
 
     @property
     def log(self):
-        return (self.root / "log").read_text()
+        return self.beside.with_suffix(".log").read_text()
+
+    @property
+    def complaint(self):
+        """The one line that was said of what went wrong."""
+        (line,) = [line for line in self.log.splitlines() if line.startswith("advbench: ")]
+        assert "Traceback" not in self.log
+        return line
 
     def finished(self):
         """The files of finished tasks, and which version of each lies there."""
@@ -100,7 +111,7 @@ class Place:
         return found
 
     def temporary(self):
-        return sorted(path.name for path in (self.root / "tmp").iterdir() if path.name.startswith("advbench"))
+        return sorted(path.name for path in self.root.with_name("tmp").iterdir() if path.name.startswith("advbench"))
 
 
 def living(session):
@@ -161,5 +172,140 @@ def test_a_run_that_is_ended_leaves_nothing_behind_and_the_next_one_goes_on(tmp_
         kept |= ended(place, place.started(), number, kept)
     undisturbed(place.root, SHORT)
     assert place.temporary() == []
+    assert kept.items() <= place.finished().items(), "a finished task was lost or done again"
+    same_records(place, undisturbed(tmp_path / "whole", SHORT))
+
+
+# --- the campaign
+
+SEED = int(os.environ.get("ADVBENCH_FAULTS_SEED", "0"))
+KILLS = 15
+
+MOMENTS = {
+    "some seconds after the start": None,
+    "while a file is written": ("out/store/*/.*.tmp", "cache/models/.*.tmp", "out/records/.writing/*/*.npz"),
+    "while a record is written": ("out/records/.writing/*",),
+    "when a task is finished": (),
+}
+
+
+def let_run(place, process, moment, chance):
+    """Wait for a moment, or for the end of the run."""
+    if MOMENTS[moment] is None:
+        deadline = time.monotonic() + chance.uniform(0, 30)
+        wait_until(lambda: time.monotonic() > deadline or process.poll() is not None, moment)
+        return
+    before, patterns = len(place.finished()), MOMENTS[moment]
+
+    def reached():
+        files = any(next(place.root.glob(pattern), None) for pattern in patterns)
+        return files or (not patterns and len(place.finished()) > before) or process.poll() is not None
+
+    wait_until(reached, moment)
+
+
+def kill(place, process, number, whole_group):
+    if whole_group:
+        os.killpg(process.pid, number)
+    else:
+        os.kill(process.pid, number)
+    process.wait(DEADLINE)
+    wait_until(lambda: not living(process.pid), "processes live on")
+
+
+def damage(path, chance):
+    content = path.read_bytes()
+    place = chance.randrange(len(content))
+    ways = (content[:place], b"", content[:place] + bytes(9) + content[place + 9 :])
+    path.write_bytes(chance.choice(ways))
+
+
+@pytest.mark.faults
+def test_no_kill_at_any_moment_loses_or_repeats_a_finished_task(tmp_path):
+    """SIGKILL, SIGTERM and SIGHUP to the parent or to all, and now and then a damaged file."""
+    chance, place = random.Random(SEED), Place(tmp_path / "disturbed", LONG)
+    whole = undisturbed(tmp_path / "whole", LONG)
+    place.root.mkdir()
+    kept, hits = {}, 0
+    for _ in range(KILLS):
+        jobs, moment = chance.choice((1, 2, 2)), chance.choice(list(MOMENTS))
+        number, group = chance.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)), chance.random() < 0.3
+        process = place.start(jobs)
+        let_run(place, process, moment, chance)
+        hits += process.poll() is None
+        kill(place, process, number, group)
+        assert "Traceback" not in place.log, (moment, number)
+        now = place.finished()
+        assert kept.items() <= now.items(), (moment, number, "a finished task was lost or done again")
+        kept = now
+        stored = [path for path in kept if path.name != "record.json"]
+        if stored and chance.random() < 0.3:
+            path = chance.choice(stored)
+            del kept[path]
+            damage(path, chance)
+        print(f"{moment}: signal {number} to {'all' if group else 'the parent'}, {len(kept)} finished")
+    for leftover in place.root.with_name("tmp").iterdir():
+        os.utime(leftover, (0, 0))  # a folder of a killed process counts as one after a minute
+    process = place.start()
+    assert process.wait(DEADLINE) == 0, place.log
+    wait_until(lambda: not living(process.pid), "processes live on")
+    assert place.temporary() == []
+    assert kept.items() <= place.finished().items(), "a finished task was lost or done again"
+    same_records(place, whole)
+    assert hits >= KILLS // 2
+
+
+@pytest.mark.faults
+def test_several_starts_at_once_give_the_records_of_one(tmp_path):
+    """No batch is given, and none is known: the first one to measure decides for all."""
+    settings = {name: value for name, value in SHORT.items() if name != "batch"}
+    place = Place(tmp_path / "disturbed", settings)
+    place.root.mkdir()
+    starts = [place.start(jobs) for jobs in (1, 1, 2)]
+    for process in starts:
+        assert process.wait(DEADLINE) == 0, place.log
+        wait_until(lambda process=process: not living(process.pid), "processes live on")
+    shutil.copytree(place.root / "cache", tmp_path / "whole" / "cache")
+    same_records(place, undisturbed(tmp_path / "whole", settings))
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Mounts a small disk of its own; given options, mounts it anew."""
+    folder = tmp_path / "disturbed"
+    folder.mkdir()
+
+    def mount(options):
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, check=False)
+        return done.returncode == 0
+
+    if not mount("size=200k"):
+        pytest.skip("no tmpfs may be mounted here")
+    try:
+        yield folder, lambda options: mount(f"remount,{options}")
+    finally:
+        subprocess.run(["umount", folder], check=False)
+
+
+@pytest.mark.faults
+def test_a_disk_that_is_full_or_read_only_is_one_line_and_the_run_goes_on_when_it_has_room(tmp_path, disk):
+    folder, remount = disk
+    place, kept = Place(folder, SHORT), {}
+    for options, said in (("size=200k", "No space left on device"), ("size=900k", "No space left on device")):
+        assert remount(options)
+        process = place.start()
+        assert process.wait(DEADLINE) == 2, place.log
+        assert said in place.complaint
+        wait_until(lambda process=process: not living(process.pid), "processes live on")
+        assert kept.items() <= place.finished().items()
+        kept = place.finished()
+    assert remount("size=100m")
+    (place.root / "cache").mkdir(exist_ok=True)
+    assert remount("ro")
+    process = place.start()
+    assert process.wait(DEADLINE) == 2, place.log
+    assert "Read-only file system" in place.complaint
+    assert remount("rw")
+    assert place.start().wait(DEADLINE) == 0, place.log
     assert kept.items() <= place.finished().items(), "a finished task was lost or done again"
     same_records(place, undisturbed(tmp_path / "whole", SHORT))
