@@ -41,7 +41,7 @@ class TaskOutcome:
 
 
 def execute(task: Task, context: Context, device: str) -> TaskOutcome:
-    """Run one task on one thread, and write its result.
+    """Run one task on one thread, and write its result, unless another start of the same run has done so by now.
 
     Whatever the task's code raises comes back as the outcome's reason, SystemExit and KeyboardInterrupt too, and so does a
     change of the process's global state, which is put back. Raises what a signal from outside causes, so that a Ctrl-C
@@ -56,10 +56,11 @@ def execute(task: Task, context: Context, device: str) -> TaskOutcome:
         except BaseException as error:
             if seen.caused(error):
                 raise
-            no_room = isinstance(error, OSError) and error.errno in NO_ROOM
-            if debugging():
+            no_room, why = _wants_room(error), reason(error, 500)
+            if isinstance(error, FileNotFoundError) and lies_there(task, context.out):
+                why = ""  # another start has packed the blocks that were about to be read
+            elif debugging():
                 traceback.print_exception(error)
-            why = reason(error, 500)
     if seen.told:  # and the task's code went on all the same
         raise KeyboardInterrupt
     return TaskOutcome(task.key, measured.seconds, why, no_room)
@@ -67,12 +68,22 @@ def execute(task: Task, context: Context, device: str) -> TaskOutcome:
 
 def lies_there(task: Task, out: Path) -> bool:
     """Whether the task's result lies finished in its place; a damaged one does not, and is named in the log."""
-    if isinstance(task, BlockTask):
-        return whole(place_of(task.craft, task.block, out), len(task.block))
+    if isinstance(task, BlockTask):  # a finished craft has packed its blocks
+        there = whole(place_of(task.craft, task.block, out), len(task.block))
+        return there or finished(task.kind, task.craft, out, task.content.images.n)
     if task.kind == "score":
         return Store(out).status(task.key) == "ok"
     rows = task.content.images.n if isinstance(task.content, CleanContent | CraftContent) else None
     return finished(task.kind, task.key, out, rows)
+
+
+def _wants_room(error: BaseException | None) -> bool:
+    """Whether an error, or one that caused it, is that of a disk that is full or read-only."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            return True
+        error = error.__cause__
+    return False
 
 
 def _perform_alone(task: Task, context: Context, device: torch.device) -> None:

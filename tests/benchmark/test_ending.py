@@ -12,15 +12,21 @@ import threading
 from collections import deque
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import advbench
 from advbench.cli.app import main
 from advbench.config import make_config
 from advbench.engine.ending import as_ctrl_c
 from advbench.engine.scheduler import run_plan
 from advbench.plan.plan import make_plan
-from advbench.tasks import execution
+from advbench.tasks import artefacts, execution
+from advbench.tasks.artefacts import artefact
+from advbench.tasks.blocks import blocks_of
+from advbench.tasks.context import Context
 from advbench.tasks.execution import TaskOutcome, execute
+from advbench.tasks.task import BlockTask
 
 SIGNALS = [signal.SIGTERM, signal.SIGHUP]
 
@@ -111,6 +117,10 @@ def test_a_full_disk_stops_the_run_and_is_no_result_of_any_cell(settings, cache)
     assert plan.store.keys() == []
 
 
+class Wrapped(RuntimeError):
+    pass
+
+
 @pytest.mark.parametrize(
     ("number", "no_room"), [(errno.ENOSPC, True), (errno.EROFS, True), (errno.EDQUOT, True), (errno.ENOENT, False)]
 )
@@ -120,11 +130,44 @@ def test_an_outcome_tells_a_full_disk_from_other_errors(settings, cache, monkeyp
     def fail(*_):
         raise OSError(number, os.strerror(number), "a file")
 
-    monkeypatch.setattr(execution, "_perform", fail)
-    task = next(iter(plan.tasks.values()))
-    outcome = execute(task, None, "cpu")
-    assert outcome.no_room is no_room
-    assert os.strerror(number) in outcome.reason
+    def fail_inside(*_):
+        try:
+            fail()
+        except OSError as error:
+            raise Wrapped(f"images 0 to 3: {error}") from error
+
+    context = Context(settings["out"], "digits", None, {}, {}, 0)
+    for failing in (fail, fail_inside):
+        monkeypatch.setattr(execution, "_perform", failing)
+        outcome = execute(next(iter(plan.tasks.values())), context, "cpu")
+        assert outcome.no_room is no_room
+        assert os.strerror(number) in outcome.reason
+
+
+def test_what_another_start_of_the_run_has_finished_is_not_done_again(settings, cache, monkeypatch):
+    settings |= {"matrix": "white-box", "defense": "none", "attack": "pgd(steps=1)", "batch": 8}
+    advbench.run(**settings)
+    plan = make_plan(make_config(**settings), measure=False)
+    (craft,) = (task for task in plan.tasks.values() if task.kind == "craft")
+    blocks = [BlockTask.of(craft, block) for block in blocks_of(craft.content.images)]
+    assert len(blocks) == 3
+    context = Context(settings["out"], "digits", None, {}, {}, 0)
+    performed = []
+    monkeypatch.setattr(execution, "_perform", lambda task, *_: performed.append(task.key))
+    for task in (*plan.tasks.values(), *blocks):
+        assert execute(task, context, "cpu").reason == ""
+    assert performed == []
+    artefact("craft", craft.key, settings["out"]).unlink()
+    for task in (craft, *blocks):
+        execute(task, context, "cpu")
+    assert performed == [task.key for task in (craft, *blocks)]
+
+    def overtaken(task, *_):
+        artefacts.save(artefact("craft", craft.key, settings["out"]), x_adv=np.zeros((24, 1)))
+        raise FileNotFoundError(errno.ENOENT, "the blocks were packed by another start")
+
+    monkeypatch.setattr(execution, "_perform", overtaken)
+    assert execute(craft, context, "cpu").reason == ""
 
 
 # --- the command line

@@ -24,7 +24,7 @@ from advbench.results.store import Store
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
 
-DEADLINE = 600.0
+DEADLINE = 900.0
 """Seconds after which a wait has failed; nothing here is timed."""
 
 SHORT = {
@@ -179,11 +179,16 @@ def test_a_run_that_is_ended_leaves_nothing_behind_and_the_next_one_goes_on(tmp_
 # --- the campaign
 
 SEED = int(os.environ.get("ADVBENCH_FAULTS_SEED", "0"))
-KILLS = 15
+KILLS = int(os.environ.get("ADVBENCH_FAULTS_KILLS", "12"))
 
 MOMENTS = {
     "some seconds after the start": None,
-    "while a file is written": ("out/store/*/.*.tmp", "cache/models/.*.tmp", "out/records/.writing/*/*.npz"),
+    "while a file is written": (
+        "out/store/*/.*.tmp",
+        "out/store/blocks/*/.*.tmp",
+        "cache/models/.*.tmp",
+        "out/records/.writing/*/*.npz",
+    ),
     "while a record is written": ("out/records/.writing/*",),
     "when a task is finished": (),
 }
@@ -192,7 +197,7 @@ MOMENTS = {
 def let_run(place, process, moment, chance):
     """Wait for a moment, or for the end of the run."""
     if MOMENTS[moment] is None:
-        deadline = time.monotonic() + chance.uniform(0, 30)
+        deadline = time.monotonic() + chance.uniform(0, 40)
         wait_until(lambda: time.monotonic() > deadline or process.poll() is not None, moment)
         return
     before, patterns = len(place.finished()), MOMENTS[moment]
