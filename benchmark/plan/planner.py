@@ -23,6 +23,7 @@ from advbench.plan.targets import Target, View
 from advbench.registry import registry
 from advbench.registry.schemes import OWN
 from advbench.registry.specs import Spec
+from advbench.tasks.answers import answers
 from advbench.tasks.calibrate import Converged, DataCalibration, ModelCalibration, SurrogateCalibration, Want
 from advbench.tasks.clean import CleanContent
 from advbench.tasks.components import Component, architecture_of
@@ -189,6 +190,15 @@ class Planner:
         self.trainings[key] = content
         return key
 
+    def _named(self, architecture: Spec) -> Component:
+        """What names a substitute's architecture in a key; of the user's, its answers to fixed images too."""
+        component = Component.of("architectures", architecture)
+        if not component.name.startswith(OWN):
+            return component
+        with training.seeded(0):
+            network = architecture_of(component, self.data)
+        return dataclasses.replace(component, identity=f"{component.identity} {answers(network, self.data)}")
+
     def _answers(self, content: TrainContent) -> str:
         """What a network of the user's answers to fixed images; an empty text for a registered architecture."""
         if content.architecture is None or not content.architecture.name.startswith(OWN):
@@ -220,7 +230,7 @@ class Planner:
         """The task that trains a substitute on a target's labels."""
         content = SubstituteContent(
             target=target.key,
-            architecture=Component.of("architectures", architecture),
+            architecture=self._named(architecture),
             rounds=self.config.substitute_rounds,
             step=self.config.substitute_step,
             seeds=self.config.substitute_seeds,

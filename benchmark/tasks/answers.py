@@ -33,11 +33,12 @@ def fixed_images(data: DataSet) -> tuple[Tensor, Tensor]:
     return clean, torch.cat((noise[:_NOISE], (noise[_NOISE:][: len(clean)] + clean[:_BETWEEN]) / 2))
 
 
-def answers(model: nn.Module, data: DataSet) -> str:
+def answers(model: nn.Module, data: DataSet, *, slopes: bool = True) -> str:
     """A text that names the behaviour of a model: the hash of its logits and of their gradients, then a number by image.
 
     model: images -> logits. It is asked on one thread, in two batches of a fixed size and with torch's generators seeded, so
     that the same model gives the same text on the same machine. What it cannot answer counts with the kind of its error.
+    slopes: whether with gradients; `alike` does without.
     """
     digest, numbers = hashlib.sha256(), []
     with single_thread(), evaluating(model):
@@ -46,7 +47,7 @@ def answers(model: nn.Module, data: DataSet) -> str:
             try:
                 logits = _logits(model, x)
                 numbers += _mixed(logits.double()).tolist()
-                digest.update(_bytes(logits) + _slopes(model, x))
+                digest.update(_bytes(logits) + (_slopes(model, x) if slopes else b""))
             except (Exception, SystemExit) as error:
                 digest.update(f"no answer: {type(error).__name__}".encode())
     return " ".join((digest.hexdigest(), *(f"{value:.6e}" for value in numbers)))

@@ -38,7 +38,7 @@ def load_defended(key: str, trainings: Trainings, data: DataSet, device: torch.d
     """
     content = trainings[key]
     defended = build_defended(content, trainings, data)
-    if content.answers and not alike(content.answers, answers_of(content, defended, data)):
+    if content.answers and not alike(content.answers, answers_of(content, defended, data, slopes=False)):
         raise ValueError(
             "Expected the model that the run was planned for, got one that answers otherwise: do not change its code, what "
             "that reads or the environment meanwhile"
@@ -50,20 +50,20 @@ def load_defended(key: str, trainings: Trainings, data: DataSet, device: torch.d
     return defended
 
 
-def answers_of(content: TrainContent, defended: Defended, data: DataSet) -> str:
+def answers_of(content: TrainContent, defended: Defended, data: DataSet, *, slopes: bool = True) -> str:
     """What a training's network answers to fixed images, where it is the user's; else an empty text.
 
-    defended: what the training builds. A finished model answers as it is, a network that is still to be trained with the
-    weights that its factory draws from a fixed seed.
+    defended: what the training builds. slopes: whether with gradients, as in a key. A finished model answers as it is, a
+    network that is still to be trained with the weights that its factory draws from a fixed seed.
     """
     architecture = content.architecture
     if architecture is None or not architecture.name.startswith(OWN):
         return ""
     if isinstance(defended, HandedIn):
-        return answers(defended.network, data)
+        return answers(defended.network, data, slopes=slopes)
     with training.seeded(0):
         network = architecture_of(architecture, data)
-    return answers(network, data)
+    return answers(network, data, slopes=slopes)
 
 
 @runtime_checkable

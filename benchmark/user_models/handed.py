@@ -49,8 +49,13 @@ class Handed(nn.Module):
         return self
 
     def state_dict(self, *arguments: Any, **keywords: Any) -> Any:
-        """That of the module."""
-        return self.inner.state_dict(*arguments, **keywords)
+        """That of the module, and the constants of frozen TorchScript, which are its weights."""
+        found = self.inner.state_dict(*arguments, **keywords)
+        for name, module in self.inner.named_modules():
+            if isinstance(module, torch.jit.ScriptModule) and not hasattr(module, "training"):
+                place = keywords.get("prefix", "") + (f"{name}." if name else "")
+                found.update({f"{place}constant{number}": value for number, value in enumerate(_constants(module.graph))})
+        return found
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits or log-probabilities, (n, classes), of images (n, c, h, w)."""
@@ -128,6 +133,15 @@ def _renamed(
     """Before the module's own names are loaded: as they are called inside."""
     for name in [name for name in state if name.startswith(prefix)]:
         state[prefix + _INNER + name.removeprefix(prefix)] = state.pop(name)
+
+
+def _constants(graph: Any) -> Iterator[Tensor]:
+    """The tensors that are written into a graph of TorchScript, in order."""
+    for node in graph.nodes():
+        if node.kind() == "prim::Constant" and "value" in node.attributeNames() and node.kindOf("value") == "t":
+            yield node.t("value")
+        for block in node.blocks():
+            yield from _constants(block)
 
 
 def _one_dtype(module: nn.Module) -> torch.dtype | None:

@@ -21,6 +21,7 @@ from advbench.clocks import resolve_devices
 from advbench.config import Config, Outputs, make_config
 from advbench.defenses.defended import Architecture
 from advbench.engine.scheduler import Watcher, run_plan
+from advbench.errors import reason
 from advbench.plan.compute_batch import DEFAULT_BATCH
 from advbench.plan.plan import Plan, make_plan
 from advbench.registry import registry
@@ -138,7 +139,7 @@ def evaluate(
     own = Own(mean=tuple(map(float, mean)), std=tuple(map(float, std)), stochastic=stochastic)
     with torch.inference_mode(False), as_it_came(model):
         look = _look(lambda: model, own, test, int(test.y.max()) + 1, outputs, device)
-        own = replace(own, weights_sha256=checkpoints.fingerprint(look.model))
+        own = replace(own, weights_sha256=look.weights_sha256)
         data = data_set_of(test, validation)
         given: dict[str, object] = {"norm": norm, "epsilon": epsilon, "seed": seed, "device": str(device)}
         given |= {"unit_test": unit_test, "unit_test_images": unit_test_images}
@@ -183,10 +184,10 @@ def plan_target(
     own = replace(own, stochastic=stochastic)
     first = scored_split(data, n_examples).first(LOOKS)
     look = _look(lambda: network(data.shape, data.n_classes), own, first, data.n_classes, outputs, place)
-    own = replace(own, weights_sha256=checkpoints.fingerprint(look.model))
+    own = replace(own, weights_sha256=look.weights_sha256)
     if isinstance(network, OnnxNetwork):
         onnx_files.check(network.file, look.network, first.x[:2].to(place))
-    for line in (*look.said, *_drawn(network, own, data)):
+    for line in (*look.said, *_drawn(network, own, data, look.network)):
         (say or _unheard)(line)
     settings |= {"dataset": dataset, "data_dir": data_dir, "norm": norm, "n_examples": n_examples, "device": device}
     settings["attack"] = _attacks(attack, norm or "linf", differentiable=look.differentiable)
@@ -206,13 +207,13 @@ def run_target(plan: Plan, watch: Watcher | None = None, notes: Sequence[str] = 
 class _Look:
     """A model as it is evaluated, and what a look at it found.
 
-    network: the user's own part of it. outputs: what that returns. differentiable: whether gradients reach the images. said:
-    lines that the user should know.
+    network: the user's own part of it. outputs: what that returns. weights_sha256: of the whole. differentiable: whether
+    gradients reach the images. said: lines that the user should know.
     """
 
-    model: Handed
     network: nn.Module
     outputs: Outputs
+    weights_sha256: str
     differentiable: bool
     said: tuple[str, ...]
 
@@ -221,6 +222,17 @@ def _look(
     architecture: Architecture, own: Own, test: Split, n_classes: int, declared: Outputs | None, device: torch.device
 ) -> _Look:
     """Build a model and look at it through a few images. ValueError, in one line, for one that cannot be evaluated."""
+    try:
+        return _looked_at(architecture, own, test, n_classes, declared, device)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"Expected a model that can be built, moved and asked, got {reason(error)}") from error
+
+
+def _looked_at(
+    architecture: Architecture, own: Own, test: Split, n_classes: int, declared: Outputs | None, device: torch.device
+) -> _Look:
     shown = test.first(LOOKS).to(device)
     found = loaded(architecture, own.weights, own.mean, own.std, shape_of(test))
     model, said = found.model.to(device), found.said
@@ -232,18 +244,22 @@ def _look(
             said = (*said, RECOGNISED[outputs])
     differentiable = check_model(model, shown.x, n_classes, stochastic=own.stochastic)
     said = tuple(filter(None, (*said, expects_bytes(model, shown.x, shown.y))))
-    return _Look(model, found.network, outputs, differentiable, said)
+    return _Look(found.network, outputs, checkpoints.fingerprint(model), differentiable, said)
 
 
-def _drawn(network: Architecture | CodeNetwork, own: Own, data: DataSet) -> tuple[str, ...]:
-    """A line if the weights of a network without a file of weights are drawn at random, at least some."""
+def _drawn(network: Architecture | CodeNetwork, own: Own, data: DataSet, first: nn.Module) -> tuple[str, ...]:
+    """A line if the weights of a network without a file of weights are drawn at random, at least some.
+
+    first: the network as it is made from the usual seed.
+    """
     if own.weights or not isinstance(network, CodeNetwork):
         return ()
-    states = []
-    for seed in (0, 1):
-        with seeded(seed):
-            states.append(Handed(network(data.shape, data.n_classes)).state_dict())
-    hashes = [{name: checkpoints.state_hash({name: value}) for name, value in state.items()} for state in states]
+    with seeded(1):
+        other = network(data.shape, data.n_classes)
+    hashes = [
+        {name: checkpoints.state_hash({name: value}) for name, value in Handed(model).state_dict().items()}
+        for model in (first, other)
+    ]
     drawn = [name for name, hashed in hashes[0].items() if hashed != hashes[1].get(name)]
     if not drawn:
         return ()

@@ -116,8 +116,8 @@ def test_the_order_of_a_worst_case_is_measured_once_for_each_model_and_never_whe
 def test_a_changed_member_is_another_attack(small, monkeypatch):
     from advbench.registry import registry
 
-    before = plan_of(small, norm="linf", attack="worst-case(attacks=['pgd','square'])")
+    before = plan_of(small, norm="linf", epsilon=0.5, attack="worst-case(attacks=['pgd','square'])")
     sources = registry.source_hash
     monkeypatch.setattr(registry, "source_hash", lambda name: sources(name) + ("x" if name.endswith("square") else ""))
-    after = plan_of(small, norm="linf", attack="worst-case(attacks=['pgd','square'])")
+    after = plan_of(small, norm="linf", epsilon=0.5, attack="worst-case(attacks=['pgd','square'])")
     assert not set(before.cells) & set(after.cells)

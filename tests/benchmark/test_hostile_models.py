@@ -391,3 +391,26 @@ def test_weights_of_a_quantised_model_are_told_apart_and_loaded(tmp_path):
     assert checkpoints.fingerprint(source) != checkpoints.fingerprint(target)
     assert load_weights(target, file_of(tmp_path, source.state_dict())) == ()
     assert checkpoints.fingerprint(source) == checkpoints.fingerprint(target)
+
+
+def test_two_frozen_scripts_are_two_models_by_their_constants():
+    from advbench.user_models.handed import Handed
+    from advbench.zoo import checkpoints
+
+    one, again = Handed(hostile.frozen_script()), Handed(hostile.frozen_script())
+    other = hostile.Layers().eval()
+    with torch.no_grad():
+        other.linear.bias[0] += 1
+    changed = Handed(torch.jit.freeze(torch.jit.script(other)))
+    assert checkpoints.fingerprint(one) == checkpoints.fingerprint(again)
+    assert checkpoints.fingerprint(one) != checkpoints.fingerprint(changed)
+
+
+def test_a_model_that_cannot_be_moved_is_refused_in_one_line():
+    class Stuck(hostile.Plain):
+        def _apply(self, fn, recurse=True):
+            raise NotImplementedError("not\nmovable")
+
+    x, y = problem()
+    with pytest.raises(ValueError, match=r"got NotImplementedError: not movable$"):
+        evaluate(Stuck(), x, y, epsilon=EPSILON, attack="fgsm", batch=N)
