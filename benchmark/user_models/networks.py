@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -103,11 +104,12 @@ class TorchvisionNetwork:
                 f"Expected a classification model of torchvision such as torchvision/resnet18, got {self.name!r}"
             )
         try:
-            made: nn.Module = (
-                models.get_model(self.name, weights=self.weights)
-                if self.weights
-                else models.get_model(self.name, weights=None, num_classes=n_classes)
-            )
+            with without_pickle():
+                made: nn.Module = (
+                    models.get_model(self.name, weights=self.weights)
+                    if self.weights
+                    else models.get_model(self.name, weights=None, num_classes=n_classes)
+                )
         except Exception as error:
             target = f"torchvision/{self.name}" + (f":{self.weights}" if self.weights else "")
             raise ValueError(f"{target}: {reason(error)}") from error
@@ -129,6 +131,25 @@ class TorchvisionNetwork:
                 f"Expected weights that torchvision has for {self.name}, got {self.weights!r}: {reason(error)}"
             ) from None
         return tuple(map(float, transforms.mean)), tuple(map(float, transforms.std))
+
+
+@contextmanager
+def without_pickle() -> Iterator[None]:
+    """Let `torch.load` read weights and nothing else while the block runs, with any arguments.
+
+    torchvision unpickles the files of its weights as they lie in the cache, compared with their hash only when downloaded.
+    """
+    wanted = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _halves(target: str) -> tuple[str, str]:
