@@ -24,7 +24,6 @@ _USUAL_ROUNDING = 1e-4
 _SOFTMAX: frozenset[Callable[..., object]] = frozenset(
     {torch.softmax, Tensor.softmax, torch.special.softmax, nn.functional.softmax}
 )
-_LOG: frozenset[Callable[..., object]] = frozenset({torch.log, Tensor.log})
 
 
 def are_probabilities(answers: Tensor) -> bool:
@@ -50,9 +49,9 @@ def check_outputs(answers: Tensor, outputs: Outputs) -> None:
 def log_probabilities(model: nn.Module, x: Tensor, outputs: Outputs) -> Tensor:
     """The logarithms of a model's probabilities, (n, classes), finite and with a gradient where it has one.
 
-    x: images (n, c, h, w). Where the model ends with torch's softmax, or with the logarithm of one, log-softmax stands in
-    its place: a softmax that is sure of itself is 1 and 0 exactly, and the way back is lost. Else probabilities below the
-    smallest normal number count as that.
+    x: images (n, c, h, w). Where the answers are those of the last softmax that torch computed, or the logarithm of these,
+    log-softmax stands in their place: a softmax that is sure of itself is 1 and 0 exactly, and the way back is lost. Else
+    probabilities below the smallest normal number count as that.
     """
     seen = _Softmaxes()
     with seen:
@@ -67,11 +66,11 @@ def log_probabilities(model: nn.Module, x: Tensor, outputs: Outputs) -> Tensor:
 
 
 class _Softmaxes(TorchFunctionMode):
-    """Remembers the softmax, and the logarithm of it, that were computed last inside."""
+    """Remembers what the last softmax inside was computed of."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._last: list[tuple[Tensor, Tensor, int | None]] = []
+        self._last: tuple[Tensor, int] | None = None
 
     def __torch_function__(
         self,
@@ -82,16 +81,25 @@ class _Softmaxes(TorchFunctionMode):
     ) -> object:
         result = func(*args, **(kwargs or {}))
         if func in _SOFTMAX and isinstance(result, Tensor):
-            given = dict(zip(("input", "dim", "dtype"), args, strict=False)) | dict(kwargs or {})
-            self._last = [(result, given["input"], given.get("dim"))]
-        elif func in _LOG and args and any(args[0] is each for each, _, _ in self._last):
-            self._last.append((result, *self._last[0][1:]))
+            given = dict(zip(("input", "dim"), args, strict=False)) | dict(kwargs or {})
+            dim = given.get("dim")
+            self._last = given["input"].to(result.dtype), 1 if dim is None else dim
         return result
 
     def logarithm(self, answers: Tensor) -> Tensor | None:
-        """The log-softmax whose exponential, or which itself, `answers` is; None for any other."""
-        for result, given, dim in self._last:
-            if result is answers:
-                exact: Tensor = given.to(result.dtype).log_softmax(1 if dim is None else dim)
-                return exact
-        return None
+        """The log-softmax of which `answers`, (n, classes), are the exponential or the value; None for any other answers.
+
+        Their numbers are compared: what came after the softmax may have changed them.
+        """
+        if self._last is None:
+            return None
+        given, dim = self._last
+        with torch.no_grad():
+            softmax = given.softmax(dim)
+            same = any(
+                each.dtype == answers.dtype and each.shape == answers.shape and torch.equal(each, answers)
+                for each in (softmax, softmax.log())
+            )
+        if not same or (torch.is_grad_enabled() and given.requires_grad and not answers.requires_grad):
+            return None
+        return given.log_softmax(dim)

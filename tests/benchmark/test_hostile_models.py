@@ -189,6 +189,28 @@ def test_from_the_command_line(name, images, tmp_path):
     assert all(note in done.output for note in case.notes)
 
 
+def test_what_changes_a_softmax_afterwards_is_not_overlooked():
+    """The first class is doubled in place: the label is that of the changed numbers, and not of the softmax."""
+    from advbench.user_models.outputs import log_probabilities
+
+    def doubled(z):
+        shares = z.softmax(dim=1)
+        shares[:, 0] *= 2
+        return shares / shares.sum(dim=1, keepdim=True)
+
+    def emptied(z):
+        shares = z.softmax(dim=1)
+        shares.data[:, 0] = 0
+        return shares
+
+    x, _ = problem()
+    for change in (doubled, emptied):
+        with torch.no_grad():
+            model = hostile.Behind(change)
+            found, shares = log_probabilities(model, x, "probabilities"), model(x)
+        torch.testing.assert_close(found, shares.clamp_min(torch.finfo(torch.float32).tiny).log())
+
+
 # --- what is refused, in one line
 
 REFUSED = {
@@ -264,7 +286,7 @@ def test_images_in_0_to_255_are_refused_with_the_remedy():
 
 
 def test_sure_probabilities_attacked_as_they_are_give_too_high_a_number_which_is_flagged_by_name():
-    sure = hostile.Behind(lambda z: (1000 * z).softmax(dim=1))
+    sure = hostile.Behind(lambda z: (1000 * z).softmax(dim=1).clone())
     found = in_python(sure, Case(outputs="logits")).summary()
     assert sum(found["examples"]["robust"]) > sum(robust_by_hand())
     assert "probabilities as outputs" in {flag["name"] for flag in found["flags"]}
