@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self, TypeAlias
 
@@ -47,6 +47,10 @@ def ask(model: nn.Module, x: Tensor, rng: ExampleRNG | None = None) -> Tensor:
     return answer
 
 
+BESIDE = 1 / 510
+"""How far beside a pixel with a slope that is no number a white-box attacker asks again: half a grey level of 8 bits."""
+
+
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Put `model` in evaluation mode with frozen parameters, and restore both, after an exception too."""
@@ -63,16 +67,20 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ledger:
-    """What was asked of a model, per example: int64 counts of shape (n,), each pass of a stochastic model counted."""
+    """What was asked of a model, per example: int64 counts of shape (n,), each pass of a stochastic model counted.
+
+    nonfinite: of gradients with a NaN or infinite component; empty where nobody counted them.
+    """
 
     forwards: Tensor
     backwards: Tensor
     queries: Tensor
+    nonfinite: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
     @staticmethod
     def zeros(n: int, device: torch.device | str = "cpu") -> Ledger:
         """Counts of zero for `n` examples."""
-        return Ledger(*(torch.zeros(n, dtype=torch.int64, device=device) for _ in range(3)))
+        return Ledger(*(torch.zeros(n, dtype=torch.int64, device=device) for _ in range(4)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -323,7 +331,12 @@ def in_precision(logits: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class WhiteBox(Access):
-    """Everything: logits, loss gradients and vector-Jacobian products, averaged over `draws` for a stochastic model."""
+    """Everything: logits, loss gradients and vector-Jacobian products, averaged over `draws` for a stochastic model.
+
+    Roots, logarithms and powers have no finite slope at black pixels. Where components of a gradient are NaN or infinite,
+    the ledger says so, and the attacker asks again, counted, at the image with these pixels moved by `BESIDE` towards grey:
+    what is finite there takes their place, the rest stays as it is (attacks read NaN as zero; see `balls.finite`).
+    """
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits without a gradient, shape (n, classes); averaged over the draws."""
@@ -335,11 +348,41 @@ class WhiteBox(Access):
         For a stochastic model the loss, its gradient and the logits are means over the draws (EOT, Athalye et al. 2018).
         Raises NoGradientError if the logits do not depend on the images differentiably.
         """
+        found = self._evaluation(x, goal, loss)
+
+        def beside(access: Self, near: Tensor, rows: Tensor) -> Tensor:
+            return access._evaluation(near, goal.select(rows), loss).gradient
+
+        gradient = self._mended(found.gradient, x, beside)
+        return found if gradient is found.gradient else replace(found, gradient=gradient)
+
+    def _evaluation(self, x: Tensor, goal: Goal, loss: Loss) -> Evaluation:
+        """The answer to `loss_gradient` with the gradient as it comes."""
         x = x.detach().requires_grad_()
         parts = [self._loss_gradient(x, goal, loss, draws) for draws in self._portions()]
         if len(parts) == 1:
             return Evaluation(*parts[0])
         return Evaluation(*(torch.stack(column).sum(dim=0) for column in zip(*parts, strict=True)))
+
+    def _mended(self, gradients: Tensor, x: Tensor, beside: Callable[[Self, Tensor, Tensor], Tensor]) -> Tensor:
+        """The gradients with finite components, of images beside, in place of those that are no numbers, where there are.
+
+        gradients: of one cotangent, (n, c, h, w), or of several, (m, n, c, h, w). beside: (access to some examples, images
+        for them, their rows) -> gradients there.
+        """
+        if bool(gradients.sum().isfinite()):
+            return gradients
+        broken = ~gradients.isfinite()
+        somewhere = broken if broken.dim() == x.dim() else broken.any(dim=0)
+        rows = somewhere.flatten(1).any(dim=1).nonzero().squeeze(1)
+        if not len(rows):  # the sum alone overflows
+            return gradients
+        self.ledger.nonfinite.index_add_(0, self.rows[rows], torch.ones_like(rows))
+        here = x.detach()[rows]
+        near = torch.where(somewhere[rows], here + BESIDE * (1 - 2 * (here > 0.5).to(here.dtype)), here)
+        found, along = beside(self.select(rows), near, rows), gradients.dim() - x.dim()
+        kept = gradients.index_select(along, rows)
+        return gradients.index_copy(along, rows, found.where(~kept.isfinite() & found.isfinite(), kept))
 
     def _loss_gradient(self, x: Tensor, goal: Goal, loss: Loss, draws: int) -> tuple[Tensor, Tensor, Tensor]:
         """What some draws add to the loss (n,), its gradient (n, c, h, w) and the logits (n, classes)."""
@@ -357,6 +400,18 @@ class WhiteBox(Access):
         model. A detector whose score does not depend on the images differentiably has a gradient of zero. Raises
         NoGradientError as `loss_gradient` does.
         """
+        found = self._both_sides(x, goal, loss)
+
+        def up(access: Self, near: Tensor, rows: Tensor) -> Tensor:
+            return access._both_sides(near, goal.select(rows), loss).uphill
+
+        def down(access: Self, near: Tensor, rows: Tensor) -> Tensor:
+            return access._both_sides(near, goal.select(rows), loss).downhill
+
+        return replace(found, uphill=self._mended(found.uphill, x, up), downhill=self._mended(found.downhill, x, down))
+
+    def _both_sides(self, x: Tensor, goal: Goal, loss: Loss) -> Sides:
+        """The answer to `sides` with the gradients as they come."""
         x = x.detach().requires_grad_()
         parts = [self._sides(x, goal, loss, draws) for draws in self._portions()]
         return Sides(
@@ -388,6 +443,17 @@ class WhiteBox(Access):
         The map multiplies each cotangent with the Jacobian of the logits (averaged over the draws); it may be called
         repeatedly and counts m backwards (per draw) each time. Raises NoGradientError as `loss_gradient` does.
         """
+        logits, pull = self._pullback(x)
+
+        def mended(cotangents: Tensor) -> Tensor:
+            return self._mended(
+                pull(cotangents), x, lambda access, near, rows: access._pullback(near)[1](cotangents[:, rows])
+            )
+
+        return logits, mended
+
+    def _pullback(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The answer to `pullback` with the gradients as they come."""
         x = x.detach().requires_grad_()
         with torch.enable_grad():
             logits = _differentiable(self._share(self._forward(x, self.draws), self.draws))

@@ -55,7 +55,8 @@ class Auto:
     4. Square goes on, up to `queries`, for the near examples, as long as of its own margin no more is left than the share
        survey / queries so far. Whenever its queries have doubled, APGD sets out from where it is once more.
     5. An example is misled where the survey wore off the margin by the share `misled` of what all gradients did, or more:
-       random squares rarely come so far unless the gradients point astray. It gets AutoAttack's own budget: APGD on the
+       random squares rarely come so far unless the gradients point astray; and where a gradient had a component that was no
+       finite number. It gets AutoAttack's own budget: APGD on the
        difference of logits ratio and FAB with `long_steps` towards each of the `all_targets` likeliest classes, and Square
        with `all_queries`, however its margin wears off.
 
@@ -209,12 +210,14 @@ class Standings:
         return self.distance <= CLOSE[self.threat.norm] * self.threat.epsilon_or_inf
 
     def misled(self, by_gradients: Tensor, share: float) -> Tensor:
-        """Whose margin squares wore off by a share of what gradients did, or more, and still withstands, shape (n,), bool.
+        """Whose margin squares wore off by a share of what gradients did, or more, or whose gradients are no numbers, and
+        who still withstands, shape (n,), bool.
 
         by_gradients: the highest margins that gradients had reached before the squares, shape (n,).
         """
         squares, gradients = self.clean + self.trail.loss, self.clean + by_gradients
-        return (squares >= share * gradients.clamp(min=0)) & ~self.best.achieved
+        broken = self.access.ledger.nonfinite[self.access.rows] > 0
+        return (broken | (squares >= share * gradients.clamp(min=0))) & ~self.best.achieved
 
     def likeliest_targets(self, count: int, chosen: Tensor | None = None) -> list[Tensor | None]:
         """The wrong classes likeliest at the best images, each (n,) int64; None where the goal has a target.

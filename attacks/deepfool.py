@@ -165,7 +165,8 @@ class DeepFool:
             wrong = logits.scatter(1, goal.y.unsqueeze(1), -torch.inf)
             classes = wrong.topk(min(self.candidates, logits.shape[1] - 1), dim=1).indices
         cotangents = functional.one_hot(classes.T, logits.shape[1]) - functional.one_hot(goal.y, logits.shape[1])
-        gradients = pull(cotangents.to(logits.dtype)).nan_to_num()
+        gradients = pull(cotangents.to(logits.dtype))
+        gradients = balls.finite(gradients.flatten(0, 1)).view_as(gradients)
         slopes = balls.distance(gradients.flatten(0, 1), balls.DUAL[threat.norm]).view(len(gradients), -1)
         heights = (true - logits.gather(1, classes)).abs().T
         length, nearest = (heights / slopes).where(slopes > 0, torch.inf).min(dim=0)

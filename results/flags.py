@@ -324,7 +324,8 @@ def gradients_not_finite(evidence: Evidence) -> Flag | None:
         finding="Gradients are NaN or infinite at images or on the way uphill from them",
         measured=f"on {broken} of {n} clean-correct images ({_percent(broken, n)}) a component is no finite number",
         n=n,
-        why="Attacks read NaN as zero and do not move these values; infinite ones outweigh all others in most attacks.",
+        why="Attacks take the slopes half a grey level beside these values, which are others than the model's; where those "
+        "are no numbers either, they read NaN as zero and do not move the values.",
         paper=ATHALYE,
         remedy="Run gradient-free attacks (square, hop-skip-jump), or a surrogate with finite gradients: a small constant "
         "inside roots, logarithms and powers, which have no finite slope at black pixels.",

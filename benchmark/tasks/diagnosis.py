@@ -68,9 +68,16 @@ def _are_probabilities(logits: Tensor) -> bool:
     return bool((logits >= 0).all() and ((logits.double().sum(dim=1) - 1).abs() <= _SUM).all())
 
 
+class _AsItComes(WhiteBox):
+    """Access whose gradients hide no component that is no number."""
+
+    def _mended(self, gradients: Tensor, x: Tensor, beside: object) -> Tensor:  # noqa: ARG002
+        return gradients
+
+
 def _access(surrogate: Surrogate, part: Split, seed: int, draws: int) -> WhiteBox:
     rng = ExampleRNG.make(seed, "diagnosis", part.index)
-    return WhiteBox(surrogate.model, rng, stochastic=surrogate.stochastic, draws=draws)
+    return _AsItComes(surrogate.model, rng, stochastic=surrogate.stochastic, draws=draws)
 
 
 def _look(surrogate: Surrogate, part: Split, threat: ThreatModel, seed: int, draws: int) -> dict[str, Tensor]:

@@ -8,8 +8,9 @@ from contextlib import contextmanager, suppress
 import torch
 from torch import Tensor, nn
 
-from advbench.attacks.access import ask, frozen
+from advbench.attacks.access import WhiteBox, ask, frozen
 from advbench.attacks.rng import ExampleRNG
+from advbench.attacks.threat import Untargeted, cross_entropy
 from advbench.config import Outputs
 from advbench.errors import reason
 from advbench.process_state import ChangedStateError, checked
@@ -19,6 +20,8 @@ from advbench.user_models.outputs import are_probabilities, check_outputs
 LOOKS = 16
 """How many images a model is looked at with."""
 _PASSES = 4
+_UPHILL = 4 / 255
+"""How far uphill slopes are looked at."""
 _ROUNDING = 1e-3
 """The change of a logit, as a share of the largest one, that rounding may make."""
 
@@ -78,6 +81,22 @@ def expects_bytes(model: nn.Module, x: Tensor, y: Tensor) -> str:
         f"The model gets {right[0]} of {len(few)} images right, and {right[1]} with pixels in 0..255: images come in "
         "[0, 1], multiply by 255 inside the model"
     )
+
+
+def slopes_are_finite(model: nn.Module, x: Tensor, *, stochastic: bool) -> bool:
+    """Whether no gradient of a model that gives gradients has a NaN or infinite component at images x, (n, c, h, w).
+
+    It is asked at up to `LOOKS` images and a few grey levels uphill from them, where pixels may have become black or white.
+    """
+    few = x[:LOOKS]
+    rng = ExampleRNG.make(0, "preflight", torch.arange(len(few), device=few.device))
+    asked = Blockwise(model, block=len(few)) if stochastic else model
+    with _left_alone(), WhiteBox(asked, rng, stochastic=stochastic) as access:
+        goal = Untargeted(access.logits(few).argmax(dim=1))
+        gradient = access.loss_gradient(few, goal, cross_entropy).gradient
+        uphill = (few + _UPHILL * gradient.nan_to_num().sign()).clamp(0, 1)
+        access.loss_gradient(uphill, goal, cross_entropy)
+    return not bool(access.ledger.nonfinite.any())
 
 
 @contextmanager

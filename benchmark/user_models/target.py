@@ -16,6 +16,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from advbench.attacks.access import WhiteBox
 from advbench.attacks.capabilities import need_of
 from advbench.clocks import resolve_devices
 from advbench.config import Config, Outputs, make_config
@@ -38,7 +39,7 @@ from advbench.user_models.handed import Handed, as_logits
 from advbench.user_models.held import holding
 from advbench.user_models.networks import CodeNetwork, TorchvisionNetwork
 from advbench.user_models.onnx_files import OnnxNetwork
-from advbench.user_models.preflight import LOOKS, check_model, expects_bytes, outputs_of
+from advbench.user_models.preflight import LOOKS, check_model, expects_bytes, outputs_of, slopes_are_finite
 from advbench.user_models.weights import Own, loaded
 from advbench.zoo import checkpoints
 from advbench.zoo.data import DataSet, Split
@@ -47,6 +48,14 @@ from advbench.zoo.training import seeded
 DEFAULT_ATTACK = "auto"
 CURVE = "fmn"
 """The minimal-norm attack whose distances draw the curve of accuracy against epsilon, if none is named."""
+WITHOUT_GRADIENTS = "square"
+"""The attack that runs beside all others where gradients are no numbers, if none that asks without gradients is named."""
+_WITH_QUERIES = frozenset({"auto", "autoattack"})
+"""Ensembles that have such an attack among their parts."""
+_NOT_FINITE = (
+    "Gradients are NaN or infinite in places: attacks follow the slopes beside these, and square, or auto's part of it, "
+    "attacks without gradients in addition"
+)
 _DRAWS = 16
 RECOGNISED: Mapping[Outputs, str] = {
     "probabilities": "The model returns probabilities (no number is negative, and each row sums to 1): they are attacked "
@@ -143,7 +152,7 @@ def evaluate(
         data = data_set_of(test, validation)
         given: dict[str, object] = {"norm": norm, "epsilon": epsilon, "seed": seed, "device": str(device)}
         given |= {"unit_test": unit_test, "unit_test_images": unit_test_images}
-        given["attack"] = _attacks(attack, norm, differentiable=look.differentiable)
+        given["attack"] = _attacks(attack, norm, look)
         given["outputs"] = None if look.outputs == "logits" else look.outputs
         given["draws"] = draws or (None if validation is not None else _DRAWS)
         given["batch"] = batch if batch or look.differentiable else DEFAULT_BATCH
@@ -190,7 +199,7 @@ def plan_target(
     for line in (*look.said, *_drawn(network, own, data, look.network)):
         (say or _unheard)(line)
     settings |= {"dataset": dataset, "data_dir": data_dir, "norm": norm, "n_examples": n_examples, "device": device}
-    settings["attack"] = _attacks(attack, norm or "linf", differentiable=look.differentiable)
+    settings["attack"] = _attacks(attack, norm or "linf", look)
     settings["batch"] = batch if batch or look.differentiable else DEFAULT_BATCH
     settings["outputs"] = None if look.outputs == "logits" else look.outputs
     label = f"{target} ({Path(own.weights).name})" if own.weights else target
@@ -208,13 +217,14 @@ class _Look:
     """A model as it is evaluated, and what a look at it found.
 
     network: the user's own part of it. outputs: what that returns. weights_sha256: of the whole. differentiable: whether
-    gradients reach the images. said: lines that the user should know.
+    gradients reach the images. finite: whether these are numbers in all components. said: lines that the user should know.
     """
 
     network: nn.Module
     outputs: Outputs
     weights_sha256: str
     differentiable: bool
+    finite: bool
     said: tuple[str, ...]
 
 
@@ -243,8 +253,9 @@ def _looked_at(
         if declared is None:
             said = (*said, RECOGNISED[outputs])
     differentiable = check_model(model, shown.x, n_classes, stochastic=own.stochastic)
-    said = tuple(filter(None, (*said, expects_bytes(model, shown.x, shown.y))))
-    return _Look(found.network, outputs, checkpoints.fingerprint(model), differentiable, said)
+    finite = not differentiable or slopes_are_finite(model, shown.x, stochastic=own.stochastic)
+    said = tuple(filter(None, (*said, expects_bytes(model, shown.x, shown.y), "" if finite else _NOT_FINITE)))
+    return _Look(found.network, outputs, checkpoints.fingerprint(model), differentiable, finite, said)
 
 
 def _drawn(network: Architecture | CodeNetwork, own: Own, data: DataSet, first: nn.Module) -> tuple[str, ...]:
@@ -330,9 +341,9 @@ def _run(
     )
 
 
-def _attacks(attack: AttackChoice, norm: str, *, differentiable: bool) -> AttackChoice:
-    """The attacks that were named, or the default, and one of minimal norm."""
-    if not differentiable:
+def _attacks(attack: AttackChoice, norm: str, look: _Look) -> AttackChoice:
+    """The attacks that were named, or the default, one of minimal norm, and one without gradients if they are not finite."""
+    if not look.differentiable:
         if attack is None:
             raise ValueError(
                 "Expected a model that gives gradients, got one that does not: name attacks that need none, such as "
@@ -342,9 +353,14 @@ def _attacks(attack: AttackChoice, norm: str, *, differentiable: bool) -> Attack
     if norm == "none":
         return attack
     chosen = make_config(attack=attack if attack is not None else DEFAULT_ATTACK).attack or ()
-    if any(registry.attacks.create(spec).minimal_norm for spec in chosen):
-        return chosen
-    return (*chosen, Spec(CURVE))
+    made = [registry.attacks.create(spec) for spec in chosen]
+    asked = [
+        spec.name in _WITH_QUERIES or not issubclass(each.knowledge, WhiteBox)
+        for spec, each in zip(chosen, made, strict=True)
+    ]
+    if not any(each.minimal_norm for each in made):
+        chosen = (*chosen, Spec(CURVE))
+    return chosen if look.finite or any(asked) else (*chosen, Spec(WITHOUT_GRADIENTS))
 
 
 def _completed(target: str, weights: str | None, mean: str | None, std: str | None) -> tuple[str, Own]:
