@@ -78,6 +78,8 @@ AUTO = "auto(steps=5,long_steps=10,queries=40,survey=20,all_queries=40)"
 
 CASES = {
     "plain": Case(),
+    "writes_in_place": Case(),
+    "writes_into_data": Case(),
     "softmax": Case(notes=(SAID,)),
     "softmax_layer": Case(notes=(SAID,)),
     "softmax_copied": Case(notes=(SAID,)),
@@ -103,7 +105,7 @@ CASES = {
     "quantised": Case(BLIND),
 }
 COMMAND = [
-    *("softmax", "float64_logits", "bfloat16_model", "eval_raises", "frozen_script", "exported"),
+    *("writes_into_data", "softmax", "float64_logits", "bfloat16_model", "eval_raises", "frozen_script", "exported"),
     *("built_in_inference_mode", "keeps_a_tensor", "quantised", "numpy_inside"),
 ]
 """Those that are run from the command line too, one of each kind."""
