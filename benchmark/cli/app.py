@@ -141,7 +141,8 @@ def run(
     Without arguments: all three matrices on the embedded digits with the default suite. Finished work is kept: after an
     interruption, run the same command to continue.
 
-    Exit codes: 0 all cells scored, 1 at least one cell failed (the table says which), 2 bad input, 130 interrupted.
+    Exit codes: 0 all cells scored, 1 at least one cell failed (the table says which), 2 bad input or a full disk,
+    130 interrupted.
     """
     flags = {"compile": compile, "fresh": fresh, "unit_test": unit_test}
     given = {name: value for name, value in locals().items() if name not in ("config", "dry_run", "debug", "flags")}
@@ -219,7 +220,8 @@ def evaluate(
     TARGET's factory returns an nn.Module: images in [0, 1] -> logits. It runs the attack `auto`, or those named, and a
     minimum-norm attack for the robustness curve. Weights are loaded without pickle. Finished work is kept.
 
-    Exit codes: 0 all attacks scored, 1 at least one failed (the table says which), 2 bad input, 130 interrupted.
+    Exit codes: 0 all attacks scored, 1 at least one failed (the table says which), 2 bad input or a full disk,
+    130 interrupted.
     """
     settings = {name: value for name, value in locals().items() if name not in ("target", "json", "debug")}
     settings |= {"fresh": fresh or None, "unit_test": unit_test or None, "outputs": outputs.value if outputs else None}

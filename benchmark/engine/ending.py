@@ -45,6 +45,7 @@ def as_ctrl_c() -> Iterator[None]:
 
 
 _folders: set[Path] = set()
+_parents: set[int] = set()
 
 
 def end_with_parent(parent: int) -> None:
@@ -53,7 +54,8 @@ def end_with_parent(parent: int) -> None:
     parent: the process id that the parent has. Folders named to `remove_with_parent` go too. What is being written is not
     finished; a whole file stays whole. Where a process cannot see that its parent has changed, nothing is watched.
     """
-    if os.name == "posix":
+    if os.name == "posix" and parent not in _parents:
+        _parents.add(parent)
         threading.Thread(target=_watch, args=(parent,), daemon=True, name="advbench-parent").start()
 
 

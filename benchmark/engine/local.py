@@ -21,6 +21,7 @@ from advbench.clocks import usable_cores
 from advbench.engine import ending
 from advbench.engine.engine import Engine
 from advbench.plan.plan import Plan
+from advbench.tasks.artefacts import leave_telling_to_parent
 from advbench.tasks.context import Context
 from advbench.tasks.execution import TaskOutcome, execute
 from advbench.tasks.task import Task
@@ -241,5 +242,6 @@ def _in_process(work: Work, task: Task, context: Context, device: str) -> TaskOu
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     if context.progress is not None:
         ending.remove_with_parent(context.progress)
+    leave_telling_to_parent()
     torch.set_num_threads(1)
     return _attempt(work, task, context, device)

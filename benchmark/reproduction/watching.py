@@ -6,6 +6,7 @@ which gives the same bits, and looked at from epoch to epoch; what was seen is k
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from advbench.attacks.threat import ThreatModel
 from advbench.clocks import single_thread
 from advbench.defenses.defended import Defended, Surrogate
 from advbench.defenses.training.smooth_gradient import Followed, SmoothGradient, follow
+from advbench.engine.ending import end_with_parent
 from advbench.engine.local import slots
 from advbench.modes import evaluating
 from advbench.registry import registry
@@ -58,7 +60,7 @@ def courses(run: RunFindings, cells: Sequence[ScoredCell]) -> list[Course]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Work:
-    """A training to watch, as a worker takes it: names and numbers."""
+    """A training to watch, as a worker takes it: names and numbers. parent: the process that asks for it."""
 
     path: Path
     content: TrainContent
@@ -70,6 +72,7 @@ class _Work:
     batch: int
     weights: str
     device: str
+    parent: int
 
     @staticmethod
     def of(run: RunFindings, cell: ScoredCell) -> _Work:
@@ -88,6 +91,7 @@ class _Work:
             batch=record.details["compute_batch"],
             weights=record.weights_sha256,
             device=str(run.plan.devices[0]),
+            parent=os.getpid(),
         )
 
 
@@ -97,6 +101,8 @@ def _read(path: Path) -> Course:
 
 
 def _watch(work: _Work) -> None:
+    if os.getpid() != work.parent:
+        end_with_parent(work.parent)
     with single_thread():
         found = _course(work, registry.load_dataset(work.dataset, work.data_dir))
     save(work.path, **{name: np.array(accuracies) for name, accuracies in found.items()})

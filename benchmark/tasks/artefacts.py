@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import threading
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -72,9 +73,18 @@ def _verified(path: Path, rows: int | None, version: tuple[int, int, int]) -> bo
         else:
             checkpoints.verify(path)
     except (OSError, ValueError) as error:
-        _LOG.warning("damaged file, its task is done again: %s", error)
+        if not _told_by_parent.is_set():
+            _LOG.warning("damaged file, its task is done again: %s", error)
         return False
     return True
+
+
+_told_by_parent = threading.Event()
+
+
+def leave_telling_to_parent() -> None:
+    """Log no damage in this process, a worker: its parent has looked at the same files before."""
+    _told_by_parent.set()
 
 
 def sweep(out: Path) -> None:

@@ -240,6 +240,8 @@ def test_no_kill_at_any_moment_loses_or_repeats_a_finished_task(tmp_path):
         hits += process.poll() is None
         kill(place, process, number, group)
         assert "Traceback" not in place.log, (moment, number)
+        said = [line for line in place.log.splitlines() if line.startswith("damaged")]
+        assert len(said) == len(set(said)), "damage is said once"
         now = place.finished()
         assert kept.items() <= now.items(), (moment, number, "a finished task was lost or done again")
         kept = {path: version for path, version in now.items() if damaged.get(path) != version}
