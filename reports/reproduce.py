@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from advbench.reports import formatting
 from advbench.results.matrices import RANKED
-from advbench.results.record import Record
+from advbench.results.record import Record, TargetPart
 
 _OWN, _PREFIX, _HELD = "own", "own:", "own:held:"
 """How records name a model of the user's: its defense, its architecture, and an architecture that lived in memory only."""
@@ -47,6 +47,7 @@ def _run(records: Sequence[Record]) -> str:
             "matrix": ",".join(matrix for matrix in RANKED if any(record.matrix == matrix for record in records)),
             "dataset": records[0].dataset["name"],
             "architecture": _names(target["architecture"]["name"] for target in targets if "architecture" in target),
+            "outputs": _outputs(records[0].target),
             "defense": _names(target["label"].partition(" / ")[0] for target in targets),
             "substitute": substitutes,
             **_attacked(records),
@@ -62,15 +63,21 @@ def _evaluate(records: Sequence[Record]) -> str:
     target, own = records[0].target, records[0].target["defense"]["arguments"]
     statistics = {name: _listed(own.get(name)) for name in ("mean", "std")}
     name = target["architecture"]["name"]
-    attacked = _attacked(records)
+    attacked, outputs = _attacked(records), _outputs(target)
     if name.startswith(_HELD):
-        given = ", ".join(f"{key}={attacked[key]!r}" for key in ("norm", "epsilon", "attack"))
+        shown = {key: attacked[key] for key in ("norm", "epsilon", "attack")} | ({"outputs": outputs} if outputs else {})
+        given = ", ".join(f"{key}={value!r}" for key, value in shown.items())
         return f"advbench.evaluate(model, x, y, {given})"
     return _command(
         ["advbench", "evaluate", name.removeprefix(_PREFIX)],
-        {"dataset": records[0].dataset["name"], "weights": own.get("weights"), **statistics, **attacked},
+        {"dataset": records[0].dataset["name"], "weights": own.get("weights"), **statistics, "outputs": outputs, **attacked},
         ["--stochastic"] if own.get("stochastic") else [],
     )
+
+
+def _outputs(target: TargetPart) -> object:
+    """What a network of the user's was declared to return; None if nothing was."""
+    return target["architecture"]["arguments"].get("outputs")
 
 
 def _attacked(records: Sequence[Record]) -> dict[str, object]:

@@ -153,7 +153,7 @@ def evaluate(
         given: dict[str, object] = {"norm": norm, "epsilon": epsilon, "seed": seed, "device": str(device)}
         given |= {"unit_test": unit_test, "unit_test_images": unit_test_images}
         given["attack"] = _attacks(attack, norm, look)
-        given["outputs"] = None if look.outputs == "logits" else look.outputs
+        given["outputs"] = outputs or look.returned
         given["draws"] = draws or (None if validation is not None else _DRAWS)
         given["batch"] = batch if batch or look.differentiable else DEFAULT_BATCH
         with holding(_place(name, own, data), model, data) as held, folder_of(out) as folder:
@@ -201,7 +201,7 @@ def plan_target(
     settings |= {"dataset": dataset, "data_dir": data_dir, "norm": norm, "n_examples": n_examples, "device": device}
     settings["attack"] = _attacks(attack, norm or "linf", look)
     settings["batch"] = batch if batch or look.differentiable else DEFAULT_BATCH
-    settings["outputs"] = None if look.outputs == "logits" else look.outputs
+    settings["outputs"] = outputs or look.returned
     label = f"{target} ({Path(own.weights).name})" if own.weights else target
     return make_plan(_config(OWN + target, replace(own, n_examples=n_examples if stochastic else None), label, **settings))
 
@@ -216,12 +216,13 @@ def run_target(plan: Plan, watch: Watcher | None = None, notes: Sequence[str] = 
 class _Look:
     """A model as it is evaluated, and what a look at it found.
 
-    network: the user's own part of it. outputs: what that returns. weights_sha256: of the whole. differentiable: whether
-    gradients reach the images. finite: whether these are numbers in all components. said: lines that the user should know.
+    network: the user's own part of it. returned: what that returns if not logits. weights_sha256: of the whole.
+    differentiable: whether gradients reach the images. finite: whether these are numbers in all components. said: lines that
+    the user should know.
     """
 
     network: nn.Module
-    outputs: Outputs
+    returned: Outputs | None
     weights_sha256: str
     differentiable: bool
     finite: bool
@@ -255,7 +256,8 @@ def _looked_at(
     differentiable = check_model(model, shown.x, n_classes, stochastic=own.stochastic)
     finite = not differentiable or slopes_are_finite(model, shown.x, stochastic=own.stochastic)
     said = tuple(filter(None, (*said, expects_bytes(model, shown.x, shown.y), "" if finite else _NOT_FINITE)))
-    return _Look(found.network, outputs, checkpoints.fingerprint(model), differentiable, finite, said)
+    returned = None if outputs == "logits" else outputs
+    return _Look(found.network, returned, checkpoints.fingerprint(model), differentiable, finite, said)
 
 
 def _drawn(network: Architecture | CodeNetwork, own: Own, data: DataSet, first: nn.Module) -> tuple[str, ...]:

@@ -266,6 +266,25 @@ def test_outputs_that_are_not_what_was_declared_are_refused(outputs, name, messa
         evaluate(getattr(hostile, name)(), x, y, epsilon=EPSILON, outputs=outputs, attack="fgsm", batch=N)
 
 
+def test_what_was_declared_or_recognised_stands_in_the_record_and_in_a_runs_architectures(images, tmp_path):
+    from advbench.config import make_config
+    from advbench.plan.plan import make_plan
+
+    def recorded(outputs: str | None) -> object:
+        (cell, *_) = in_python(hostile.softmax(), Case("fgsm", outputs=outputs)).cells
+        return cell[0].target["architecture"]["arguments"]
+
+    assert recorded(None) == recorded("probabilities") == {"outputs": "probabilities"}
+    assert recorded("logits") == {"outputs": "logits"}
+    (tmp_path / "run.toml").write_text('outputs = "probabilities"\n')
+    given = {"dataset": f"npz:{images}", "epsilon": 0.1, "attack": "fgsm", "matrix": "white-box", "defense": "none"}
+    config = make_config(tmp_path / "run.toml", architecture=f"own:{FILE}:softmax,gu2014/n100-100-10", batch=8, **given)
+    own, ours = (content.architecture.keywords for content in make_plan(config).trainings.values())
+    assert (own, ours) == ({"outputs": "probabilities"}, {})
+    with pytest.raises(ValueError, match="Expected an architecture of yours, own:TARGET, with `outputs`"):
+        make_plan(make_config(tmp_path / "run.toml", **given))
+
+
 def test_an_epsilon_beyond_the_box_is_refused_in_every_norm(images):
     x, y = problem()
     for norm, epsilon, widest in (("linf", 8, "1"), ("l2", 4.1, "4"), ("l1", 17, "16")):

@@ -211,6 +211,12 @@ def test_without_settings_the_command_is_read_from_the_records(cells):
     assert reproduction([own], SETTINGS).command.startswith(
         "advbench evaluate net.py:make --dataset mnist --weights net.pt --mean 0.5 --std 0.25 --attack "
     )
+    for name, text in (
+        ("net.py:make", "--std 0.25 --outputs probabilities --attack "),
+        ("held:m", "outputs='probabilities')"),
+    ):
+        architecture = {"name": f"own:{name}", "arguments": {"outputs": "probabilities"}}
+        assert text in reproduction([replace(own, target=own.target | {"architecture": architecture})], SETTINGS).command
 
 
 def test_robustbench_reads_its_own_keys(cells):
