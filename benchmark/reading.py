@@ -100,11 +100,11 @@ def text_of(path: Path, largest: int = LARGEST_TEXT) -> str:
 def json_of(text: str, containers: int = _CONTAINERS) -> Any:
     """The value of a JSON text. Raises ValueError for no JSON, deep nesting, or more than so many lists and objects."""
     if text.count("[") + text.count("{") > containers:
-        raise ValueError(f"Expected JSON with at most {containers:,} lists and objects, got more")
+        raise ValueError(f"more than {containers:,} lists and objects")
     try:
         return json.loads(text)
     except RecursionError:
-        raise ValueError("Expected JSON, got values that are nested too deeply") from None
+        raise ValueError("values that are nested too deeply") from None
 
 
 def allowance(packed: int) -> int:
