@@ -6,8 +6,8 @@ fresh forward pass says (DESIGN invariants 1 and 2).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,12 +110,13 @@ def craft(
 
     scale: the worth of a unit of the score of the surrogate's detector in logits. around: what each batch is attacked in,
     given its access, to follow its progress.
-    The attack sees copies of the images, labels and indices: the data set stays as it is if it writes into them.
+    The attack sees copies of the images, labels and indices, and the model's parameters and buffers are put back after it:
+    what it writes into them bends no other number.
     Raises ViolationError if the attack leaves the budget or the box, changes the shape, or returns NaN.
     """
     _warm_up(surrogate, split, seed=seed, batch=batch, device=device)
     images, ledgers = [], []
-    with stopwatch(device) as measured:
+    with _state_kept(surrogate), stopwatch(device) as measured:
         for start in range(0, len(split), batch):
             part = split.select(slice(start, start + batch)).to(device)
             shown = copied(part)
@@ -133,6 +134,20 @@ def craft(
             ledgers.append(access.ledger)
     counts = [torch.cat([getattr(one, field) for one in ledgers]).cpu() for field in ("forwards", "backwards", "queries")]
     return Craft(torch.cat(images), Ledger(*counts), measured)
+
+
+@contextmanager
+def _state_kept(surrogate: Surrogate) -> Iterator[None]:
+    """Put the parameters and buffers of a surrogate and its detector back after the block, after an exception too."""
+    modules = [surrogate.model] if surrogate.detector is None else [surrogate.model, surrogate.detector.model]
+    state = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    before = [tensor.detach().clone() for tensor in state]
+    try:
+        yield
+    finally:
+        for tensor, value in zip(state, before, strict=True):
+            if not torch.equal(tensor, value):
+                tensor.data.copy_(value)
 
 
 def detector_view(surrogate: Surrogate, y: Tensor, scale: float = 1.0) -> DetectorView | None:

@@ -92,7 +92,7 @@ def slopes_are_finite(model: nn.Module, x: Tensor, *, stochastic: bool) -> bool:
     few = x[:LOOKS]
     rng = ExampleRNG.make(0, "preflight", torch.arange(len(few), device=few.device))
     asked = Blockwise(model, block=len(few)) if stochastic else model
-    with _left_alone(), WhiteBox(asked, rng, stochastic=stochastic) as access, suppress(Exception):
+    with _left_alone(), WhiteBox(asked, rng, stochastic=stochastic) as access, suppress(Exception, SystemExit):
         goal = Untargeted(access.logits(few).argmax(dim=1))
         gradient = access.loss_gradient(few, goal, cross_entropy).gradient
         uphill = (few + _UPHILL * gradient.nan_to_num().sign()).clamp(0, 1)

@@ -189,60 +189,65 @@ def test_a_detector_that_writes_into_its_input_has_the_numbers_of_its_twin():
 # --- attacks that write into what they are given, change the process, or end it
 
 
-def leave(x: Tensor, goal, rng) -> None:
+def leave(x: Tensor, goal, access) -> None:
     """Nothing, for comparison."""
 
 
-def labels(x: Tensor, goal, rng) -> None:
+def labels(x: Tensor, goal, access) -> None:
     goal.y.add_(1)
 
 
-def images(x: Tensor, goal, rng) -> None:
+def images(x: Tensor, goal, access) -> None:
     x.data.fill_(0.5)
 
 
-def indices(x: Tensor, goal, rng) -> None:
-    rng.index.add_(7)
+def indices(x: Tensor, goal, access) -> None:
+    access.index.add_(7)
 
 
-def default_dtype(x: Tensor, goal, rng) -> None:
+def weights(x: Tensor, goal, access) -> None:
+    for parameter in access.model.parameters():
+        parameter.data.zero_()
+
+
+def default_dtype(x: Tensor, goal, access) -> None:
     torch.set_default_dtype(torch.float64)
 
 
-def gradient_mode(x: Tensor, goal, rng) -> None:
+def gradient_mode(x: Tensor, goal, access) -> None:
     torch.set_grad_enabled(False)
 
 
-def working_directory(x: Tensor, goal, rng) -> None:
+def working_directory(x: Tensor, goal, access) -> None:
     os.chdir("/")
 
 
-def threads(x: Tensor, goal, rng) -> None:
+def threads(x: Tensor, goal, access) -> None:
     torch.set_num_threads(3)
 
 
-def exit_politely(x: Tensor, goal, rng) -> None:
+def exit_politely(x: Tensor, goal, access) -> None:
     raise SystemExit(0)
 
 
-def interrupt(x: Tensor, goal, rng) -> None:
+def interrupt(x: Tensor, goal, access) -> None:
     raise KeyboardInterrupt
 
 
-def end_a_generator(x: Tensor, goal, rng) -> None:
+def end_a_generator(x: Tensor, goal, access) -> None:
     raise GeneratorExit("enough")
 
 
-def control_c(x: Tensor, goal, rng) -> None:
+def control_c(x: Tensor, goal, access) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def swallow_control_c(x: Tensor, goal, rng) -> None:
+def swallow_control_c(x: Tensor, goal, access) -> None:
     with contextlib.suppress(KeyboardInterrupt):
-        control_c(x, goal, rng)
+        control_c(x, goal, access)
 
 
-def generators(x: Tensor, goal, rng) -> None:
+def generators(x: Tensor, goal, access) -> None:
     torch.manual_seed(1)
     np.random.seed(1)  # noqa: NPY002
 
@@ -260,7 +265,7 @@ class Hostile:
 
     def __call__(self, access, x, goal, threat, rng):
         proposed = PGD(steps=3)(access, x.clone(), goal, threat, rng)
-        globals()[self.act](x, goal, rng)
+        globals()[self.act](x, goal, access)
         return proposed
 
 
@@ -294,7 +299,7 @@ def others(result) -> dict[str, object]:
     return {name: found for name, found in numbers(result)["by_attack"].items() if not name.startswith("hostile")}
 
 
-@pytest.mark.parametrize("act", ["labels", "images", "indices", "generators"])
+@pytest.mark.parametrize("act", ["labels", "images", "indices", "weights", "generators"])
 def test_an_attack_that_writes_into_what_it_is_given_bends_nothing(act, hostile):
     before = torch.get_rng_state()
     quiet, found = attacked("leave"), attacked(act)
