@@ -21,7 +21,7 @@ from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, Targeted, ThreatModel
 
 Projection: TypeAlias = Literal["published", "box-aware"]
-"""How a run in l2 projects: on the ball and then the box, or on both at once."""
+"""Where a run starts and how it projects in l2: on the ball and then the box, or on both at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +36,9 @@ class APGD:
     is left alone after its first success; inputs that are already misclassified are
     returned unchanged.
 
-    form: in l2, ``published`` projects on the ball and clips to the box afterwards, as the authors' code does; ``box-aware``
-    projects on ball and box at once. In linf both are the same; in l1 a run is that of `climb_sparsely`. A run costs steps
+    form: ``published`` starts on the surface of the ball, and in l2 projects on the ball and clips to the box afterwards, as
+    the authors' code does; ``box-aware`` starts inside the ball, and projects on ball and box at once. In l1 a run is that
+    of `climb_sparsely`. A run costs steps
     backwards and steps + 1 forwards; stopping at success or targets cost one forward more, of the clean images. A stochastic
     model's strongest iterates are settled on fresh draws (`iterates.settle`).
     """
@@ -101,7 +102,7 @@ class APGD:
         if threat.norm == "l1":
             climb_sparsely(search, aim, threat, rng, self.steps)
         else:
-            start = balls.random_start(search.x, threat, rng)
+            start = (balls.surface_start if self.form == "published" else balls.random_start)(search.x, threat, rng)
             climb(search, aim, threat, start, self.steps, self._settings())
 
     def refine(self, search: Search[WhiteBox], aim: Aim, threat: ThreatModel, start: Tensor) -> None:

@@ -291,6 +291,21 @@ def _radius(threat: ThreatModel, what: str) -> float:
     return threat.epsilon
 
 
+def surface_start(x: Tensor, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
+    """A random point at distance epsilon from each image, then clipped to the box; shapes (n, ...).
+
+    linf: a uniform point of the cube, scaled until its largest component is epsilon. l2: a normal direction. As the authors'
+    code of Croce & Hein 2020 (arXiv:2003.01690) starts.
+
+    Raises ValueError without an epsilon or for a norm other than linf and l2.
+    """
+    epsilon, shape = _radius(threat, "random start"), tuple(x.shape[1:])
+    if threat.norm not in ("linf", "l2"):
+        raise ValueError(f"Expected norm linf or l2 for a start on the surface, got {threat.norm}")
+    delta = 2 * rng.uniform(shape, x.dtype) - 1 if threat.norm == "linf" else rng.normal(shape, x.dtype)
+    return _boxed(x + per_example(epsilon / distance(delta, threat.norm), x) * delta, threat)
+
+
 def _boxed(x: Tensor, threat: ThreatModel) -> Tensor:
     return x if threat.box is None else x.clamp(*threat.box)
 

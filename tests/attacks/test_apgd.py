@@ -105,6 +105,26 @@ def test_the_points_are_those_of_the_paper_in_plain_numbers(seed):
     assert model.seen == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("norm", "form"), [("linf", "published"), ("l2", "published"), ("linf", "box-aware"), ("l2", "box-aware")]
+)
+def test_the_published_form_starts_on_the_surface_of_the_ball(norm, form):
+    asked = []
+
+    class Seen(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            asked.append(x.detach().clone())
+            return x.flatten(1)[:, :3]
+
+    x = images(6)
+    threat = ThreatModel(norm, 0.2, None)
+    with WhiteBox(Seen(), rng(6)) as access:
+        APGD(steps=2, form=form, stop="never")(access, x, Untargeted(torch.zeros(6, dtype=torch.int64)), threat, rng(6))
+    delta = (asked[0] - x).flatten(1)
+    length = delta.abs().amax(dim=1) if norm == "linf" else delta.norm(dim=1)
+    assert torch.allclose(length, torch.full_like(length, 0.2), rtol=1e-9) == (form == "published")
+
+
 def test_a_step_size_halves_too_where_nothing_higher_was_found_since_the_last_checkpoint():
     """Condition 2 of the paper alone: 20 of 22 steps rise. Highest loss as before; higher; as before, but halved there."""
     points, numbers = torch.arange(3.0).view(3, 1, 1, 1), torch.ones(3)

@@ -428,3 +428,32 @@ def test_the_l1_projection_ends_where_newtons_steps_bounce():
         projected = balls.project(x + delta, x, threat)
         torch.testing.assert_close(balls.distance(projected - x, "l1"), torch.tensor([epsilon]), rtol=1e-6, atol=0)
         assert not balls.violations(projected, x, threat).any()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_starts_on_the_surface_are_at_distance_epsilon_in_all_directions(norm, dtype):
+    n, x = 4000, torch.full((4000, 1, 1, 2), 0.5, dtype=dtype)
+    rng = ExampleRNG.make(3, "attack", torch.arange(n))
+    delta = balls.surface_start(x, ThreatModel(norm, 0.25, None), rng) - x
+    length = delta.abs().amax(dim=(1, 2, 3)) if norm == "linf" else delta.square().sum(dim=(1, 2, 3)).sqrt()
+    torch.testing.assert_close(length, torch.full_like(length, 0.25), rtol=1e-6, atol=0)
+    quadrants = torch.bincount((delta.flatten(1) > 0).to(torch.int64) @ torch.tensor([1, 2]), minlength=4)
+    assert (quadrants - n / 4).abs().max() <= 5 * (n * 3 / 16) ** 0.5
+    if norm == "l2":
+        angle = torch.atan2(delta[:, 0, 0, 0], delta[:, 0, 0, 1]).sort().values / (2 * torch.pi) + 0.5
+        uniform = (torch.arange(n, dtype=dtype) + 0.5) / n
+        assert (angle - uniform).abs().max() <= 1.95 / n**0.5  # Kolmogorov and Smirnov, 0.1%
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_starts_on_the_surface_respect_ball_and_box_and_belong_to_examples(norm):
+    x = torch.rand(50, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    threat = ThreatModel(norm, 0.3 if norm == "linf" else 2.0, (0.0, 1.0))
+    rng = ExampleRNG.make(2, "attack", torch.arange(50))
+    start = balls.surface_start(x, threat, rng)
+    assert not balls.violations(start, x, threat).any()
+    rows = torch.tensor([7, 3])
+    assert torch.equal(balls.surface_start(x[rows], threat, rng.select(rows)), start[rows])
+    with pytest.raises(ValueError, match="linf or l2"):
+        balls.surface_start(x, ThreatModel("l1", 1.0), rng)
