@@ -170,6 +170,26 @@ def test_what_another_start_of_the_run_has_finished_is_not_done_again(settings, 
     assert execute(craft, context, "cpu").reason == ""
 
 
+def test_a_run_sweeps_what_killed_writers_left_in_its_folders_and_in_the_cache(settings, cache):
+    """Also where it has nothing to write; what is younger than an hour may be at work."""
+    settings |= {"matrix": "white-box", "defense": "none", "attack": "fgsm"}
+    advbench.run(**settings)
+    places = [settings["out"] / place for place in (".", "store/craft", "store/clean", "store/blocks/0123")]
+    old, young = [], []
+    for place in (*places, cache, cache / "models"):
+        place.mkdir(parents=True, exist_ok=True)
+        for leftovers, name in ((old, "0"), (young, "1")):
+            leftovers.append(place / f".key.npz.{name * 32}.tmp")
+            leftovers[-1].write_bytes(b"half a")
+    record = settings["out"] / "records" / ".writing" / ("0" * 32)
+    record.mkdir(parents=True)
+    for path in (*old, record):
+        os.utime(path, (0, 0))
+    assert advbench.run(**settings).ran == 0
+    assert not any(path.exists() for path in (*old, record))
+    assert all(path.exists() for path in young)
+
+
 # --- the command line
 
 WORDS = (
