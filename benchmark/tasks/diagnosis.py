@@ -38,8 +38,8 @@ def diagnose(
     Returns counts over `images` clean-correct images: zero_gradient (of the cross-entropy, exactly zero),
     zero_margin_gradient (of the best wrong logit minus the true one), flat (ten gradient steps of a quarter of epsilon do
     not raise the loss), nonfinite_gradient (NaN or infinite in some component, of either loss at the clean image or of the
-    cross-entropy on those ten steps, in which attacks and these steps read NaN as zero), and, for a model that is declared
-    deterministic, unstable (a second pass answers differently); probabilities, where the outputs on all images are
+    cross-entropy on those ten steps, which read NaN as zero, unlike attacks), and, for a model that is
+    declared deterministic, unstable (a second pass answers differently); probabilities, where the outputs on all images are
     non-negative and sum to 1, and only there. A non-finite gradient counts unless another surrogate has
     one that is finite and not zero.
     """

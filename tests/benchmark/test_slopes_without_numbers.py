@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +20,7 @@ from advbench.attacks.fmn import FMN
 from advbench.attacks.pgd import PGD
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import ThreatModel, Untargeted, cross_entropy
+from advbench.registry import registry
 from advbench.user_models.target import evaluate
 
 N, EPSILON, GAMMA = 24, 0.03, 1 / 2.2
@@ -196,3 +202,53 @@ def test_gradients_of_both_sides_of_a_detector_are_mended():
         twin = access.sides(x, Untargeted(y), cross_entropy)
     torch.testing.assert_close(sides.uphill, twin.uphill, rtol=1e-2, atol=1e-3)
     torch.testing.assert_close(sides.downhill, torch.full_like(x, -1 / 12))
+
+
+NETS = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, pixels):
+        super().__init__()
+        self.layers, self.pixels = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), pixels
+
+    def forward(self, x):
+        return self.layers(self.pixels(x))
+
+def nan():
+    return Net(lambda x: x.sqrt().square())
+
+def plain():
+    return Net(lambda x: x)
+"""
+
+
+def test_the_command_ends_at_the_numbers_of_the_model_with_finite_slopes(tmp_path):
+    (tmp_path / "net.py").write_text(NETS)
+    train = registry.load_dataset("digits", None).train
+    pixels = torch.cat((train.x.flatten(1), torch.ones(len(train), 1)), dim=1)
+    wanted = nn.functional.one_hot(train.y, 10).to(pixels.dtype)
+    solved = torch.linalg.solve(pixels.T @ pixels + torch.eye(785), pixels.T @ wanted).T
+    torch.save(
+        {"layers.1.weight": solved[:, :-1].contiguous(), "layers.1.bias": solved[:, -1].contiguous()}, tmp_path / "model.pt"
+    )
+    found = {}
+    for target, attack in (("nan", "pgd,fmn,square(queries=20)"), ("plain", "pgd,fmn")):
+        asked = [f"net.py:{target}", "--dataset=digits", "--weights=model.pt", f"--attack={attack}", "--n-examples=16"]
+        asked += ["--epsilon=0.02", "--device=cpu", "--jobs=1", f"--out={target}", f"--json={target}.json"]
+        ended = subprocess.run(
+            [sys.executable, "-m", "advbench", "evaluate", *asked],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | {"NO_COLOR": "1", "COLUMNS": "200"},
+            timeout=300,
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert ("NaN or infinite in places" in ended.stdout) == (target == "nan")
+        found[target] = json.loads((tmp_path / f"{target}.json").read_text())
+    shares = [found[target]["examples"]["by_attack"] for target in ("nan", "plain")]
+    assert {name: shares[0][name] for name in ("pgd", "fmn")} == shares[1]
+    assert 0 < sum(shares[1]["fmn"]) < 16
+    distances = (torch.tensor(np.array(each["examples"]["distance"], float)) for each in found.values())
+    torch.testing.assert_close(*distances, rtol=1e-3, atol=1e-5, equal_nan=True)
