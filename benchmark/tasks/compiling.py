@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import warnings
 from importlib import util
 
 import torch
@@ -12,6 +13,8 @@ import torch
 from advbench.defenses.defended import Surrogate
 
 BACKEND = "inductor"
+_OF_COPIES = r"The \.grad attribute of a Tensor that is not a leaf Tensor"
+"""What torch's compiler warns of where a model is given a copy of the images, through which gradients flow on."""
 
 
 def check_compiler(device: torch.device) -> None:
@@ -32,5 +35,6 @@ def compiled(source: Surrogate) -> Surrogate:
     """
     if source.stochastic:
         return source
+    warnings.filterwarnings("ignore", message=_OF_COPIES)
     model: torch.nn.Module = torch.compile(source.model, dynamic=True, backend=BACKEND)  # type: ignore[assignment]
     return dataclasses.replace(source, model=model)

@@ -46,7 +46,7 @@ def test_only_what_is_attacked_is_compiled_and_the_images_are_those_of_the_plain
     plain = advbench.run(**small)
     assert not made
     fast = advbench.run(**small | {"compile": True})
-    assert fast.exit_code == 0
+    assert fast.exit_code == 0, fast.failures
     (source,) = made
     assert isinstance(source.model, torch._dynamo.OptimizedModule)
     one, other = (Store(run.out).examples(run.cells[0]) for run in (plain, fast))
