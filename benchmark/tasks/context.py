@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +14,7 @@ from advbench.defenses.defended import Defended
 from advbench.registry import registry
 from advbench.tasks.models import Trainings, load_defended
 from advbench.zoo.data import DataSet
+from advbench.zoo.training import GENERATORS
 
 if TYPE_CHECKING:  # a training is keyed by no code of substitutes
     from advbench.tasks.substitute import SubstituteContent
@@ -37,10 +37,6 @@ class Context:
     tasks_beside: int
     progress: Path | None = None
     every: float = 1.0
-
-
-GENERATORS = threading.RLock()
-"""Held where torch's global generator is used (initialisation, training), so that threads do not share a sequence."""
 
 
 def data_of(context: Context) -> DataSet:

@@ -17,7 +17,7 @@ from advbench.clocks import stopwatch
 from advbench.defenses.defended import Defended
 from advbench.tasks.artefacts import Kind, artefact
 from advbench.tasks.components import Component, architecture_of
-from advbench.tasks.context import GENERATORS, Context, data_of, defended_of
+from advbench.tasks.context import Context, data_of, defended_of
 from advbench.zoo import checkpoints, training
 from advbench.zoo.data import DataSet, Split
 from advbench.zoo.training import Budget
@@ -55,7 +55,7 @@ class SubstituteContent:
 def run(key: str, content: SubstituteContent, context: Context, device: torch.device) -> None:
     """Train the substitute and write its checkpoint."""
     target = defended_of(content.target, context, device)
-    with GENERATORS, stopwatch(device) as measured:
+    with training.GENERATORS, stopwatch(device) as measured:
         found = fit_substitute(content, target, data_of(context), device)
     metadata = {
         "seconds": f"{measured.seconds:.3f}",

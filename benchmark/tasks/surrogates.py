@@ -11,7 +11,7 @@ from advbench.modes import evaluate
 from advbench.tasks.artefacts import artefact
 from advbench.tasks.compiling import compiled
 from advbench.tasks.components import architecture_of
-from advbench.tasks.context import GENERATORS, Context, data_of, defended_of
+from advbench.tasks.context import Context, data_of, defended_of
 from advbench.zoo import checkpoints, training
 
 
@@ -54,7 +54,7 @@ def _plain_model(attacked: Attacked, context: Context, device: torch.device) -> 
     substitute = context.substitutes.get(attacked.model)
     if substitute is None:
         return surrogate_of(defended_of(attacked.model, context, device), attacked.surrogate)
-    with GENERATORS, training.seeded(0):
+    with training.seeded(0):
         model = architecture_of(substitute.architecture, data_of(context))
     checkpoints.load(artefact("substitute", attacked.model, context.out), model)
     model.to(device)

@@ -14,7 +14,7 @@ from advbench.clocks import device_name, stopwatch
 from advbench.defenses.defended import Defended
 from advbench.tasks.artefacts import Kind, checkpoint
 from advbench.tasks.components import Component, defense_of
-from advbench.tasks.context import GENERATORS, Context, data_of
+from advbench.tasks.context import Context, data_of
 from advbench.tasks.models import load_defended, network_of
 from advbench.zoo import checkpoints, training
 from advbench.zoo.training import Budget, History
@@ -51,7 +51,7 @@ class TrainContent:
 
 def run(key: str, content: TrainContent, label: str, context: Context, device: torch.device) -> None:
     """Fit the defense on top of its inputs' checkpoints, and write its own."""
-    with GENERATORS, stopwatch(device) as measured:
+    with training.GENERATORS, stopwatch(device) as measured:
         fitted = _fitted(content, context, device)
     metadata = {"seconds": f"{measured.seconds:.3f}", "device": device_name(device), "label": label}
     if fitted.history is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,11 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from advbench.attacks.rng import ExampleRNG
-from advbench.zoo.training import seeded
+from advbench.zoo.training import GENERATORS, seeded
 
 _GREY = 0.5
-_GENERATORS = threading.RLock()
-"""Held while the global generators are ours."""
 
 
 class Blockwise(nn.Module):
@@ -88,7 +85,7 @@ def _seed(key: tuple[int, int], block: int, draw: int) -> int:
 @contextmanager
 def generators(seed: int, device: torch.device) -> Iterator[None]:
     """Seed the global generators, of torch and its device, of Python and of NumPy, and put their states back afterwards."""
-    with _GENERATORS, seeded(seed, device):
+    with GENERATORS, seeded(seed, device):
         states = random.getstate(), np.random.get_state()  # noqa: NPY002 - those that foreign code draws from
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002

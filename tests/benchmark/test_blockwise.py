@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from advbench.attacks.access import WhiteBox
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Untargeted, cross_entropy
 from advbench.user_models.blockwise import Blockwise
+from advbench.zoo.training import seeded
 
 
 class Noisy(nn.Module):
@@ -122,3 +124,29 @@ def test_eot_gradients_are_those_of_the_very_draws():
 def test_a_block_of_nothing_is_refused():
     with pytest.raises(ValueError, match="`block` >= 1"):
         Blockwise(Noisy(), block=0)
+
+
+def test_another_thread_that_seeds_meanwhile_bends_no_draw():
+    """A model is built, which seeds the generators, while another thread asks a stochastic one."""
+    model, x, index = Blockwise(Noisy(), block=4), images(4), torch.arange(4)
+    expected = model(x, stream(index))
+    entered, seeds = threading.Event(), []
+
+    class Waiting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            builder.start()
+            entered.wait(timeout=0.5)  # the other thread must not have come in
+            seeds.append(entered.is_set())
+            return model.model(x)
+
+    def build() -> None:
+        with seeded(5):
+            entered.set()
+            torch.rand(3)
+
+    builder = threading.Thread(target=build)
+    found = Blockwise(Waiting(), block=4)(x, stream(index))
+    builder.join(timeout=60)
+    assert seeds == [False]
+    assert entered.is_set()
+    assert torch.equal(found, expected)
