@@ -408,10 +408,17 @@ MUTANTS = (
         (f"{A}balls.py -k uniform_in_the_ball",),
     ),
     Mutant(
+        "ball: starts on the surface of half of it",
+        "attacks/balls.py",
+        "per_example(epsilon / distance(delta, threat.norm), x) * delta",
+        "per_example(epsilon / distance(delta, threat.norm), x) * delta / 2",
+        (f"{A}balls.py -k on_the_surface",),
+    ),
+    Mutant(
         "ball: random starts in half of it",
         "attacks/balls.py",
-        "delta = 2 * rng.uniform(shape, x.dtype) - 1",
-        "delta = rng.uniform(shape, x.dtype) - 0.5",
+        "            delta = 2 * rng.uniform(shape, x.dtype) - 1\n",
+        "            delta = rng.uniform(shape, x.dtype) - 0.5\n",
         (f"{A}balls.py -k uniform_in_the_ball",),
     ),
     Mutant(
