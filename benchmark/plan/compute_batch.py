@@ -23,6 +23,8 @@ DEFAULT_BATCH = 128
 _SECONDS = 0.15
 _LONG = 1.0
 """A pass of so many seconds keeps a processor busy: larger batches are not tried."""
+_SHORT = 0.01
+"""A pass of so many seconds is not worth dividing: most of it is overhead once an attack has few images left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,8 @@ class Pass:
 class Batches:
     """Batches for a model. fastest: for all images at once. divisible: for a part of them, at 80% of the throughput.
 
-    A tiny model's passes cost the same for few images as for many: it is not worth dividing, and both are alike.
+    A tiny model's passes are short, and cost the same for few images as for many: they are not worth dividing, and both
+    batches are alike.
     """
 
     fastest: int
@@ -83,10 +86,11 @@ def compute_batch(
     """Images per compute batch for a model of this structure on this device, of `images` that are attacked in all.
 
     Two batches are measured once, as the smallest powers of two within 5% and 20% of the best throughput of a forward and
-    backward, and remembered in the file `memory`; of several processes that measure at once the first to write decides for
-    all. Between the two, the batch is the largest power of two below an eighth of the images, on a GPU below a quarter, so
-    that workers can share an attack. What the file holds beside sensible numbers is measured again. Weights do not matter,
-    so an untrained model serves. With `measure` false an unknown answer is `DEFAULT_BATCH` and nothing runs.
+    backward, the second one of at least 10 ms, and remembered in the file `memory`; of several processes that measure at
+    once the first to write decides for all. Between the two, the batch is the largest power of two below an eighth of the
+    images, on a GPU below a quarter, so that workers can share an attack. What the file holds beside sensible numbers is
+    measured again. Weights do not matter, so an untrained model serves. With `measure` false an unknown answer is
+    `DEFAULT_BATCH` and nothing runs.
     """
     name, ladder = _name(defended, shape, draws, device), _LADDERS[device.type]
     known = _read(memory, ladder.largest)
@@ -120,10 +124,9 @@ def fastest(measured: Callable[[int], Pass], ladder: Ladder) -> Batches:
         batch *= 2
     counted = [size for size in passes if size >= ladder.least] or list(passes)
     best = max((size / passes[size].seconds for size in counted), default=0.0)
-    fast, divisible = (
-        min((size for size in counted if size / passes[size].seconds >= share * best), default=1) for share in (0.95, 0.8)
-    )
-    return Batches(fast, divisible)
+    fast = min((size for size in counted if size / passes[size].seconds >= 0.95 * best), default=1)
+    enough = (size for size in counted if size / passes[size].seconds >= 0.8 * best and passes[size].seconds >= _SHORT)
+    return Batches(fast, min(fast, min(enough, default=fast)))
 
 
 def _measure(defended: Defended, shape: tuple[int, int, int], draws: int, device: torch.device) -> Batches:
