@@ -56,9 +56,8 @@ class Auto:
        survey / queries so far. Whenever its queries have doubled, APGD sets out from where it is once more.
     5. An example is misled where the survey wore off the margin by the share `misled` of what all gradients did, or more:
        random squares rarely come so far unless the gradients point astray; and where a gradient had a component that was no
-       finite number. It gets AutoAttack's own budget: APGD on the
-       difference of logits ratio and FAB with `long_steps` towards each of the `all_targets` likeliest classes, and Square
-       with `all_queries`, however its margin wears off.
+       finite number. It gets AutoAttack's own budget: APGD on the difference of logits ratio and FAB with `long_steps`
+       towards each of the `all_targets` likeliest classes, and Square with `all_queries`, however its margin wears off.
 
     Near is an example whose margin is worn off but for a share `near` of the clean image's. An example is left alone once
     broken; all decisions are its own, so that it does not depend on its batch. With ``stop="never"``, and for a stochastic

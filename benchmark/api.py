@@ -14,6 +14,7 @@ from advbench.engine.scheduler import Watcher, run_plan
 from advbench.plan.plan import Plan, make_plan
 from advbench.records.reporting import write_manifest
 from advbench.results.store import Store
+from advbench.tasks import blocks
 from advbench.tasks.artefacts import artefact
 
 if TYPE_CHECKING:
@@ -147,6 +148,7 @@ def finish(plan: Plan, watch: Watcher | None = None) -> RunResult:
 def forget(plan: Plan) -> None:
     """Delete the results of a plan's tasks, so that all of them run again."""
     for task in plan.tasks.values():
+        blocks.forget(task.key, plan.config.out)
         place = artefact(task.kind, task.key, plan.config.out)
         if place.is_dir():
             shutil.rmtree(place)

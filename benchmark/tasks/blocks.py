@@ -51,7 +51,7 @@ def missing(key: str, images: Images, out: Path) -> tuple[Block, ...]:
 
 
 def forget(key: str, out: Path) -> None:
-    """Remove the blocks of a craft whose own file is there."""
+    """Remove the blocks of the craft `key`, if it has any."""
     shutil.rmtree(_folder(key, out), ignore_errors=True)
 
 

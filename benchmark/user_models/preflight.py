@@ -30,8 +30,8 @@ def outputs_of(model: nn.Module, x: Tensor, declared: Outputs | None = None) -> 
     """What a model returns for images x, (n, c, h, w), and for noise, black and white ones: what was declared, if it was.
 
     Else probabilities where all rows are non-negative and sum to 1, log-probabilities where these are the logarithms of such
-    with zeros among them, and logits otherwise. Raises ValueError, in one line,
-    for a model that takes no such images, and where the answers are not what was declared.
+    with zeros among them, and logits otherwise. Raises ValueError, in one line, for a model that takes no such images, and
+    if the answers are not what was declared.
     """
     noise = torch.rand(_PASSES, *x.shape[1:], generator=torch.Generator().manual_seed(0)).to(x)
     extremes = torch.stack((torch.zeros_like(x[0]), torch.ones_like(x[0])))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import advbench
+from advbench.api import forget
 from advbench.config import make_config
 from advbench.engine.local import InlineEngine, Slots, engine_of
 from advbench.engine.scheduler import run_plan
@@ -191,6 +192,16 @@ def test_an_attack_that_is_killed_continues_at_its_last_block(problem, count, mo
     assert not run_plan(plan, None, recorded(plan, count)[1]).failures
     times = Counter(value for index, value in asked.items() if index != "killed")
     assert times == {1: 18, 2: 4}, "only the images of the block at work are attacked twice"
+
+
+def test_fresh_forgets_the_blocks_of_an_interrupted_attack(problem):
+    plan = make_plan(make_config(**problem["trained"] | {"defense": "none", "attack": "pgd(steps=3)"}))
+    (key,) = (task.key for task in plan.tasks.values() if task.kind == "craft")
+    first = place_of(key, blocks_of(images(22, 4))[0], plan.config.out)
+    first.parent.mkdir(parents=True)
+    first.write_bytes(b"of an interrupted run")
+    forget(plan)
+    assert not first.exists()
 
 
 @pytest.mark.parametrize("count", [1, 2])
