@@ -110,7 +110,7 @@ def run(
     unit_test: whether attacks are tested on models with planted adversarial images. unit_test_images: on how many images.
 
     Where it runs
-    device: ``auto``, ``cpu``, ``cuda``, or several such as ``cuda:0,cuda:1``.
+    device: ``auto``, ``cpu``, ``cuda``, ``xpu``, ``mps``, or several such as ``cuda:0,cuda:1``.
     jobs: parallel tasks, one per core or GPU if None. backend: ``loky`` (processes) or ``threading``.
     out: the output folder. fresh: whether finished work in it is done again.
 

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from advbench import devices
+
 
 @dataclass(slots=True)
 class Measured:
@@ -38,12 +40,12 @@ def stopwatch(device: torch.device) -> Iterator[Measured]:
     """
     measured = Measured()
     _reset_peak(device)
-    _synchronise(device)
+    devices.synchronise(device)
     start = time.perf_counter()
     try:
         yield measured
     finally:
-        _synchronise(device)
+        devices.synchronise(device)
         measured.seconds = time.perf_counter() - start
         measured.peak_memory_bytes = _peak(device)
 
@@ -65,42 +67,49 @@ def single_thread() -> Iterator[None]:
 
 
 def resolve_devices(text: str) -> list[torch.device]:
-    """The devices of ``auto``, ``cpu``, ``cuda`` or ``cuda:0,cuda:1``.
+    """The devices of ``auto``, ``cpu``, ``cuda``, ``xpu``, ``mps`` or ``cuda:0,cuda:1``.
 
-    ValueError, in one line, if a device does not exist here.
+    ``auto`` is the first accelerator that is here, else the processor. ValueError, in one line, if a device does not exist
+    here.
 
     >>> resolve_devices("cpu")
     [device(type='cpu')]
     >>> resolve_devices("abacus")
     Traceback (most recent call last):
         ...
-    ValueError: Expected `device` auto, cpu, cuda or cuda:N, got 'abacus'
+    ValueError: Expected `device` auto, cpu, cuda, xpu, mps or KIND:N, got 'abacus'
     """
     if text == "auto":
-        return [torch.device("cuda", 0)] if torch.cuda.is_available() else [torch.device("cpu")]
-    devices = []
+        return [next((device for device in devices.accelerators() if devices.traits(device).auto), torch.device("cpu"))]
+    found = []
     for part in text.split(","):
-        try:
-            device = torch.device(part.strip())
-        except RuntimeError:
-            raise ValueError(f"Expected `device` auto, cpu, cuda or cuda:N, got {part.strip()!r}") from None
-        if device.type not in ("cpu", "cuda"):
-            raise ValueError(f"Expected `device` auto, cpu, cuda or cuda:N, got {part.strip()!r}")
-        if device.type == "cuda":
-            device = torch.device("cuda", device.index or 0)
-            if (device.index or 0) >= torch.cuda.device_count():
-                raise ValueError(f"Expected a GPU that is here ({torch.cuda.device_count()} found), got {part.strip()!r}")
-        devices.append(device)
-    if len({device.type for device in devices}) > 1:
+        device = _parsed(part.strip())
+        if not devices.traits(device).host:
+            device, here = torch.device(device.type, device.index or 0), devices.count(device.type)
+            if (device.index or 0) >= here:
+                raise ValueError(f"Expected a device that is here ({here} of {device.type} found), got {part.strip()!r}")
+        found.append(device)
+    if len({device.type for device in found}) > 1:
         raise ValueError(f"Expected devices of one type, got {text!r}: a run's numbers belong to one kind of device")
-    return list(dict.fromkeys(devices))
+    return list(dict.fromkeys(found))
+
+
+def _parsed(text: str) -> torch.device:
+    """The device that a text names, here or not. ValueError if its kind is not known."""
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in devices.TRAITS:
+        raise ValueError(f"Expected `device` auto, {', '.join(devices.TRAITS)} or KIND:N, got {text!r}")
+    return device
 
 
 @cache
 def device_name(device: torch.device) -> str:
     """The name that stands beside every time: the GPU's, or the processor's."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+    if not devices.traits(device).host:
+        return devices.accelerator_name(device)
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -153,22 +162,17 @@ def _answer(command: list[str]) -> str | None:
         return None
 
 
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    if not devices.traits(device).host:
+        devices.reset_peak(device)
         return
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM of this process (proc(5))
 
 
 def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    if not devices.traits(device).host:
+        return devices.peak_bytes(device)
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM"):

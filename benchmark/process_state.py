@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from advbench import devices
+
 
 class ChangedStateError(RuntimeError):
     """Code that was handed in has changed global state of the process, which has been put back."""
@@ -102,15 +104,15 @@ def checked() -> Iterator[None]:
 def _generators() -> Iterator[None]:
     """Put the states of the global generators back: of torch and its devices, of Python and of NumPy."""
     states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()  # noqa: NPY002
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    on_devices = [(device, devices.random_state(device)) for device in devices.accelerators()]
     try:
         yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
         torch.random.set_rng_state(states[2])
-        if devices:
-            torch.cuda.set_rng_state_all(devices)
+        for device, state in on_devices:
+            devices.set_random_state(device, state)
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from advbench.devices import random_state, seed_generator, set_random_state
 from advbench.modes import evaluate, evaluating
 from advbench.zoo.augmentation import AUGMENTATIONS, Stream, Transform, identity
 from advbench.zoo.data import DataSet, Split
@@ -166,12 +167,16 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     Other threads that seed them wait until then.
     """
     device = torch.device(device)
-    with GENERATORS, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
+    places = dict.fromkeys((torch.device("cpu"), device))
+    with GENERATORS:
+        states = [(place, random_state(place)) for place in places]
+        try:
+            for place in places:
+                seed_generator(place, seed)
+            yield
+        finally:
+            for place, state in states:
+                set_random_state(place, state)
 
 
 def accuracy(model: nn.Module, split: Split, batch: int = 512) -> float:

@@ -23,6 +23,7 @@ import torch
 from tabulate import tabulate
 
 from advbench.clocks import single_thread, stopwatch
+from advbench.devices import allocated_bytes, synchronise, traits
 
 BENCHES: dict[str, str] = {
     "jacobian": "advbench.benches.jacobian:rows",
@@ -110,18 +111,13 @@ def _turn(call: Callable[[], object], device: torch.device, seconds: float) -> f
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     best, start = math.inf, time.perf_counter()
     while True:
-        _synchronise(device)
+        synchronise(device)
         before = clock()
         call()
-        _synchronise(device)
+        synchronise(device)
         best = min(best, clock() - before)
         if time.perf_counter() - start > seconds:
             return best
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def copier(device: torch.device) -> Callable[[], object]:
@@ -146,7 +142,7 @@ def fresh_peak_bytes(prepare: Callable[[], Callable[[], object]], device: torch.
     prepare: pickled for that process. It calls what loads code, so that the pages of libraries do not count; the call that
     it returns is measured at its first.
     """
-    if device.type == "cuda":
+    if not traits(device).host:
         return _held_beyond(prepare(), device)
     with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as alone:
         return alone.submit(_prepared_peak_bytes, prepare, device).result()
@@ -162,7 +158,7 @@ def _held_beyond(call: Callable[[], object], device: torch.device) -> int:
     gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else _resident_bytes()
+    before = _resident_bytes() if traits(device).host else allocated_bytes(device)
     with stopwatch(device) as measured:
         call()
     return max(0, measured.peak_memory_bytes - before)

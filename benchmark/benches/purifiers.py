@@ -19,10 +19,11 @@ from advbench.attacks.access import frozen
 from advbench.benches.bench import BenchRow, fastest, fresh_peak_bytes
 from advbench.benches.purification import CASES, PurifierCase, network
 from advbench.clocks import device_name
+from advbench.devices import traits
 from advbench.results.papers import load
 
 STEPS = (10, 25, 50)
-BATCHES = {"cpu": (1, 16), "cuda": (1, 256)}
+HOST_BATCHES, ACCELERATOR_BATCHES = (1, 16), (1, 256)
 """One image, for its delay, and a batch, for throughput."""
 WITHIN_FLOOR = 1.2
 """Bar of a purifier: times its own networks' passes."""
@@ -34,7 +35,7 @@ def rows(device: torch.device) -> Iterator[BenchRow]:
     """Every ratio of the bench on `device`, as it is measured."""
     networks = {purifier: network(purifier, device) for purifier in CASES}
     with frozen(nn.ModuleList(networks.values())):
-        for batch in BATCHES[device.type]:
+        for batch in HOST_BATCHES if traits(device).host else ACCELERATOR_BATCHES:
             for steps in STEPS:
                 cases = {purifier: make(networks[purifier], steps, batch, device) for purifier, make in CASES.items()}
                 yield from _compared(cases, steps, batch, device)

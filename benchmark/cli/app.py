@@ -125,7 +125,7 @@ def run(
     unit_test_images: Annotated[
         int | None, typer.Option(help="Number of images that the unit test plants one for. [default: 64]")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, or cuda:0,cuda:1. [default: auto]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, xpu, mps, or cuda:0,cuda:1. [default: auto]")] = None,
     jobs: Annotated[int | None, typer.Option(help="Number of parallel tasks. [default: one per core, or per GPU]")] = None,
     backend: Annotated[str | None, typer.Option(help="Processes (loky) or threads (threading). [default: loky]")] = None,
     out: Annotated[Path | None, typer.Option(help="Output directory. [default: advbench-out]")] = None,
@@ -206,7 +206,7 @@ def evaluate(
     unit_test_images: Annotated[
         int | None, typer.Option(help="Number of images that the unit test plants one for. [default: 64]")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. [default: auto]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, xpu, mps or cuda:N. [default: auto]")] = None,
     jobs: Annotated[int | None, typer.Option(help="Number of parallel tasks. [default: one per core, or per GPU]")] = None,
     out: Annotated[Path | None, typer.Option(help="Output directory. [default: advbench-out]")] = None,
     json: Annotated[
@@ -327,7 +327,7 @@ def reproduce(
     data_dir: Annotated[
         Path | None, typer.Option(help="Directory containing the data sets. [default: $ADVBENCH_DATA]")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, or cuda:0,cuda:1. [default: auto]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, xpu, mps, or cuda:0,cuda:1. [default: auto]")] = None,
     jobs: Annotated[int | None, typer.Option(help="Number of parallel tasks. [default: one per core, or per GPU]")] = None,
     out: Annotated[Path, typer.Option(help="Output directory.")] = Path("advbench-reproduction"),
 ) -> None:
@@ -372,7 +372,7 @@ for _command in (report, publish, check, baseline):
 @app.command()
 def bench(
     name: Annotated[BenchName | None, typer.Argument(help="Which benchmark. [default: all]")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, xpu, mps or cuda:N.")] = "auto",
 ) -> None:
     """Benchmark the defenses' kernels and training against their limits, on one CPU thread or a GPU.
 

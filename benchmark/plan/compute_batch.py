@@ -17,6 +17,7 @@ from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Untargeted, cross_entropy
 from advbench.clocks import device_name, single_thread, stopwatch
 from advbench.defenses.defended import Defended
+from advbench.devices import traits
 from advbench.files import locked, write_atomically
 
 DEFAULT_BATCH = 128
@@ -43,8 +44,10 @@ class Ladder:
     parts: int
 
 
-_LADDERS = {"cpu": Ladder(1, 32, 512, 2**30, 8), "cuda": Ladder(256, 256, 8192, math.inf, 4)}
-"""A processor's tasks share its memory, and a purifier may take seconds for an image; a GPU is idle with few images."""
+_HOST = Ladder(1, 32, 512, 2**30, 8)
+"""A processor's tasks share its memory, and a purifier may take seconds for an image."""
+_ACCELERATOR = Ladder(256, 256, 8192, math.inf, 4)
+"""A GPU is idle with few images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +95,18 @@ def compute_batch(
     measured again. Weights do not matter, so an untrained model serves. With `measure` false an unknown answer is
     `DEFAULT_BATCH` and nothing runs.
     """
-    name, ladder = _name(defended, shape, draws, device), _LADDERS[device.type]
+    name, ladder = _name(defended, shape, draws, device), ladder_of(device)
     known = _read(memory, ladder.largest)
     if name not in known and not measure:
         return DEFAULT_BATCH
     if name not in known:
         known = {name: _remembered(memory, name, _measure(defended, shape, draws, device), ladder.largest)}
     return known[name].of(images, ladder.parts)
+
+
+def ladder_of(device: torch.device) -> Ladder:
+    """The batches that are tried on a device."""
+    return _HOST if traits(device).host else _ACCELERATOR
 
 
 def fastest(measured: Callable[[int], Pass], ladder: Ladder) -> Batches:
@@ -131,7 +139,7 @@ def fastest(measured: Callable[[int], Pass], ladder: Ladder) -> Batches:
 
 def _measure(defended: Defended, shape: tuple[int, int, int], draws: int, device: torch.device) -> Batches:
     defended.model.to(device)
-    ladder = _LADDERS[device.type]
+    ladder = ladder_of(device)
     with single_thread():
         return fastest(lambda batch: _pass(defended, shape, draws, device, batch, ladder.least), ladder)
 
@@ -185,7 +193,7 @@ def _remembered(memory: Path, name: str, measured: Batches, largest: int) -> Bat
         known = _read(memory, largest)
         if name not in known:
             # Numbers of other kinds of devices may be larger than `largest`, and stay.
-            others = _read(memory, max(ladder.largest for ladder in _LADDERS.values()))
+            others = _read(memory, max(_HOST.largest, _ACCELERATOR.largest))
             known = {name: measured}
             kept = {one: [found.fastest, found.divisible] for one, found in (others | known).items()}
             write_atomically(memory, json.dumps(kept, sort_keys=True, indent=1))

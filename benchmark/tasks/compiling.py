@@ -11,6 +11,7 @@ from importlib import util
 import torch
 
 from advbench.defenses.defended import Surrogate
+from advbench.devices import traits
 
 BACKEND = "inductor"
 _OF_COPIES = r"The \.grad attribute of a Tensor that is not a leaf Tensor"
@@ -24,7 +25,7 @@ def check_compiler(device: torch.device) -> None:
         raise ValueError(
             f"Expected a C++ compiler for `compile` ({' or '.join(wanted)}), got none: install one, or leave `compile` out"
         )
-    if device.type == "cuda" and util.find_spec("triton") is None:
+    if traits(device).triton and util.find_spec("triton") is None:
         raise ValueError("Expected Triton for `compile` on a GPU, got none: install it, or leave `compile` out")
 
 

@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from advbench.devices import traits
+
 
 def autocorrelation(x: Tensor) -> Tensor:
     """The covariance function of the raw second moments of images (n, c, h, w), averaged over the images.
@@ -146,7 +148,7 @@ def padded_fft(x: Tensor) -> Tensor:
 def parts(x: Tensor) -> list[slice]:
     """The images (n, c, h, w) in parts that are transformed together, so that their spectra fit a processor's cache."""
     c, h, w = x.shape[1:]
-    most = max(1, _SPECTRUM_BYTES[x.device.type == "cuda"] // (c * 2 * h * (w + 1) * 2 * x.element_size()))
+    most = max(1, _SPECTRUM_BYTES[not traits(x.device).host] // (c * 2 * h * (w + 1) * 2 * x.element_size()))
     return [slice(start, start + most) for start in range(0, len(x), most)]
 
 

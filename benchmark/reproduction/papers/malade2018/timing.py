@@ -12,6 +12,7 @@ from torch import nn
 from advbench.attacks.access import frozen
 from advbench.benches.purification import CASES, network
 from advbench.clocks import device_name, resolve_devices, single_thread
+from advbench.devices import synchronise
 from advbench.reproduction.findings import Findings
 from advbench.reproduction.papers.malade2018.nets import table
 from advbench.reproduction.study import Claim, Comparison, Inequality, Ours, Pair, Scale, Settings, Study
@@ -59,13 +60,11 @@ def _seconds(steps: int, device: torch.device) -> tuple[float, float]:
 
 def _timed(call: Callable[[], object], device: torch.device) -> float:
     """Seconds of a call: of the process on a CPU, which other work does not lengthen, of the clock elsewhere."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronise(device)
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     start = clock()
     call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronise(device)
     return clock() - start
 
 
