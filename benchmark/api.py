@@ -112,6 +112,9 @@ def run(
     Where it runs
     device: ``auto``, ``cpu``, ``cuda``, ``xpu``, ``mps``, or several such as ``cuda:0,cuda:1``.
     jobs: parallel tasks, one per core or GPU if None. backend: ``loky`` (processes) or ``threading``.
+    slots_per_device: parallel tasks on each device, in place of `jobs`.
+    engine: ``local``, or ``dask``, ``pilots`` or ``slurm`` for several machines. address: of a running dask scheduler.
+    time_limit: seconds that one task may take; one that takes longer is a row that says so.
     out: the output folder. fresh: whether finished work in it is done again.
 
     Finished work in `out` and in the model cache is kept and not done again. Raises ValueError, in one line, for bad input.

@@ -94,6 +94,10 @@ class RunSettings(TypedDict, total=False):
     device: str | None
     jobs: int | None
     backend: str | None
+    engine: str | None
+    address: str | None
+    time_limit: float | None
+    slots_per_device: int | None
     out: str | Path | None
     fresh: bool | None
     draws: int | None
@@ -128,7 +132,9 @@ class Config(BaseModel):
     images per compute batch, measured where absent. unit_test: whether the attacks are tested on `unit_test_images` of the
     scored images on models with a planted adversarial image (`advbench.tasks.planting`): those of the white-box matrix, and
     those that ask the model itself. compile: whether deterministic models are compiled to be attacked; scores always take
-    the model as it is. outputs: what the user's networks (architectures ``own:TARGET``) return, logits where absent.
+    the model as it is. outputs: what the user's networks (architectures ``own:TARGET``) return, logits where absent. engine:
+    where tasks run, on this machine by default. address: of a dask scheduler that is there already. time_limit: seconds that
+    one task may take, without end where absent. slots_per_device: tasks side by side on each device, in place of `jobs`.
     """
 
     model_config = ConfigDict(
@@ -159,6 +165,10 @@ class Config(BaseModel):
     device: str = "auto"
     jobs: int | None = Field(default=None, ge=1, le=_LARGEST)
     backend: Literal["loky", "threading"] = "loky"
+    engine: Literal["local", "pilots", "slurm", "dask"] = "local"
+    address: str | None = None
+    time_limit: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    slots_per_device: int | None = Field(default=None, ge=1, le=_LARGEST)
     out: Path = Path("advbench-out")
     fresh: bool = False
     draws: int | None = Field(default=None, ge=1, le=_LARGEST)
@@ -204,6 +214,16 @@ class Config(BaseModel):
     def _no_unit_test_without_a_norm(self) -> Self:
         if self.norm == "none" and self.unit_test:
             raise ValueError("Expected no `unit_test` with the norm none: a planted image needs a ball to lie in")
+        return self
+
+    @model_validator(mode="after")
+    def _places_that_fit(self) -> Self:
+        if self.jobs is not None and self.slots_per_device is not None:
+            raise ValueError(f"Expected `jobs` or `slots_per_device`, got both ({self.jobs} and {self.slots_per_device})")
+        if self.address is not None and self.engine != "dask":
+            raise ValueError(f"Expected an `address` with the engine dask only, got {self.address} with {self.engine}")
+        if self.time_limit is not None and self.backend == "threading":
+            raise ValueError("Expected no `time_limit` with the backend threading: a thread cannot be ended; use loky")
         return self
 
     @field_validator("seed")
@@ -257,7 +277,9 @@ def _shortened(values: Sequence[int]) -> str:
     return f"{','.join(f'{value:.6g}' if value > _LARGEST_SEED else str(value) for value in values[:10]):.100}"
 
 
-_OF_THE_PLACE = frozenset({"data_dir", "device", "jobs", "backend", "out", "fresh"})
+_OF_THE_PLACE = frozenset(
+    {"data_dir", "device", "jobs", "backend", "engine", "address", "time_limit", "slots_per_device", "out", "fresh"}
+)
 
 
 def to_toml(config: Config) -> str:

@@ -128,6 +128,18 @@ def run(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, xpu, mps, or cuda:0,cuda:1. [default: auto]")] = None,
     jobs: Annotated[int | None, typer.Option(help="Number of parallel tasks. [default: one per core, or per GPU]")] = None,
     backend: Annotated[str | None, typer.Option(help="Processes (loky) or threads (threading). [default: loky]")] = None,
+    slots_per_device: Annotated[
+        int | None, typer.Option(help="Number of parallel tasks on each device, instead of --jobs.")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="Where tasks run: local, dask, pilots or slurm. [default: local]")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="A running dask scheduler, such as tcp://host:8786; only with --engine dask.")
+    ] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(help="Seconds that one task may take; one that takes longer fails. [default: no limit]")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Output directory. [default: advbench-out]")] = None,
     compile: Annotated[
         bool, typer.Option("--compile", help="Attack compiled models; scoring always uses the uncompiled model.")
@@ -208,6 +220,18 @@ def evaluate(
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, xpu, mps or cuda:N. [default: auto]")] = None,
     jobs: Annotated[int | None, typer.Option(help="Number of parallel tasks. [default: one per core, or per GPU]")] = None,
+    slots_per_device: Annotated[
+        int | None, typer.Option(help="Number of parallel tasks on each device, instead of --jobs.")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="Where tasks run: local, dask, pilots or slurm. [default: local]")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="A running dask scheduler, such as tcp://host:8786; only with --engine dask.")
+    ] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(help="Seconds that one task may take; one that takes longer fails. [default: no limit]")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Output directory. [default: advbench-out]")] = None,
     json: Annotated[
         Path | None, typer.Option(help="Write all results, including per-example ones, to this JSON file.")

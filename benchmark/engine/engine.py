@@ -25,11 +25,12 @@ class Engine(Protocol):
         """Start a task on a free slot. RuntimeError if none is free."""
         ...
 
-    def wait(self) -> TaskOutcome:
+    def wait(self, timeout: float | None = None) -> TaskOutcome | None:
         """Wait for the next task that ends, in any order, and free its slot.
 
-        A task that fails, or whose worker dies, is an outcome with a reason; a worker that dies costs no other task its
-        result. RuntimeError if nothing was submitted.
+        timeout: seconds after which None comes back if none has ended; without it a task is waited for. A task that fails,
+        or whose worker dies, is an outcome with a reason; a worker that dies costs no other task its result. RuntimeError if
+        nothing was submitted.
         """
         ...
 

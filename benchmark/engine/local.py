@@ -6,7 +6,8 @@ import os
 import queue
 import signal
 import threading
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for
@@ -39,11 +40,15 @@ def slots(plan: Plan) -> int:
     """How many tasks run side by side: one per core on the CPU, one per GPU, unless the configuration says."""
     if plan.config.jobs:
         return plan.config.jobs
+    if plan.config.slots_per_device:
+        return plan.config.slots_per_device * len(plan.devices)
     return usable_cores() if plan.devices[0].type == "cpu" else len(plan.devices)
 
 
 def engine_of(plan: Plan, context: Context) -> Engine:
-    """The engine that the configuration of a plan asks for."""
+    """The engine that the configuration of a plan asks for. ValueError if it is none of this machine."""
+    if plan.config.engine != "local":
+        raise ValueError(f"Expected the `engine` local, got {plan.config.engine}, which is not there yet")
     places = Slots.of(slots(plan), [str(device) for device in plan.devices])
     if places.count == 1:
         return InlineEngine(context, places)
@@ -54,7 +59,7 @@ def engine_of(plan: Plan, context: Context) -> Engine:
 
 @dataclass(slots=True)
 class Slots:
-    """Slots, each on a device. free: the devices of those that are free, in the order in which they are taken."""
+    """Slots, each on a device. free: the devices of those that are free; taken: of the others, by the key of their task."""
 
     count: int
     free: deque[str]
@@ -66,11 +71,13 @@ class Slots:
         return Slots(count, deque(devices[slot % len(devices)] for slot in range(count)))
 
     def take(self, task: Task) -> str:
-        """The device of a free slot, which the task takes. RuntimeError if none is free."""
+        """A device with a free slot, which the task takes: the one with the fewest tasks. RuntimeError if none is free."""
         if not self.free:
             raise RuntimeError(f"Expected at most {self.count} tasks at a time, got another one: {task.label}")
-        self.taken[task.key] = self.free.popleft()
-        return self.taken[task.key]
+        busy = Counter(self.taken.values())
+        device = self.taken[task.key] = min(self.free, key=busy.__getitem__)
+        self.free.remove(device)
+        return device
 
     def give_back(self, key: str) -> None:
         """Free the slot of a task."""
@@ -100,8 +107,8 @@ class InlineEngine:
         """Keep the task until it is waited for."""
         self._submitted.append((task, self._places.take(task)))
 
-    def wait(self) -> TaskOutcome:
-        """Run the first task that was submitted."""
+    def wait(self, timeout: float | None = None) -> TaskOutcome:  # noqa: ARG002
+        """Run the first task that was submitted, however long it takes."""
         self._places.check()
         task, device = self._submitted.popleft()
         outcome = _attempt(self._work, task, self._context, device)
@@ -134,10 +141,13 @@ class ThreadEngine:
         arguments = (self._work, task, self._context, device)
         self._pool.apply_async(_attempt, arguments, callback=self._ended.put, error_callback=self._ended.put)
 
-    def wait(self) -> TaskOutcome:
+    def wait(self, timeout: float | None = None) -> TaskOutcome | None:
         """Wait for a thread. What a task did not catch is raised here."""
         self._places.check()
-        outcome = self._ended.get()
+        try:
+            outcome = self._ended.get(timeout=timeout)
+        except queue.Empty:
+            return None
         if isinstance(outcome, BaseException):
             raise outcome
         self._places.give_back(outcome.key)
@@ -163,6 +173,7 @@ class ProcessEngine:
         self._running: dict[Future[TaskOutcome], Task] = {}
         self._suspects: deque[Task] = deque()
         self._later: deque[Task] = deque()
+        self._alone: Task | None = None
 
     @property
     def slots(self) -> int:
@@ -172,16 +183,17 @@ class ProcessEngine:
     def submit(self, task: Task) -> None:
         """Start the task in a free process."""
         self._places.take(task)
-        if self._suspects:
+        if self._suspects or self._alone is not None:
             self._later.append(task)
         else:
             self._start(task)
 
-    def wait(self) -> TaskOutcome:
+    def wait(self, timeout: float | None = None) -> TaskOutcome | None:
         """Wait for a process."""
         self._places.check()
-        outcome = self._next()
-        self._places.give_back(outcome.key)
+        outcome = self._next(timeout)
+        if outcome is not None:
+            self._places.give_back(outcome.key)
         return outcome
 
     def close(self, *, kill: bool = False) -> None:
@@ -203,29 +215,36 @@ class ProcessEngine:
             future = self._executor().submit(_in_process, *arguments)
         self._running[future] = task
 
-    def _next(self) -> TaskOutcome:
-        while self._running:
-            future = next(iter(wait_for(self._running, return_when=FIRST_COMPLETED).done))
-            task = self._running.pop(future)
-            try:
-                return future.result()
-            except BrokenProcessPool:
+    def _next(self, timeout: float | None) -> TaskOutcome | None:
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            if not self._running:
+                self._alone = self._suspects.popleft()
+                self._start(self._alone)
+            left = None if until is None else max(0.0, until - time.monotonic())
+            ended = wait_for(self._running, left, FIRST_COMPLETED).done
+            if not ended:
+                return None
+            outcome = self._outcome(next(iter(ended)))
+            if outcome is not None:
+                return outcome
+
+    def _outcome(self, future: Future[TaskOutcome]) -> TaskOutcome | None:
+        """How a task ended; None if a process died beside it, so that it must run again."""
+        task = self._running.pop(future)
+        try:
+            outcome = future.result()
+        except BrokenProcessPool as error:
+            if task is not self._alone:
                 self._suspects.append(task)
-        outcome = self._alone(self._suspects.popleft())
+                return None
+            # loky's text goes on with guesses and tracebacks; its first sentence says what happened.
+            reason = " ".join(str(error).split()).partition(". ")[0]
+            outcome = TaskOutcome(task.key, 0.0, f"the worker died: {reason}")
+        self._alone = None
         while self._later and not self._suspects:
             self._start(self._later.popleft())
         return outcome
-
-    def _alone(self, task: Task) -> TaskOutcome:
-        self._start(task)
-        (future,) = self._running
-        del self._running[future]
-        try:
-            return future.result()
-        except BrokenProcessPool as error:
-            # loky's text goes on with guesses and tracebacks; its first sentence says what happened.
-            reason = " ".join(str(error).split()).partition(". ")[0]
-            return TaskOutcome(task.key, 0.0, f"the worker died: {reason}")
 
 
 def _attempt(work: Work, task: Task, context: Context, device: str) -> TaskOutcome:

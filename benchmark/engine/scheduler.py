@@ -203,6 +203,8 @@ class _Run:
                     self._start(task)
             if running:
                 outcome = self.engine.wait()
+                if outcome is None:
+                    continue
                 self._end(running.pop(outcome.key), outcome.reason)
                 if outcome.no_room:  # what still runs may fit
                     no_room = no_room or outcome.reason

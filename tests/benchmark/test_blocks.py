@@ -138,8 +138,8 @@ class Recorder:
         self.tasks.append(task)
         self.engine.submit(task)
 
-    def wait(self):
-        return self.engine.wait()
+    def wait(self, timeout=None):
+        return self.engine.wait(timeout)
 
     def close(self, *, kill=False):
         self.engine.close(kill=kill)
@@ -243,7 +243,7 @@ def test_the_blocks_of_a_craft_that_failed_are_not_started(problem):
     started = []
 
     class Failing(Recorder):
-        def wait(self):
+        def wait(self, timeout=None):
             outcome = super().wait()
             return TaskOutcome(outcome.key, 0.0, "no such luck") if outcome.key.endswith("-0") else outcome
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advbench.config import make_config
+from advbench.config import make_config, to_toml
 from advbench.registry.specs import Spec
 from advbench.results.matrices import RANKED
 
@@ -47,6 +47,13 @@ def test_a_radius_may_be_a_fraction(above, below):
         ({"matrix": "grey-box"}, "'white-box', 'black-box' or 'transfer'"),
         ({"attack": [7]}, "got 7"),
         ({"atack": "pgd"}, "unknown setting 'atack'"),
+        ({"time_limit": 0}, "`time-limit`"),
+        ({"time_limit": "inf"}, "`time-limit`"),
+        ({"slots_per_device": 0}, "`slots-per-device`"),
+        ({"engine": "grid"}, "'local', 'pilots', 'slurm' or 'dask'"),
+        ({"jobs": 2, "slots_per_device": 1}, "Expected `jobs` or `slots_per_device`, got both (2 and 1)"),
+        ({"address": "tcp://host:8786"}, "Expected an `address` with the engine dask only"),
+        ({"time_limit": 60, "backend": "threading"}, "a thread cannot be ended"),
     ],
 )
 def test_bad_settings_are_one_clear_line(settings, message):
@@ -63,3 +70,8 @@ def test_a_bad_file_is_one_clear_line(tmp_path, content, message):
         file.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         make_config(file)
+
+
+def test_settings_of_the_place_are_not_saved_with_a_run():
+    here = {"engine": "dask", "address": "tcp://host:8786", "time_limit": 60, "slots_per_device": 2}
+    assert to_toml(make_config(**here)) == to_toml(make_config())

@@ -97,7 +97,7 @@ class Filling:
         self.submitted.append(task)
         self.running.append((task, len(self.submitted) >= self.full_from))
 
-    def wait(self):
+    def wait(self, timeout=None):
         task, full = self.running.popleft()
         return TaskOutcome(task.key, 0.0, "OSError: [Errno 28] No space left on device: 'x'" if full else "", full)
 

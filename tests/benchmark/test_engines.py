@@ -6,10 +6,12 @@ import dataclasses
 import os
 import signal
 import threading
+import time
 from collections import deque
 from pathlib import Path
 
 import pytest
+import torch
 
 from advbench.config import make_config
 from advbench.engine.local import InlineEngine, ProcessEngine, Slots, ThreadEngine, engine_of, slots
@@ -54,7 +56,7 @@ class Scripted:
         self.running.append(task)
         self.most = max(self.most, len(self.running))
 
-    def wait(self):
+    def wait(self, timeout=None):
         self.looks += 1
         if self.interrupt and self.looks == self.interrupt[0]:
             raise self.interrupt[1]
@@ -156,6 +158,20 @@ def test_slots_are_spread_over_the_devices_and_a_freed_one_is_taken_again():
     assert places.take(task("d")) == "cuda:1"
 
 
+def test_a_device_that_is_free_gets_the_next_task_before_one_at_work():
+    places = Slots.of(4, ["cuda:0", "cuda:1"])
+    assert [places.take(task(name)) for name in "abc"] == ["cuda:0", "cuda:1", "cuda:0"]
+    places.give_back("a")
+    places.give_back("c")
+    assert [places.take(task(name)) for name in "def"] == ["cuda:0", "cuda:1", "cuda:0"]
+
+
+def test_slots_per_device_count_on_each_device(plan):
+    changed = plan.config.model_copy(update={"jobs": None, "slots_per_device": 3})
+    assert slots(dataclasses.replace(plan, config=changed)) == 3
+    assert slots(dataclasses.replace(plan, config=changed, devices=[torch.device("cuda", n) for n in (0, 1)])) == 6
+
+
 ENGINES = {"inline": (InlineEngine, 1), "threads": (ThreadEngine, 3), "processes": (ProcessEngine, 2)}
 
 
@@ -224,6 +240,21 @@ def test_one_job_runs_in_the_thread_that_waits(made):
         return TaskOutcome(task.key, 0.0, threading.current_thread().name)
 
     assert run_all(made("inline", work), "ab") == dict.fromkeys("ab", threading.current_thread().name)
+
+
+@pytest.mark.parametrize("name", ["threads", "processes"])
+def test_a_wait_with_a_timeout_comes_back_with_nothing_and_loses_nothing(made, name, tmp_path):
+    def work(task, context, device):
+        while not (tmp_path / "go").exists():
+            time.sleep(0.01)
+        return TaskOutcome(task.key, 0.0)
+
+    engine = made(name, work)
+    engine.submit(task("a"))
+    assert engine.wait(0.05) is None
+    assert engine.wait(0) is None
+    (tmp_path / "go").touch()
+    assert engine.wait().key == "a"
 
 
 def test_threads_run_side_by_side(made):

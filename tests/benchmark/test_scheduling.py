@@ -50,7 +50,7 @@ class Simulated:
         self.starts[task.key] = self.now
         heapq.heappush(self.running, (self.now + self.seconds[task.key], task.key))
 
-    def wait(self):
+    def wait(self, timeout=None):
         self.now, key = heapq.heappop(self.running)
         self.ended.add(key)
         return TaskOutcome(key, self.seconds[key], "")
@@ -129,7 +129,7 @@ def test_a_failure_ends_all_that_need_it_and_nothing_else(scheduled):
     tasks = [node("a", 1), node("b", 1, "a"), node("c", 1, "b"), node("d", 1), node("e", 1, "a", "d"), node("f", 1, "d")]
 
     class Failing(Simulated):
-        def wait(self):
+        def wait(self, timeout=None):
             outcome = super().wait()
             return dataclasses.replace(outcome, reason="no such luck" if outcome.key == "a" else "")
 
@@ -145,7 +145,7 @@ def test_a_chain_of_a_thousand_failures_is_no_recursion(scheduled):
     tasks = [node("0", 1), *(node(str(i), 1, str(i - 1)) for i in range(1, 3000))]
 
     class Failing(Simulated):
-        def wait(self):
+        def wait(self, timeout=None):
             return dataclasses.replace(super().wait(), reason="no such luck")
 
     assert scheduled(tasks, Failing(1, {task.key: 1.0 for task in tasks})).ran == 3000
