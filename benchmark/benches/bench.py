@@ -30,6 +30,7 @@ BENCHES: dict[str, str] = {
     "covariance": "advbench.benches.covariance:rows",
     "training": "advbench.benches.training:rows",
     "purifiers": "advbench.benches.purifiers:rows",
+    "engine": "advbench.benches.engine:rows",
 }
 
 COPY_BYTES = 2 * 2**27

@@ -398,7 +398,7 @@ def bench(
     name: Annotated[BenchName | None, typer.Argument(help="Which benchmark. [default: all]")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, xpu, mps or cuda:N.")] = "auto",
 ) -> None:
-    """Benchmark the defenses' kernels and training against their limits, on one CPU thread or a GPU.
+    """Benchmark the defenses' kernels and training, and the engine, against their limits, on one CPU thread or a GPU.
 
     Prints a table of ratios. For reliable figures, run it on an otherwise idle machine.
 

@@ -65,3 +65,4 @@ class BenchName(StrEnum):
     covariance = "covariance"
     training = "training"
     purifiers = "purifiers"
+    engine = "engine"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,18 +41,22 @@ class TaskOutcome:
     no_room: bool = False
 
 
-def execute(task: Task, context: Context, device: str) -> TaskOutcome:
+Perform = Callable[[Task, Context, torch.device], None]
+"""What does a task and writes its result."""
+
+
+def execute(task: Task, context: Context, device: str, perform: Perform | None = None) -> TaskOutcome:
     """Run one task on one thread, and write its result, unless another start of the same run has done so by now.
 
-    Whatever the task's code raises comes back as the outcome's reason, SystemExit and KeyboardInterrupt too, and so does a
-    change of the process's global state, which is put back. Raises what a signal from outside causes, so that a Ctrl-C
-    stops the run.
+    perform: what does it in place of the task's own code, as a bench may want. Whatever the task's code raises comes back
+    as the outcome's reason, SystemExit and KeyboardInterrupt too, and so does a change of the process's global state, which
+    is put back. Raises what a signal from outside causes, so that a Ctrl-C stops the run.
     """
     place, no_room = torch.device(device), False
     with stopwatch(place) as measured, signals() as seen:
         try:
             with single_thread():
-                _perform_alone(task, context, place)
+                (perform or _perform_alone)(task, context, place)
             why = ""
         except BaseException as error:
             if seen.caused(error):

@@ -17,7 +17,8 @@ from torch import nn
 import advbench
 from advbench.api import forget
 from advbench.config import make_config
-from advbench.engine.local import InlineEngine, Slots, engine_of
+from advbench.engine.local import InlineEngine, engine_of
+from advbench.engine.places import Slots
 from advbench.engine.scheduler import run_plan
 from advbench.plan.plan import make_plan
 from advbench.results.store import Store

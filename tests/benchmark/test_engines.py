@@ -14,8 +14,11 @@ import pytest
 import torch
 
 from advbench.config import make_config
-from advbench.engine.local import InlineEngine, ProcessEngine, Slots, ThreadEngine, engine_of, slots
+from advbench.engine.local import InlineEngine, ThreadEngine, engine_of, slots
+from advbench.engine.places import Slots
+from advbench.engine.processes import ProcessEngine
 from advbench.engine.scheduler import longest_paths, run_plan
+from advbench.engine.sharing import share, shared
 from advbench.plan.plan import make_plan
 from advbench.tasks.clean import CleanContent
 from advbench.tasks.context import Context
@@ -298,6 +301,57 @@ def test_a_process_that_dies_takes_only_its_own_task(made, tmp_path):
             assert reason == ""
             assert (tmp_path / name).exists()
     assert run_all(engine, ["again"]) == {"again": ""}
+
+
+class Shared:
+    """What a work function holds; every time it is unpickled, that is written down."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __setstate__(self, state):
+        self.folder = state["folder"]
+        with (self.folder / f"unpickled {os.getpid()}").open("a") as file:
+            file.write("x")
+
+    def __getstate__(self):
+        return {"folder": self.folder}
+
+    def __call__(self, task, context, device):
+        if task.key.startswith("dies"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return TaskOutcome(task.key, 0.0, str(os.getpid()))
+
+
+def test_what_all_tasks_share_reaches_each_process_once_and_a_new_one_again(made, tmp_path):
+    engine = made("processes", Shared(tmp_path))
+    pids = set(run_all(engine, map(str, range(40))).values())
+    assert run_all(engine, ["dies"])["dies"].startswith("the worker died")
+    pids |= set(run_all(engine, map(str, range(40, 80))).values())
+    written = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert len(pids) > 1
+    assert {f"unpickled {pid}" for pid in pids} <= set(written)
+    assert set(written.values()) == {"x"}
+
+
+def test_another_run_in_the_same_processes_sees_its_own_context(made):
+    def work(task, context, device):
+        return TaskOutcome(task.key, 0.0, context.dataset)
+
+    engines = [made("processes", work), made("processes", work)]
+    engines[1]._context = dataclasses.replace(CONTEXT, dataset="mnist")
+    for _ in range(2):
+        assert [set(run_all(engine, "abcd").values()) for engine in engines] == [{"digits"}, {"mnist"}]
+
+
+def test_a_shared_file_that_is_not_as_it_was_written_is_refused(tmp_path):
+    handle = share([1, 2, 3], tmp_path)
+    assert shared(handle) == [1, 2, 3]
+    other = share([4], tmp_path)
+    other.path.write_bytes(handle.path.read_bytes())
+    with pytest.raises(ValueError, match="as it was written"):
+        shared(other)
+    assert shared(handle) == [1, 2, 3]
 
 
 def test_processes_are_reused_by_the_next_engine(made):

@@ -1,0 +1,146 @@
+"""The engine of this machine that runs tasks in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import deque
+from concurrent.futures import FIRST_COMPLETED, Future
+from concurrent.futures import wait as wait_for
+from contextlib import ExitStack
+
+import torch
+from joblib.externals.loky import ProcessPoolExecutor, get_reusable_executor
+from joblib.externals.loky.process_executor import BrokenProcessPool
+
+from advbench.engine import ending
+from advbench.engine.places import Slots
+from advbench.engine.sharing import Handle, share, shared
+from advbench.engine.work import Work, attempt
+from advbench.files import temporary_folder
+from advbench.tasks.artefacts import leave_telling_to_parent
+from advbench.tasks.context import Context
+from advbench.tasks.execution import TaskOutcome, execute
+from advbench.tasks.task import Task
+
+_IDLE = 300
+"""Seconds until idle processes end; those of one run are reused by the next."""
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+"""Variables that bound the threads of a numerical library: one per process, unless the user says."""
+
+
+def executor(workers: int) -> ProcessPoolExecutor:
+    """So many processes, those of the last call if they still live, which end with this one."""
+    env = {name: os.environ.get(name, "1") for name in _THREADS}
+    return get_reusable_executor(
+        max_workers=workers, timeout=_IDLE, env=env, initializer=ending.end_with_parent, initargs=(os.getpid(),)
+    )
+
+
+class ProcessEngine:
+    """Tasks in processes of their own, which outlive the engine for the next one.
+
+    They end when this process is gone, even if it was killed. What all tasks share reaches each process once. A process that
+    dies breaks the whole pool. The tasks that were running then run again, one at a time, which finds the one that kills its
+    process; tasks that are submitted meanwhile start afterwards.
+    """
+
+    def __init__(self, context: Context, places: Slots, work: Work = execute) -> None:
+        self._context = context
+        self._places = places
+        self._work = work
+        self._held = ExitStack()
+        self._handle: Handle | None = None
+        self._running: dict[Future[TaskOutcome], Task] = {}
+        self._suspects: deque[Task] = deque()
+        self._later: deque[Task] = deque()
+        self._alone: Task | None = None
+
+    @property
+    def slots(self) -> int:
+        """How many tasks run side by side."""
+        return self._places.count
+
+    def submit(self, task: Task) -> None:
+        """Start the task in a free process."""
+        self._places.take(task)
+        if self._suspects or self._alone is not None:
+            self._later.append(task)
+        else:
+            self._start(task)
+
+    def wait(self, timeout: float | None = None) -> TaskOutcome | None:
+        """Wait for a process."""
+        self._places.check()
+        outcome = self._next(timeout)
+        if outcome is not None:
+            self._places.give_back(outcome.key)
+        return outcome
+
+    def close(self, *, kill: bool = False) -> None:
+        """With `kill` end the processes; else leave them to the next engine, idle ones for `_IDLE` seconds."""
+        if kill:
+            executor(self.slots).shutdown(wait=False, kill_workers=True)
+        self._held.close()
+        self._handle = None
+
+    def _shared(self) -> Handle:
+        """The handle of what all tasks share, in a folder that goes with the engine."""
+        if self._handle is None:
+            folder = self._held.enter_context(temporary_folder())
+            self._handle = share((self._work, self._context), folder)
+        return self._handle
+
+    def _start(self, task: Task) -> None:
+        arguments = (self._shared(), task, self._places.taken[task.key])
+        try:
+            future = executor(self.slots).submit(_in_process, *arguments)
+        except BrokenProcessPool:  # another task's process has died since the last look; the next pool is whole
+            future = executor(self.slots).submit(_in_process, *arguments)
+        self._running[future] = task
+
+    def _next(self, timeout: float | None) -> TaskOutcome | None:
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            if not self._running:
+                self._alone = self._suspects.popleft()
+                self._start(self._alone)
+            left = None if until is None else max(0.0, until - time.monotonic())
+            ended = wait_for(self._running, left, FIRST_COMPLETED).done
+            if not ended:
+                return None
+            outcome = self._outcome(next(iter(ended)))
+            if outcome is not None:
+                return outcome
+
+    def _outcome(self, future: Future[TaskOutcome]) -> TaskOutcome | None:
+        """How a task ended; None if a process died beside it, so that it must run again."""
+        task = self._running.pop(future)
+        try:
+            outcome = future.result()
+        except BrokenProcessPool as error:
+            if task is not self._alone:
+                self._suspects.append(task)
+                return None
+            # loky's text goes on with guesses and tracebacks; its first sentence says what happened.
+            reason = " ".join(str(error).split()).partition(". ")[0]
+            outcome = TaskOutcome(task.key, 0.0, f"the worker died: {reason}")
+        self._alone = None
+        while self._later and not self._suspects:
+            self._start(self._later.popleft())
+        return outcome
+
+
+def _in_process(handle: Handle, task: Task, device: str) -> TaskOutcome:
+    """Run a task in a process of its own, where Ctrl-C is left to the parent, which ends the processes."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ending.remove_with_parent(handle.path.parent)
+    leave_telling_to_parent()
+    torch.set_num_threads(1)
+    work, context = shared(handle)
+    if context.progress is not None:
+        ending.remove_with_parent(context.progress)
+    return attempt(work, task, context, device)
