@@ -173,6 +173,7 @@ MODELS: dict[str, Recipe] = {
             rate=1e-3,
             seed=201,
             radii={"linf": 0.3, "l2": 1.5},
+            images=500,
             queries=5000,
         ),
         Recipe(

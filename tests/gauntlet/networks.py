@@ -54,6 +54,20 @@ class Scaled(nn.Module):
         return logits
 
 
+class InBlocks(nn.Module):
+    """A network that answers so many images at a time: what a pass of 64 takes stays in a core's cache.
+
+    500 images of the LeNet take 0.20 s forward and backward, 0.33 s in one piece.
+    """
+
+    def __init__(self, body: nn.Module, size: int = 64) -> None:
+        super().__init__()
+        self.body, self.size = body, size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.body(block) for block in x.split(self.size)])
+
+
 class Averaged(nn.Module):
     """The logarithm of the mean probability of several networks."""
 

@@ -18,7 +18,7 @@ from torchvision.datasets import MNIST
 from advbench.attacks.threat import Norm
 from advbench.zoo.checkpoints import cache_dir, fingerprint
 from tests.gauntlet.models import Recipe
-from tests.gauntlet.networks import NETWORKS, Scaled
+from tests.gauntlet.networks import NETWORKS, InBlocks, Scaled
 
 ATTACK_STEPS = 5
 TEMPERATURE = 100.0
@@ -92,7 +92,8 @@ def problem(recipe: Recipe, images: int | None = None) -> Problem:
             if len(found) >= count:
                 break
     index = torch.tensor(found[:count])
-    return Problem(recipe, model, fingerprint(model), x[index].contiguous(), y[index], index)
+    faced = InBlocks(model) if count > 100 else model
+    return Problem(recipe, faced.eval(), fingerprint(model), x[index].contiguous(), y[index], index)
 
 
 def model_of(recipe: Recipe) -> nn.Module:
