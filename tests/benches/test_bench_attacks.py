@@ -269,10 +269,17 @@ def bars(kind: str, contest: Contest, outcomes: dict[str, Outcome], floor: float
         yield "at most a third of any peer", mine / min(theirs), mine <= min(theirs) / 3
     if contest.name.startswith(("C&W", "DeepFool published", "DeepFool box-aware")) and theirs:
         yield "no slower than any peer", mine / min(theirs), mine <= min(theirs)
+    if contest.norm == "linf" and contest.name.startswith(("FMN-100 published", "FMN-100 box-aware")) and theirs:
+        yield "at most 1.10 x the fastest peer", mine / min(theirs), mine <= 1.1 * min(theirs)
 
 
 def weaker(contest: Contest, outcomes: dict[str, Outcome]) -> bool:
-    """Whether a peer breaks more images (two of all may differ by luck), or as many at a median 2% smaller."""
+    """Whether a peer breaks more images (two of all may differ by luck), or as many at a median 2% smaller.
+
+    Of an attack as it runs by default: a single form of two may be the weaker, on some models.
+    """
+    if contest.name.endswith(("published", "box-aware")):
+        return False
     mine = outcomes["advbench"]
     best = min(outcome.strength for outcome in outcomes.values())
     if contest.epsilon is not None:

@@ -75,8 +75,7 @@ class Pair:
     """An attack of ours and its references by library.
 
     ours: (norm, queries) -> attack; the queries are the recipe's, for HopSkipJump those that the reference took per image.
-    norms: in which they are compared. minimal: whether distances count. fewest: the classes that the references need. only:
-    the models on which the pair runs, all where empty.
+    norms: in which they are compared. minimal: whether distances count. fewest: the classes that the references need.
     """
 
     ours: Callable[[Norm, int], Any]
@@ -84,7 +83,6 @@ class Pair:
     norms: frozenset[Norm]
     minimal: bool
     fewest: int = 2
-    only: frozenset[str] = frozenset()
 
     def libraries(self, norm: Norm) -> list[str]:
         """Those with a reference in a norm."""
@@ -314,7 +312,6 @@ PAIRS: dict[str, Pair] = {
         {"foolbox": _jumps},
         frozenset({"l2", "linf"}),
         minimal=True,
-        only=frozenset({"small-logits", "trades", "ensemble"}),
     ),
 }
 """The reference of `autoattack` and `auto` is put together from the runs of its parts (`references.ensemble`)."""

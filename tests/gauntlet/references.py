@@ -216,7 +216,7 @@ def fill(problem: Problem, book: Book, norm: Norm, attack: str, seed: int = 0) -
 def applies(attack: str, problem: Problem, norm: Norm) -> bool:
     """Whether the pair is compared on a model in a norm."""
     pair = PAIRS[attack]
-    return norm in pair.norms and _runs(attack, problem) and (not pair.only or problem.recipe.name in pair.only)
+    return norm in pair.norms and _runs(attack, problem)
 
 
 def _runs(attack: str, problem: Problem) -> bool:
