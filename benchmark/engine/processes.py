@@ -10,6 +10,7 @@ from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 from joblib.externals.loky import ProcessPoolExecutor, get_reusable_executor
@@ -20,10 +21,12 @@ from advbench.engine.places import Slots
 from advbench.engine.sharing import Handle, share, shared
 from advbench.engine.work import Work, attempt
 from advbench.files import temporary_folder
+from advbench.tasks import progress
 from advbench.tasks.artefacts import leave_telling_to_parent
 from advbench.tasks.context import Context
 from advbench.tasks.execution import TaskOutcome, execute
-from advbench.tasks.task import Task
+from advbench.tasks.task import BlockTask, Task
+from advbench.tasks.time_limit import said
 
 _IDLE = 300
 """Seconds until idle processes end; those of one run are reused by the next."""
@@ -53,7 +56,8 @@ class ProcessEngine:
         self._work = work
         self._held = ExitStack()
         self._handle: Handle | None = None
-        self._running: dict[Future[TaskOutcome], Task] = {}
+        self._running: dict[Future[TaskOutcome], tuple[Task, ProcessPoolExecutor]] = {}
+        self._stopped: set[ProcessPoolExecutor] = set()
         self._suspects: deque[Task] = deque()
         self._later: deque[Task] = deque()
         self._alone: Task | None = None
@@ -90,23 +94,24 @@ class ProcessEngine:
         """The handle of what all tasks share, in a folder that goes with the engine."""
         if self._handle is None:
             folder = self._held.enter_context(temporary_folder())
+            self._context = replace(self._context, last_words=folder)
             self._handle = share((self._work, self._context), folder)
         return self._handle
 
     def _start(self, task: Task) -> None:
         arguments = (self._shared(), task, self._places.taken[task.key])
         try:
-            future = executor(self.slots).submit(_in_process, *arguments)
+            pool = executor(self.slots)
+            future = pool.submit(_in_process, *arguments)
         except BrokenProcessPool:  # another task's process has died since the last look; the next pool is whole
-            future = executor(self.slots).submit(_in_process, *arguments)
-        self._running[future] = task
+            pool = executor(self.slots)
+            future = pool.submit(_in_process, *arguments)
+        self._running[future] = task, pool
 
     def _next(self, timeout: float | None) -> TaskOutcome | None:
         until = None if timeout is None else time.monotonic() + timeout
         while True:
-            if not self._running:
-                self._alone = self._suspects.popleft()
-                self._start(self._alone)
+            self._go_on()
             left = None if until is None else max(0.0, until - time.monotonic())
             ended = wait_for(self._running, left, FIRST_COMPLETED).done
             if not ended:
@@ -115,22 +120,59 @@ class ProcessEngine:
             if outcome is not None:
                 return outcome
 
+    def _go_on(self) -> None:
+        """Start what waits: a suspect alone, or if there is none all others."""
+        if self._suspects:
+            if not self._running:
+                self._alone = self._suspects.popleft()
+                self._start(self._alone)
+        elif self._alone is None:
+            while self._later:
+                self._start(self._later.popleft())
+
     def _outcome(self, future: Future[TaskOutcome]) -> TaskOutcome | None:
         """How a task ended; None if a process died beside it, so that it must run again."""
-        task = self._running.pop(future)
+        task, pool = self._running.pop(future)
+        outcome: TaskOutcome | None
         try:
             outcome = future.result()
         except BrokenProcessPool as error:
-            if task is not self._alone:
-                self._suspects.append(task)
-                return None
-            # loky's text goes on with guesses and tracebacks; its first sentence says what happened.
-            reason = " ".join(str(error).split()).partition(". ")[0]
-            outcome = TaskOutcome(task.key, 0.0, f"the worker died: {reason}")
-        self._alone = None
-        while self._later and not self._suspects:
-            self._start(self._later.popleft())
+            outcome = self._after_a_death(task, pool, error)
+        if outcome is not None:
+            if task is self._alone:
+                self._alone = None
+            self._go_on()
         return outcome
+
+    def _after_a_death(self, task: Task, pool: ProcessPoolExecutor, error: BrokenProcessPool) -> TaskOutcome | None:
+        """How a task of a broken pool ended; None if it must run again: alone, unless it is known whose process died."""
+        if self._did_not_stop(task):
+            self._stopped.add(pool)
+            return TaskOutcome(task.key, 0.0, self._out_of_time(task))
+        beside = (other for other, its in self._running.values() if its is pool)
+        if pool in self._stopped or any(map(self._did_not_stop, beside)):
+            self._later.append(task)
+            return None
+        if task is not self._alone:
+            self._suspects.append(task)
+            return None
+        # loky's text goes on with guesses and tracebacks; its first sentence says what happened.
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        return TaskOutcome(task.key, 0.0, f"the worker died: {reason}")
+
+    def _did_not_stop(self, task: Task) -> bool:
+        """Whether the task's process has ended itself, as the task went on beyond its time."""
+        folder = self._context.last_words
+        try:
+            return folder is not None and (folder / task.key).stat().st_size > 0
+        except OSError:
+            return False
+
+    def _out_of_time(self, task: Task) -> str:
+        standing = progress.read(self._context.progress).get(task.key) if self._context.progress is not None else None
+        so_far = f"{standing.so_far}; " if standing is not None else ""
+        part = str(task.block) if isinstance(task, BlockTask) else ""
+        return said(self._context.time_limit or 0.0, part, f"{so_far}its code did not stop, so its process was ended")
 
 
 def _in_process(handle: Handle, task: Task, device: str) -> TaskOutcome:

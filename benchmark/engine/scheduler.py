@@ -136,6 +136,7 @@ def _context(plan: Plan, folder: Path | None) -> Context:
         tasks_beside=slots(plan) - 1,
         progress=folder,
         every=progress.EVERY,
+        time_limit=config.time_limit,
     )
 
 

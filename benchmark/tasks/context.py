@@ -26,7 +26,9 @@ class Context:
 
     out: the output folder. dataset, data_dir: what to load. trainings, substitutes: the contents of all tasks that train
     models, by key. tasks_beside: how many other tasks may run on the machine at the same time. progress: where crafts say
-    how they stand, nowhere if None; every: at most once in so many seconds.
+    how they stand, nowhere if None; every: at most once in so many seconds. time_limit: seconds that a task may take, or a
+    block of a craft. last_words: where a process whose task does not stop writes where it was, before it ends; None in a
+    process that must not end.
     """
 
     out: Path
@@ -37,6 +39,8 @@ class Context:
     tasks_beside: int
     progress: Path | None = None
     every: float = 1.0
+    time_limit: float | None = None
+    last_words: Path | None = None
 
 
 def data_of(context: Context) -> DataSet:

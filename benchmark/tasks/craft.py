@@ -20,7 +20,7 @@ from advbench.attacks.threat import ThreatModel
 from advbench.attacks.transfer import for_transfer
 from advbench.clocks import Measured
 from advbench.defenses.defended import Surrogate
-from advbench.tasks import progress
+from advbench.tasks import progress, time_limit
 from advbench.tasks.artefacts import Kind, artefact, read, save, whole
 from advbench.tasks.blocks import Block, blocks_of, forget, missing, place_of
 from advbench.tasks.calibrate import NO_GRADIENT, prepared_for, read_values
@@ -28,8 +28,9 @@ from advbench.tasks.components import Component, attack_of
 from advbench.tasks.context import Context, data_of
 from advbench.tasks.evaluation import Craft, craft
 from advbench.tasks.images import Images, scored_split
-from advbench.tasks.progress import Reporter
+from advbench.tasks.progress import CraftProgress, Reporter
 from advbench.tasks.surrogates import Attacked, attacked_model
+from advbench.tasks.time_limit import TimeIsUp
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +95,12 @@ def run_block(key: str, content: CraftContent, block: Block, label: str, context
         _save(place_of(key, block, context.out), None)
         return
     crafting = _Crafting(key, content, label, context, device, attack)
-    with crafting.followed(len(block), block):
-        crafting.save(block)
+    try:
+        with crafting.followed(len(block), block):
+            crafting.save(block)
+    except BaseException:  # an attack that did not end may have left the model in any state
+        release()
+        raise
 
 
 _KEPT = threading.local()
@@ -127,6 +132,7 @@ class _Crafting:
         waiting = missing(self.key, self.content.images, self.context.out)
         with self.followed(sum(len(block) for block in waiting)):
             for block in waiting:
+                time_limit.begin_again()
                 self.save(block)
         return _joined([read_craft(place_of(self.key, block, self.context.out), len(block)) for block in cut])
 
@@ -136,6 +142,9 @@ class _Crafting:
             found = self.attacked(block)
         except Exception as error:
             raise BlockError(f"{block}: {type(error).__name__}: {error}") from error
+        except TimeIsUp as error:
+            error.part = str(block)
+            raise
         _save(place_of(self.key, block, self.context.out), found)
 
     def attacked(self, block: Block) -> Craft | None:
@@ -172,21 +181,34 @@ class _Crafting:
 
     @contextmanager
     def followed(self, images: int, block: Block | None = None) -> Iterator[None]:
-        """Say where the attack of so many images stands, if anybody wants to know, in a file of the craft or block."""
-        if self.context.progress is None:
+        """Say where the attack of so many images stands, in a file of the craft or block, and in a TimeIsUp."""
+        if self.context.progress is None and self.context.time_limit is None:
             yield
             return
-        folder, name = self.context.progress, self.key if block is None else f"{self.key}-{block.start}"
+        name = self.key if block is None else f"{self.key}-{block.start}"
         classes = data_of(self.context).n_classes
         forwards = self.prepared.draws * passes_of(self.attack, self.content.threat, classes).forwards
-        reporter = Reporter(
-            lambda standing: progress.write(folder, name, standing), self.label, images, forwards, self.context.every
-        )
+        reporter = Reporter(lambda standing: self._say(name, standing), self.label, images, forwards, self.context.every)
         self._around = reporter.block
         try:
             yield
+        except TimeIsUp as error:
+            error.stood = reporter.standing().so_far + self._kept()
+            raise
         finally:
-            progress.forget(folder, name)
+            if self.context.progress is not None:
+                progress.forget(self.context.progress, name)
+
+    def _say(self, name: str, standing: CraftProgress) -> None:
+        if self.context.progress is not None:
+            progress.write(self.context.progress, name, standing)
+
+    def _kept(self) -> str:
+        """What is finished of a craft that is divided."""
+        images = self.content.images
+        count = len(blocks_of(images))
+        there = count - len(missing(self.key, images, self.context.out))
+        return f"; {there} of {count} blocks are finished and kept" if count > 1 else ""
 
 
 def ready_attack(content: CraftContent, context: Context) -> Attack | None:

@@ -24,6 +24,7 @@ from advbench.tasks.diagnose import DiagnoseContent
 from advbench.tasks.score import ScoreContent
 from advbench.tasks.substitute import SubstituteContent
 from advbench.tasks.task import BlockTask, ScoreTask, Task
+from advbench.tasks.time_limit import TimeIsUp, limited, said
 from advbench.tasks.train import TrainContent
 from advbench.tasks.unit_test import UnitTestContent
 
@@ -61,7 +62,7 @@ def execute(task: Task, context: Context, device: str, perform: Perform | None =
         except BaseException as error:
             if seen.caused(error):
                 raise
-            no_room, why = _wants_room(error), reason(error, 500)
+            no_room, why = _wants_room(error), _reason(error, context)
             if isinstance(error, FileNotFoundError) and lies_there(task, context.out):
                 why = ""  # another start has packed the blocks that were about to be read
             elif debugging():
@@ -91,6 +92,12 @@ def _wants_room(error: BaseException | None) -> bool:
     return False
 
 
+def _reason(error: BaseException, context: Context) -> str:
+    if isinstance(error, TimeIsUp) and context.time_limit is not None:
+        return said(context.time_limit, error.part, error.stood)
+    return reason(error, 500)
+
+
 def _perform_alone(task: Task, context: Context, device: torch.device) -> None:
     """Do what the content asks for, unless another start of the run has done it meanwhile.
 
@@ -98,8 +105,9 @@ def _perform_alone(task: Task, context: Context, device: torch.device) -> None:
     """
     if lies_there(task, context.out):
         return
+    last_words = None if context.last_words is None else context.last_words / task.key
     try:
-        with checked():
+        with checked(), limited(context.time_limit, last_words):
             _perform(task, context, device)
     except ChangedStateError:
         _remove(task, context)

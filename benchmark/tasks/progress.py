@@ -40,6 +40,11 @@ class CraftProgress:
         """The time left by the share that is done; None until something is."""
         return self.seconds * (1 - self.share) / self.share if self.share > 0 else None
 
+    @property
+    def so_far(self) -> str:
+        """How far it is, for the row of an attack that goes no further."""
+        return f"{self.robust} of {self.images} images still robust, {self.share:.0%} done"
+
     def __str__(self) -> str:
         part = f"{self.part}, " if self.part else ""
         left = "" if self.seconds_left is None else f", about {self.seconds_left:.0f} s left"
@@ -57,29 +62,38 @@ class Reporter:
         self.say, self.label, self.images, self.forwards, self.every = say, label, images, forwards, every
         self.started = self.told = time.monotonic()
         self.done = self.broken = 0
+        self._access: Access | None = None
+        self._part = ""
 
     @contextmanager
     def block(self, access: Access) -> Iterator[None]:
         """Follow the attack of the examples of one access, which happens inside."""
-        broken = torch.zeros(len(access), dtype=torch.bool, device=access.rows.device)
+        self._access, self._part = access, ""
+        self._inside = broken = torch.zeros(len(access), dtype=torch.bool, device=access.rows.device)
 
         def listen(part: str, rows: Tensor, achieved: Tensor) -> None:
             broken[rows] |= achieved
-            now = time.monotonic()
-            if now - self.told >= self.every:
-                self.told = now
-                self.say(self._standing(part, access, broken, now))
+            self._part = part
+            if time.monotonic() - self.told >= self.every:
+                self.told = time.monotonic()
+                self.say(self.standing())
 
         with progress.heard_by(listen):
             yield
         self.done += len(access)
         self.broken += int(broken.sum())
+        self._access = None
 
-    def _standing(self, part: str, access: Access, broken: Tensor, now: float) -> CraftProgress:
-        inside = min(0.99, float(access.ledger.forwards.max()) / self.forwards)
-        share = (self.done + inside * len(access)) / max(1, self.images)
-        robust = self.images - self.broken - int(broken.sum())
-        return CraftProgress(self.label, part, self.images, robust, share, now - self.started)
+    def standing(self) -> CraftProgress:
+        """Where the craft stands now."""
+        share, broken = float(self.done), self.broken
+        if self._access is not None:
+            share += len(self._access) * min(0.99, float(self._access.ledger.forwards.max()) / self.forwards)
+            broken += int(self._inside.sum())
+        share /= max(1, self.images)
+        return CraftProgress(
+            self.label, self._part, self.images, self.images - broken, share, time.monotonic() - self.started
+        )
 
 
 def write(folder: Path, key: str, standing: CraftProgress) -> None:
