@@ -126,14 +126,14 @@ def _draw_shares(
         fmt=".1f",
         linewidths=1.5,
         linecolor=paper,
-        xticklabels=column_names,
-        yticklabels=row_names,
+        xticklabels=False,  # seaborn would look for labels that overlap, for which it draws the whole figure
+        yticklabels=False,
     )
     axes.xaxis.tick_top()
     axes.tick_params(length=0, pad=4)
-    axes.set_yticks(axes.get_yticks(), row_names, rotation=0)
-    if slanted:
-        axes.set_xticks(axes.get_xticks(), column_names, rotation=35, ha="left", rotation_mode="anchor")
+    axes.set_yticks(np.arange(len(row_names)) + 0.5, row_names, rotation=0, va="center")
+    turned: Any = {"rotation": 35, "ha": "left", "rotation_mode": "anchor"} if slanted else {}
+    axes.set_xticks(np.arange(len(column_names)) + 0.5, column_names, **turned)
 
 
 def line_plots(
