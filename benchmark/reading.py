@@ -6,6 +6,7 @@ allocated. Whatever is wrong is a ValueError of one line.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import re
 import stat
 import zipfile
 from collections.abc import Collection
+from functools import lru_cache
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, cast
@@ -31,6 +33,10 @@ _CONTAINERS = 10_000
 _HARDEST = 1100
 """The highest ratio that deflate reaches is 1,032."""
 _HEADER = 10_000
+_PREFIX = 8
+"""Bytes in front of the header of an array: its magic number and version."""
+_LENGTHS = {(1, 0): 2, (2, 0): 4}
+"""Bytes of a header's length, by version."""
 
 _UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _KINDS = (
@@ -153,9 +159,9 @@ def arrays_of(
             raise ValueError(f"it is damaged ({error!s:.80})") from None
 
 
-def array_of(content: bytes) -> NDArray[Any]:
+def array_of(content: bytes | bytearray) -> NDArray[Any]:
     """The array of an ``npy`` file's bytes, without pickle and without a copy. Raises ValueError for anything else."""
-    shape, fortran, dtype, begin = _header(_Cursor(content), len(content))
+    shape, fortran, dtype, begin = _header(content)
     flat = np.frombuffer(content, dtype, math.prod(shape), begin)
     return flat.reshape(shape, order="F" if fortran else "C")
 
@@ -174,8 +180,7 @@ def _check_sizes(entries: Collection[zipfile.ZipInfo], allowed: int) -> None:
 
 def _member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> NDArray[Any]:
     with cast(zipfile.ZipExtFile, archive.open(entry)) as file:
-        shape, fortran, dtype, begin = _header(file, entry.file_size)
-        content = bytearray(entry.file_size - begin)
+        content = bytearray(entry.file_size)
         room, filled = memoryview(content), 0
         while filled < len(content):
             count = file.readinto(room[filled:])
@@ -183,39 +188,32 @@ def _member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> NDArray[Any]:
                 raise ValueError(f"{entry.filename:.80} is cut off")
             filled += count
         file.read(1)  # the end, where the checksum is compared
-    return np.frombuffer(content, dtype, math.prod(shape)).reshape(shape, order="F" if fortran else "C")
+    return array_of(content)
 
 
-class _Cursor:
-    """Bytes read from the front, without a copy of the rest."""
-
-    def __init__(self, content: bytes) -> None:
-        self.content, self.place = content, 0
-
-    def read(self, size: int) -> bytes:
-        part = self.content[self.place : self.place + size]
-        self.place += len(part)
-        return part
-
-    def tell(self) -> int:
-        return self.place
-
-
-def _header(file: Any, size: int) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, order, type and place of the values of an ``npy`` file of `size` bytes, which it must fill exactly."""
-    version = np.lib.format.read_magic(file)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in readers:
+def _header(content: bytes | bytearray) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, order, type and place of the values of an ``npy`` file, which they must fill exactly."""
+    version = np.lib.format.read_magic(io.BytesIO(content[:_PREFIX]))
+    if version not in _LENGTHS:
         raise ValueError(f"Expected an array of format 1.0 or 2.0, got {version}")
-    try:
-        shape, fortran, dtype = readers[version](file, max_header_size=_HEADER)
-    except Exception as error:  # a header is a Python literal, whose parser has its own errors
-        raise ValueError(f"Expected an array, got a damaged header ({error!s:.60})") from None
+    begin = _PREFIX + _LENGTHS[version]
+    begin += min(int.from_bytes(content[_PREFIX:begin], "little"), _HEADER + 1)
+    shape, fortran, dtype = _described(version, bytes(content[_PREFIX:begin]))
     if dtype.hasobject:
         raise ValueError("Expected numbers, got an array of objects, which hold code")
     if dtype.kind not in "biufc":
         raise ValueError(f"Expected numbers, got an array of {dtype!s:.60}")
-    begin = file.tell()
-    if any(not 0 <= length < 2**62 for length in shape) or math.prod(shape) * dtype.itemsize != size - begin:
-        raise ValueError(f"Expected an array of {size - begin:,} bytes, got one that claims {dtype} of shape {shape!s:.60}")
+    size = len(content) - begin
+    if any(not 0 <= length < 2**62 for length in shape) or math.prod(shape) * dtype.itemsize != size:
+        raise ValueError(f"Expected an array of {size:,} bytes, got one that claims {dtype} of shape {shape!s:.60}")
     return shape, fortran, dtype, begin
+
+
+@lru_cache(maxsize=256)
+def _described(version: tuple[int, int], header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and type in a header, its length first; those of the records of a run are few."""
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    try:
+        return readers[version](io.BytesIO(header), max_header_size=_HEADER)
+    except Exception as error:  # a header is a Python literal, whose parser has its own errors
+        raise ValueError(f"Expected an array, got a damaged header ({error!s:.60})") from None

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, TypeVar, cast
 
+from numpy.typing import NDArray
+
+from advbench.results.archive import Source
 from advbench.results.cells import Cell
 from advbench.results.matrices import MATRICES
 from advbench.results.record import Record
 from advbench.results.store import Store
+
+_Derived = TypeVar("_Derived")
 
 
 @dataclass(frozen=True)
@@ -18,6 +24,13 @@ class Cells:
 
     cells: tuple[Cell, ...]
     missing: tuple[str, ...] = ()
+    _found: dict[Callable[[Cells], object], object] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, derive: Callable[[Cells], _Derived]) -> _Derived:
+        """What `derive` makes of these cells; found once, so that all forms of a report show the same numbers."""
+        if derive not in self._found:
+            self._found[derive] = derive(self)
+        return cast(_Derived, self._found[derive])
 
     @cached_property
     def scored(self) -> tuple[Cell, ...]:
@@ -30,12 +43,24 @@ class Cells:
         return tuple(cell for cell in self.cells if cell.examples is None)
 
 
-def load(store: Store, keys: Sequence[str] | None = None) -> Cells:
-    """Read the cells `keys` of a store, all if None. A damaged record is logged and counts as missing."""
-    wanted = store.keys() if keys is None else list(dict.fromkeys(keys))
-    parts_by_key = {key: store.load(key) for key in wanted}
-    cells = [Cell(*parts) for parts in parts_by_key.values() if parts is not None]
-    return Cells(in_order(cells), tuple(key for key, parts in parts_by_key.items() if parts is None))
+def load(source: Source, keys: Sequence[str] | None = None) -> Cells:
+    """Read the cells `keys` of a source, all if None. A damaged record is logged and counts as missing.
+
+    Outcomes that cells have in common, such as the labels, are held once; images stay where they are.
+    """
+    wanted = source.keys() if keys is None else list(dict.fromkeys(keys))
+    cells, missing = [], []
+    known: dict[bytes, NDArray[Any]] = {}
+    for key in wanted:
+        parts = source.outcomes(key)
+        if parts is None:
+            missing.append(key)
+            continue
+        record, examples = parts
+        if examples is not None:
+            examples.share(known)
+        cells.append(Cell(record, examples, partial(source.gallery, key)))
+    return Cells(in_order(cells), tuple(missing))
 
 
 def from_records(records: Iterable[Record], store: Store) -> tuple[Cell, ...]:

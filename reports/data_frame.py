@@ -33,15 +33,21 @@ def frame(records: Sequence[Record], store: Store) -> pd.DataFrame:
 
 def cell_frame(cells: Sequence[Cell], missing: Sequence[str] = ()) -> pd.DataFrame:
     """The same for cells that were read already; keys without a record are rows with the status ``missing``."""
+    return report_frame(Cells(tuple(cells), tuple(missing)))
+
+
+def report_frame(cells: Cells) -> pd.DataFrame:
+    """The same for the cells of a report."""
     import pandas as pd
 
     ranks = {
         (board.threat, standing.label): standing.ranks
-        for board in ranked_boards(Cells(tuple(cells)))
+        for board in ranked_boards(cells)
         for standing in board.standings
         if standing.ranks is not None
     }
-    rows = [_row(cell) | _ranks(cell, ranks) for cell in cells] + [{"key": key, "status": "missing"} for key in missing]
+    rows = [_row(cell) | _ranks(cell, ranks) for cell in cells.cells]
+    rows += [{"key": key, "status": "missing"} for key in cells.missing]
     return pd.DataFrame(rows, columns=list(_COLUMNS))
 
 

@@ -39,10 +39,10 @@ def export(folders: Mapping[Path, Sequence[str] | None], to: Path, format: str) 
 
 def csv(cells: Cells) -> str:
     """A row for every cell, as `results.csv` has it."""
-    from advbench.reports.data_frame import cell_frame
+    from advbench.reports.data_frame import report_frame
     from advbench.reports.spreadsheets import frame_csv
 
-    return frame_csv(cell_frame(cells.cells, cells.missing))
+    return frame_csv(report_frame(cells))
 
 
 def figures(sections: Sequence[Section], format: str) -> dict[str, bytes]:

@@ -23,8 +23,9 @@ def image_section(cells: Sequence[Cell]) -> Section | None:
     distinct: dict[bytes, tuple[Cell, Gallery]] = {}
     first = min((cell.record.seed for cell in cells), default=0)
     for cell in cells:
-        if cell.record.seed == first and cell.gallery is not None and len(cell.gallery.index):
-            distinct.setdefault(_identity(cell, cell.gallery), (cell, cell.gallery))
+        gallery = cell.gallery if cell.record.seed == first else None
+        if gallery is not None and len(gallery.index):
+            distinct.setdefault(_identity(cell, gallery), (cell, gallery))
     if not distinct:
         return None
     return Section(

@@ -98,6 +98,10 @@ class RankedBoard:
 
 def ranked_boards(cells: Cells) -> tuple[RankedBoard, ...]:
     """The boards of a report with their ranks, one for each threat."""
+    return cells.once(_ranked_boards)
+
+
+def _ranked_boards(cells: Cells) -> tuple[RankedBoard, ...]:
     return tuple(_ranked_board(board) for board in boards(cells.cells))
 
 

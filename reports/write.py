@@ -9,14 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from advbench.files import write_atomically
-from advbench.reading import json_of, open_plain, text_of
-from advbench.results.store import FILES, Store
-
-if TYPE_CHECKING:
-    from advbench.reports.cells import Cells
+from advbench.reading import json_of, text_of
+from advbench.reports.cells import Cells, load
+from advbench.results.archive import source_of
 
 REPORTS = ("leaderboard.md", "leaderboard.html", "results.csv")
 _SIDECAR = ".reports.json"
@@ -35,18 +32,17 @@ def write_reports(out: Path, keys: Sequence[str] | None = None) -> list[Path]:
 
 
 def write_merged(folders: Mapping[Path, Sequence[str] | None], to: Path) -> list[Path]:
-    """Write one report of several output folders into `to`; the cells of each folder as in `write_reports`."""
-    stores = {folder: Store(folder) for folder in folders}
-    wanted = {folder: stores[folder].keys() if keys is None else sorted(set(keys)) for folder, keys in folders.items()}
+    """Write one report of several output folders or archives into `to`; the cells of each as in `write_reports`."""
+    sources = {folder: source_of(folder) for folder in folders}
+    wanted = {folder: sources[folder].keys() if keys is None else sorted(set(keys)) for folder, keys in folders.items()}
     paths = [to / name for name in REPORTS]
-    inputs = hashlib.sha256(
-        "\n".join(f"{folder} {_inputs_digest(stores[folder], keys)}" for folder, keys in wanted.items()).encode(
-            errors="surrogateescape"
-        )
-    ).hexdigest()
+    digest = _renderers()
+    for folder, keys in wanted.items():
+        digest.update(f"{folder} {sources[folder].digest(keys)}\n".encode(errors="surrogateescape"))
+    inputs = digest.hexdigest()
     before = _recorded(to)
     if before != {"inputs": inputs, **_digests(to, before)} or not all(path.is_file() for path in paths):
-        contents = _render(read(wanted))
+        contents = _render(_merged({folder: load(sources[folder], keys) for folder, keys in wanted.items()}))
         for name in set(before) - {"inputs"} - set(contents):
             (to / name).unlink(missing_ok=True)
         for name, content in contents.items():
@@ -56,19 +52,21 @@ def write_merged(folders: Mapping[Path, Sequence[str] | None], to: Path) -> list
 
 
 def read(folders: Mapping[Path, Sequence[str] | None]) -> Cells:
-    """The cells of one output folder or of several, merged."""
-    from advbench.reports.cells import load
+    """The cells of one output folder or archive or of several, merged; all cells of a folder if None."""
+    return _merged({folder: load(source_of(folder), keys) for folder, keys in folders.items()})
+
+
+def _merged(loaded: Mapping[Path, Cells]) -> Cells:
     from advbench.reports.merge import merge, run_names
 
-    loaded = [load(Store(folder), keys) for folder, keys in folders.items()]
     if len(loaded) == 1:
-        return loaded[0]
-    return merge(dict(zip(run_names(map(str, folders)), loaded, strict=True)))
+        return next(iter(loaded.values()))
+    return merge(dict(zip(run_names(map(str, loaded)), loaded.values(), strict=True)))
 
 
 def _render(cells: Cells) -> dict[str, str]:
     """The contents of the reports, and of the figures of the first, by path."""
-    from advbench.reports.data_frame import cell_frame
+    from advbench.reports.data_frame import report_frame
     from advbench.reports.figures import on_paper
     from advbench.reports.html import to_html
     from advbench.reports.markdown import to_markdown
@@ -81,14 +79,14 @@ def _render(cells: Cells) -> dict[str, str]:
     contents = (
         to_markdown(report_sections, title=title, folder=_FIGURES),
         to_html(report_sections, title=title, summary=summary(cells)),
-        frame_csv(cell_frame(cells.cells, cells.missing)),
+        frame_csv(report_frame(cells)),
     )
     figures = {f"{_FIGURES}/{name}.svg": on_paper(drawing.svg) for name, drawing in drawings(report_sections).items()}
     return dict(zip(REPORTS, contents, strict=True)) | figures
 
 
-def _inputs_digest(store: Store, keys: Sequence[str]) -> str:
-    """SHA-256 over everything that the reports are made of."""
+def _renderers() -> hashlib._Hash:
+    """SHA-256 over the code and the libraries that make reports."""
     digest = hashlib.sha256(sys.version.encode())
     for library in _LIBRARIES:
         digest.update(f"{library} {version(library)}\n".encode())
@@ -96,20 +94,7 @@ def _inputs_digest(store: Store, keys: Sequence[str]) -> str:
         for source in sorted(resources.files(package).iterdir(), key=lambda source: source.name):
             if source.name.endswith((".py", ".html", ".css", ".js")):
                 digest.update(f"{source.name}\n".encode() + source.read_bytes())
-    for key in keys:
-        digest.update(f"{key}\n".encode())
-        for name in FILES:
-            digest.update(f"{name} {_file_digest(store.path(key) / name)}\n".encode())
-    return digest.hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    """SHA-256 of a plain file; of anything else, what is wrong with it."""
-    try:
-        with open_plain(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ValueError) as error:
-        return f"none: {error}"
+    return digest
 
 
 def _digests(to: Path, names: Iterable[str]) -> dict[str, str]:

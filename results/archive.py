@@ -11,16 +11,17 @@ precision; those of a minimal-norm attack, which are its result, in double preci
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
 import lzma
 import math
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from advbench.files import write_atomically
 from advbench.reading import allowance, array_of, json_of, read_text, unseen
 from advbench.results.parts import check_key
-from advbench.results.record import ADDED, DISTANCES, EXAMPLE_DTYPES, Examples, Facts, Record
+from advbench.results.record import ADDED, DISTANCES, EXAMPLE_DTYPES, Examples, Facts, Gallery, Record
 from advbench.results.store import FILES, Store, check_count
 
 _LOG = logging.getLogger("advbench")
@@ -44,19 +45,20 @@ _DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What reading a bad record or bad tables raises."""
 
 
-def pack(store: Store, path: Path, keys: Sequence[str] | None = None) -> int:
-    """Write the records of `keys`, all of the store if None, to `path`; returns how many.
+def pack(source: Source, path: Path, keys: Sequence[str] | None = None) -> int:
+    """Write the records of `keys`, all of the source if None, to `path`; returns how many.
 
     Raises ValueError if a record is missing or damaged.
     """
-    chosen = sorted(set(store.keys() if keys is None else keys))
+    chosen = sorted(set(source.keys() if keys is None else keys))
     members: dict[str, bytes] = {}
     scored: dict[str, tuple[Record, Examples]] = {}
     for key in chosen:
-        parts = store.load(key)
+        parts = source.outcomes(key)
         if parts is None:
-            raise ValueError(f"Expected a readable record at {store.path(key)}, got none")
-        record, examples, _ = parts
+            place = source.path(key) if isinstance(source, Store) else f"{key} in {source.path}"
+            raise ValueError(f"Expected a readable record at {place}, got none")
+        record, examples = parts
         members[f"{key}/{FILES[0]}"] = (record.to_json() + "\n").encode()
         if examples is not None:
             scored[key] = record, examples
@@ -68,6 +70,47 @@ def pack(store: Store, path: Path, keys: Sequence[str] | None = None) -> int:
             archive.addfile(entry, io.BytesIO(content))
     write_atomically(path, lzma.compress(buffer.getvalue(), preset=9 | lzma.PRESET_EXTREME))
     return len(chosen)
+
+
+class Archive:
+    """The records of an archive, read in place, by key. Raises as `unpack`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        members, self._digest = _members(path)
+        self._cells = {record.key: (record, examples) for record, examples in _cells(path, members)}
+        if not self._cells:
+            raise ValueError(f"{path}: Expected an archive with records, got none")
+
+    def keys(self) -> list[str]:
+        """The keys of all readable records, sorted."""
+        return list(self._cells)
+
+    def outcomes(self, key: str) -> tuple[Record, Examples | None] | None:
+        """A record and, if it was scored, its examples; None if there is none."""
+        return self._cells.get(key)
+
+    def gallery(self, key: str) -> Gallery | None:  # noqa: ARG002
+        """None: an archive holds no images."""
+        return None
+
+    def digest(self, keys: Iterable[str]) -> str:
+        """SHA-256 over what was read of the file, and these keys."""
+        return hashlib.sha256("\n".join((self._digest, *keys)).encode()).hexdigest()
+
+
+Source: TypeAlias = Store | Archive
+"""Where records are read from."""
+
+
+def is_archive(path: str | Path) -> bool:
+    """Whether a path names an archive."""
+    return str(path).endswith(SUFFIX)
+
+
+def source_of(path: Path) -> Source:
+    """The records of an output folder or of an archive. Raises as `unpack` for an archive."""
+    return Archive(path) if is_archive(path) else Store(path)
 
 
 def unpack(path: Path, store: Store) -> list[str]:
@@ -85,7 +128,11 @@ def unpack(path: Path, store: Store) -> list[str]:
 
 def read(path: Path) -> list[tuple[Record, Examples | None]]:
     """Every record of an archive with its examples, in the order of keys. Raises as `unpack`."""
-    members = _members(path)
+    return _cells(path, _members(path)[0])
+
+
+def _cells(path: Path, members: dict[str, bytes]) -> list[tuple[Record, Examples | None]]:
+    """The records of the files of an archive."""
     try:
         tables = {name: members.pop(name) for name in list(members) if "/" not in name}
         parts: dict[str, dict[str, bytes]] = {}
@@ -125,8 +172,8 @@ def _said(error: Exception) -> str:
     return f"no {error!s:.80}" if isinstance(error, KeyError) else f"{error!s:.160}"
 
 
-def _members(path: Path) -> dict[str, bytes]:
-    """The files of an archive by name, as `pack` writes them: plain files of short names, and nothing else."""
+def _members(path: Path) -> tuple[dict[str, bytes], str]:
+    """The files of an archive by name, as `pack` writes them: plain files of short names, and nothing else; its SHA-256."""
     members: dict[str, bytes] = {}
     try:
         with path.open("rb") as file:
@@ -143,13 +190,13 @@ def _members(path: Path) -> dict[str, bytes]:
         raise FileNotFoundError(f"Expected an archive of records at {path}, found none") from None
     except (tarfile.TarError, lzma.LZMAError, EOFError, MemoryError, OSError, ValueError) as error:
         raise ValueError(f"{path}: Expected an archive of records ({SUFFIX}), got {error!s:.120}") from None
-    return members
+    return members, stream.digest.hexdigest()
 
 
 class _Unpacked:
     """The bytes under xz, read from the front, no more than a file of its size may hold.
 
-    The size of the packed file counts as far as it has been read, so that a pipe can be read too.
+    The size of the packed file counts as far as it has been read, so that a pipe can be read too. digest: of these bytes.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -157,6 +204,7 @@ class _Unpacked:
         self._decoder = _decoder()
         self._packed = self._total = 0
         self._waiting = bytearray()
+        self.digest = hashlib.sha256()
 
     def exactly(self, size: int) -> bytes:
         """The next `size` bytes. Raises EOFError if there are fewer, ValueError if there are too many in all."""
@@ -174,6 +222,7 @@ class _Unpacked:
         if self._decoder.needs_input and not packed:
             packed = self._file.read(_CHUNK)
             self._packed += len(packed)
+            self.digest.update(packed)
             if not packed:
                 raise EOFError("an archive that is cut off")
         unpacked = self._decoder.decompress(packed, _CHUNK)

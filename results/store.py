@@ -15,7 +15,7 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from advbench.files import LEFTOVER_SECONDS, flush_folder, write_atomically
-from advbench.reading import arrays_of, text_of
+from advbench.reading import arrays_of, open_plain, text_of
 from advbench.results.parts import check_key
 from advbench.results.record import ADDED, Examples, Gallery, Record
 
@@ -35,6 +35,7 @@ _SUMS = "SHA256SUMS"
 """Beside them, their hashes, so that a whole record is recognised without reading its arrays."""
 _ATTEMPTS = 100
 _Content = TypeVar("_Content", Examples, Gallery)
+_Found = TypeVar("_Found")
 
 
 class Store:
@@ -81,6 +82,20 @@ class Store:
 
         Examples come with every scored record, and only with those, as many as it says.
         """
+        return self._whole(key, lambda record, examples: (record, examples, self.gallery(key)))
+
+    def outcomes(self, key: str) -> tuple[Record, Examples | None] | None:
+        """A record without its images; None as in `load`. Images whose bytes are those that were written are not read."""
+
+        def without_images(record: Record, examples: Examples | None) -> tuple[Record, Examples | None]:
+            if not self._as_written(key):
+                self.gallery(key)
+            return record, examples
+
+        return self._whole(key, without_images)
+
+    def _whole(self, key: str, more: Callable[[Record, Examples | None], _Found]) -> _Found | None:
+        """A record, its examples and `more` that raises ValueError for damage; None if there is none, or if damaged."""
         if not self.path(key).is_dir():
             return None
         try:
@@ -88,10 +103,19 @@ class Store:
             examples = self.examples(key) if record.status == "ok" else None
             if examples is not None:
                 check_count(record, examples)
-            return record, examples, self.gallery(key)
+            return more(record, examples)
         except (OSError, ValueError) as error:
             _LOG.warning("damaged record, treated as missing: %s", error)
             return None
+
+    def digest(self, keys: Iterable[str]) -> str:
+        """SHA-256 over the files of these records, that of a report's input."""
+        digest = hashlib.sha256()
+        for key in keys:
+            digest.update(f"{key}\n".encode())
+            for name in FILES:
+                digest.update(f"{name} {_file_digest(self.path(key) / name)}\n".encode())
+        return digest.hexdigest()
 
     def read(self, key: str) -> Record:
         """The record. Raises FileNotFoundError if there is none, ValueError if it is damaged."""
@@ -197,6 +221,15 @@ def _sums(folder: Path) -> dict[str, str]:
             with (folder / name).open("rb") as file:
                 sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return sums
+
+
+def _file_digest(path: Path) -> str:
+    """SHA-256 of a plain file; of anything else, what is wrong with it."""
+    try:
+        with open_plain(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError) as error:
+        return f"none: {error}"
 
 
 def check_count(record: Record, examples: Examples) -> None:

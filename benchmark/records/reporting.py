@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
-from advbench.files import temporary_folder, write_atomically
+from advbench.files import write_atomically
 from advbench.reading import json_of, seen, text_of
-from advbench.results.archive import SUFFIX, pack, unpack
+from advbench.results.archive import is_archive, pack, source_of
 from advbench.results.parts import check_key
 from advbench.results.store import Store
 
@@ -39,23 +38,22 @@ def report(*outs: str | Path, every: bool = False, to: str | Path | None = None,
     """
     if format is not None and format not in FORMATS:
         raise ValueError(f"Expected `format` to be one of {', '.join(FORMATS)}, got {format!r}")
-    if to is not None and _is_archive(to):
+    if to is not None and is_archive(to):
         return [_packed(outs, Path(to), every, format)]
     if to is None:
-        packed = any(_is_archive(out) for out in outs)
+        packed = any(is_archive(out) for out in outs)
         if format is not None or len(set(outs)) > 1 or packed:
             what = f"the format {format}" if format else "an archive" if packed else "a report of several folders"
             raise ValueError(f"Expected a folder for {what}, got none: give --to DIR")
         to = next(iter(outs), "")
-    with ExitStack() as stack:
-        folders = _folders(_opened(outs, stack), every)
-        if format is None:
-            from advbench.reports.write import write_merged
+    folders = _folders(outs, every)
+    if format is None:
+        from advbench.reports.write import write_merged
 
-            return write_merged(folders, Path(to))
-        from advbench.reports.export import export
+        return write_merged(folders, Path(to))
+    from advbench.reports.export import export
 
-        return export(folders, Path(to), format)
+    return export(folders, Path(to), format)
 
 
 def publish(*outs: str | Path, to: str | Path, every: bool = False, title: str | None = None) -> list[Path]:
@@ -66,9 +64,8 @@ def publish(*outs: str | Path, to: str | Path, every: bool = False, title: str |
     """
     from advbench.reports.site import write_site
 
-    with ExitStack() as stack:
-        folders = _folders(_opened(outs, stack), every)
-        return write_site(folders, Path(to), title=title, settings={folder: read_settings(folder) for folder in folders})
+    folders = _folders(outs, every)
+    return write_site(folders, Path(to), title=title, settings={folder: read_settings(folder) for folder in folders})
 
 
 def _packed(outs: Sequence[str | Path], to: Path, every: bool, format: str | None) -> Path:
@@ -76,39 +73,22 @@ def _packed(outs: Sequence[str | Path], to: Path, every: bool, format: str | Non
     if format is not None or len(set(outs)) != 1:
         what = f"the format {format}" if format else f"{len(set(outs))} folders"
         raise ValueError(f"Expected one folder and no format for an archive of records, got {what}")
-    with ExitStack() as stack:
-        for folder, keys in _folders(_opened(outs, stack), every).items():
-            pack(Store(folder), to, keys)
+    for folder, keys in _folders(outs, every).items():
+        pack(source_of(folder), to, keys)
     return to
 
 
-def _is_archive(out: str | Path) -> bool:
-    return str(out).endswith(SUFFIX)
-
-
-def _opened(outs: Sequence[str | Path], stack: ExitStack) -> list[Path]:
-    """The folders of records, archives unpacked into folders that go when `stack` is left."""
-    folders = []
-    for out in outs:
-        folder = Path(out)
-        if _is_archive(out):
-            folder = stack.enter_context(temporary_folder())
-            unpack(Path(out), Store(folder))
-        folders.append(folder)
-    return folders
-
-
-def _folders(outs: Sequence[Path], every: bool) -> dict[Path, list[str] | None]:
-    """The cells to report by folder, each folder once."""
+def _folders(outs: Sequence[str | Path], every: bool) -> dict[Path, list[str] | None]:
+    """The cells to report by folder or archive, each once; all of an archive."""
     if not outs:
         raise ValueError("Expected at least one folder of records, got none")
-    folders = list(dict.fromkeys(outs))
+    folders = list(dict.fromkeys(map(Path, outs)))
     for folder in folders:
-        if not Store(folder).keys():
+        if not is_archive(folder) and not Store(folder).keys():
             raise ValueError(
                 f"Expected a folder with records, as `advbench run --out {folder}` leaves it, got none at {folder}"
             )
-    return {folder: None if every else read_manifest(folder) for folder in folders}
+    return {folder: None if every or is_archive(folder) else read_manifest(folder) for folder in folders}
 
 
 def read_manifest(out: Path) -> list[str] | None:

@@ -139,7 +139,7 @@ def test_transfers_of_one_craft_are_shown_once(default_cells):
 
 
 def test_without_images_there_is_no_section(default_cells):
-    assert image_section([replace(cell, gallery=None) for cell in default_cells.scored]) is None
+    assert image_section([replace(cell, pictures=None) for cell in default_cells.scored]) is None
 
 
 def test_a_curve_can_have_a_band_and_a_scale_of_its_own():
