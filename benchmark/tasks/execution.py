@@ -14,7 +14,8 @@ from advbench.errors import debugging, reason
 from advbench.files import NO_ROOM
 from advbench.process_state import ChangedStateError, checked, signals
 from advbench.results.store import Store
-from advbench.tasks import calibrate, clean, craft, diagnose, score, substitute, train, unit_test
+from advbench.tasks import agreement, calibrate, clean, craft, diagnose, score, substitute, train, unit_test
+from advbench.tasks.agreement import RefusedError
 from advbench.tasks.artefacts import artefact, finished, whole
 from advbench.tasks.blocks import forget, place_of
 from advbench.tasks.clean import CleanContent
@@ -33,13 +34,15 @@ from advbench.tasks.unit_test import UnitTestContent
 class TaskOutcome:
     """How a task ended: `reason` is empty if it finished.
 
-    seconds: wall-clock of the whole task. no_room: whether it failed because a disk is full or read-only.
+    seconds: wall-clock of the whole task. no_room: whether it failed because a disk is full or read-only. refused: whether
+    the worker did not take it, as its device, data or networks are not the plan's (`advbench.tasks.agreement`).
     """
 
     key: str
     seconds: float
     reason: str = ""
     no_room: bool = False
+    refused: bool = False
 
 
 Perform = Callable[[Task, Context, torch.device], None]
@@ -53,7 +56,7 @@ def execute(task: Task, context: Context, device: str, perform: Perform | None =
     as the outcome's reason, SystemExit and KeyboardInterrupt too, and so does a change of the process's global state, which
     is put back. Raises what a signal from outside causes, so that a Ctrl-C stops the run.
     """
-    place, no_room = torch.device(device), False
+    place, no_room, refused = torch.device(device), False, False
     with stopwatch(place) as measured, signals() as seen:
         try:
             with single_thread():
@@ -62,14 +65,14 @@ def execute(task: Task, context: Context, device: str, perform: Perform | None =
         except BaseException as error:
             if seen.caused(error):
                 raise
-            no_room, why = _wants_room(error), _reason(error, context)
+            no_room, refused, why = _wants_room(error), isinstance(error, RefusedError), _reason(error, context)
             if isinstance(error, FileNotFoundError) and lies_there(task, context.out):
                 why = ""  # another start has packed the blocks that were about to be read
             elif debugging():
                 traceback.print_exception(error)
     if seen.told:  # and the task's code went on all the same
         raise KeyboardInterrupt
-    return TaskOutcome(task.key, measured.seconds, why, no_room)
+    return TaskOutcome(task.key, measured.seconds, why, no_room, refused)
 
 
 def lies_there(task: Task, out: Path) -> bool:
@@ -95,6 +98,8 @@ def _wants_room(error: BaseException | None) -> bool:
 def _reason(error: BaseException, context: Context) -> str:
     if isinstance(error, TimeIsUp) and context.time_limit is not None:
         return said(context.time_limit, error.part, error.stood)
+    if isinstance(error, RefusedError):
+        return str(error)
     return reason(error, 500)
 
 
@@ -108,6 +113,7 @@ def _perform_alone(task: Task, context: Context, device: torch.device) -> None:
     last_words = None if context.last_words is None else context.last_words / task.key
     try:
         with checked(), limited(context.time_limit, last_words):
+            agreement.check(task, context, device)
             _perform(task, context, device)
     except ChangedStateError:
         _remove(task, context)
