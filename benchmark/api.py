@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import inspect
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar, Unpack
 
 from advbench.config import Config, RunSettings, make_config, to_toml
+from advbench.engine.claims import SharedClaims
+from advbench.engine.engine import Engine
 from advbench.engine.scheduler import Watcher, run_plan
 from advbench.plan.plan import Plan, make_plan
 from advbench.records.reporting import write_manifest
 from advbench.results.store import Store
-from advbench.tasks import blocks
-from advbench.tasks.artefacts import artefact
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,6 +113,7 @@ def run(
     jobs: parallel tasks, one per core or GPU if None. backend: ``loky`` (processes) or ``threading``.
     slots_per_device: parallel tasks on each device, in place of `jobs`.
     engine: ``local``, or ``dask``, ``pilots`` or ``slurm`` for several machines. address: of a running dask scheduler.
+    pilots, slurm: how many jobs, and their parameters, such as ``"partition=gpu,gpus_per_node=1"``.
     time_limit: seconds that one task may take; one that takes longer is a row that says so.
     out: the output folder. fresh: whether finished work in it is done again.
 
@@ -128,32 +128,42 @@ def run(
     return run_config(config, watch)
 
 
-def run_config(config: Config, watch: Watcher | None = None) -> RunResult:
-    """Run a checked configuration: plan, schedule, report."""
-    plan = make_plan(config)
-    return finish(plan, watch)
+def run_config(config: Config, watch: Watcher | None = None, say: Callable[[str], None] = print) -> RunResult:
+    """Run a checked configuration: plan, schedule, report. say: called with lines about workers of other processes."""
+    if config.engine in ("pilots", "slurm"):
+        return finish(*coordinated(config, say), watch=watch)
+    return finish(make_plan(config), watch=watch)
 
 
-def finish(plan: Plan, watch: Watcher | None = None) -> RunResult:
-    """Run what a plan still needs, and write the reports of all its cells."""
+def coordinated(config: Config, say: Callable[[str], None]) -> tuple[Plan, Engine]:
+    """The plan of a run that pilots do, whom this starts or asks the user for, and what watches them."""
+    from advbench.engine import pilots, slurm
+
+    def by_hand(out: Path) -> Engine:
+        say(f"start workers, here or on any machine that sees this folder: advbench work {out}")
+        return pilots.Watching()
+
+    def as_jobs(out: Path) -> Engine:
+        given: dict[str, object] = {"--device": config.device, "--data-dir": config.data_dir, "--jobs": config.jobs}
+        given |= {"--slots-per-device": config.slots_per_device, "--time-limit": config.time_limit}
+        arguments = [str(part) for flag, value in given.items() if value is not None for part in (flag, value)]
+        return slurm.submit(out, config.pilots or 1, config.slurm or {}, arguments, say)
+
+    return pilots.coordinate(config, as_jobs if config.engine == "slurm" else by_hand, say)
+
+
+def finish(plan: Plan, engine: Engine | None = None, *, watch: Watcher | None = None) -> RunResult:
+    """Run what a plan still needs, and write the reports of all its cells.
+
+    engine: where it runs, and has begun; by default what the configuration says.
+    """
     from advbench.reports.write import write_reports
 
     config = plan.config
     if config.fresh:
-        forget(plan)
+        plan.forget()
     config.out.mkdir(parents=True, exist_ok=True)
     write_manifest(config.out, plan.cells, to_toml(config))
-    result = run_plan(plan, watch)
+    result = run_plan(plan, watch) if engine is None else run_plan(plan, watch, lambda *_: engine, SharedClaims(config.out))
     reports = write_reports(config.out, plan.cells)
     return RunResult(config.out, plan.cells, result.failures, tuple(reports), result.ran, result.interrupted)
-
-
-def forget(plan: Plan) -> None:
-    """Delete the results of a plan's tasks, so that all of them run again."""
-    for task in plan.tasks.values():
-        blocks.forget(task.key, plan.config.out)
-        place = artefact(task.kind, task.key, plan.config.out)
-        if place.is_dir():
-            shutil.rmtree(place)
-        else:
-            place.unlink(missing_ok=True)

@@ -55,6 +55,16 @@ def _fraction(text: str) -> float | str:
         return text
 
 
+def _parameters(value: object) -> object:
+    """Parameters of jobs: a table, or a text such as ``partition=gpu,gpus_per_node=1``."""
+    if not isinstance(value, str):
+        return value
+    pairs = [part.partition("=") for part in split_list(value)]
+    if not all(name.strip() and sign and text.strip() for name, sign, text in pairs):
+        raise ValueError(f"Expected parameters such as partition=gpu,gpus_per_node=1, got {value!r:.80}")
+    return {name.strip(): int(text) if text.strip().isdigit() else text.strip() for name, _, text in pairs}
+
+
 Outputs: TypeAlias = Literal["logits", "probabilities", "log-probabilities"]
 """What a user's network returns; attacks follow probabilities through their logarithm."""
 
@@ -98,6 +108,8 @@ class RunSettings(TypedDict, total=False):
     address: str | None
     time_limit: float | None
     slots_per_device: int | None
+    pilots: int | None
+    slurm: str | Mapping[str, str | int] | None
     out: str | Path | None
     fresh: bool | None
     draws: int | None
@@ -135,6 +147,7 @@ class Config(BaseModel):
     the model as it is. outputs: what the user's networks (architectures ``own:TARGET``) return, logits where absent. engine:
     where tasks run, on this machine by default. address: of a dask scheduler that is there already. time_limit: seconds that
     one task may take, without end where absent. slots_per_device: tasks side by side on each device, in place of `jobs`.
+    pilots: jobs of the engine slurm, one where absent. slurm: their parameters, such as ``{partition = "gpu"}``.
     """
 
     model_config = ConfigDict(
@@ -169,6 +182,8 @@ class Config(BaseModel):
     address: str | None = None
     time_limit: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     slots_per_device: int | None = Field(default=None, ge=1, le=_LARGEST)
+    pilots: int | None = Field(default=None, ge=1, le=_LARGEST)
+    slurm: Annotated[dict[str, str | int] | None, BeforeValidator(_parameters)] = None
     out: Path = Path("advbench-out")
     fresh: bool = False
     draws: int | None = Field(default=None, ge=1, le=_LARGEST)
@@ -222,6 +237,9 @@ class Config(BaseModel):
             raise ValueError(f"Expected `jobs` or `slots_per_device`, got both ({self.jobs} and {self.slots_per_device})")
         if self.address is not None and self.engine != "dask":
             raise ValueError(f"Expected an `address` with the engine dask only, got {self.address} with {self.engine}")
+        for name in ("pilots", "slurm"):
+            if getattr(self, name) is not None and self.engine != "slurm":
+                raise ValueError(f"Expected `{name}` with the engine slurm only, got it with {self.engine}")
         if self.time_limit is not None and self.backend == "threading":
             raise ValueError("Expected no `time_limit` with the backend threading: a thread cannot be ended; use loky")
         return self
@@ -277,9 +295,8 @@ def _shortened(values: Sequence[int]) -> str:
     return f"{','.join(f'{value:.6g}' if value > _LARGEST_SEED else str(value) for value in values[:10]):.100}"
 
 
-_OF_THE_PLACE = frozenset(
-    {"data_dir", "device", "jobs", "backend", "engine", "address", "time_limit", "slots_per_device", "out", "fresh"}
-)
+_WHERE = ("data_dir", "device", "jobs", "backend", "slots_per_device", "time_limit", "out", "fresh")
+_OF_THE_PLACE = frozenset({*_WHERE, "engine", "address", "pilots", "slurm"})
 
 
 def to_toml(config: Config) -> str:
@@ -292,7 +309,7 @@ def _toml(value: object) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, str | Spec):
-        return json.dumps(str(value))
+        return json.dumps(value.text if isinstance(value, Spec) else value)
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
 

@@ -12,6 +12,7 @@ import typer
 from advbench import __version__
 from advbench.cli.choices import BenchName, ListKind, OutputsChoice, Scale, TableFormat
 from advbench.cli.completion import names_of
+from advbench.cli.pilot_commands import work
 from advbench.cli.record_commands import baseline, check, publish, report
 from advbench.cli.terminal import complain, fail, print_plan, print_result, print_verdicts, refuse, watcher
 from advbench.engine.ending import as_ctrl_c
@@ -20,6 +21,7 @@ from advbench.registry.schemes import targets
 from advbench.results.matrices import RANKED
 
 if TYPE_CHECKING:
+    from advbench.engine.engine import Engine
     from advbench.plan.plan import Plan
 
 app = typer.Typer(
@@ -137,6 +139,10 @@ def run(
     address: Annotated[
         str | None, typer.Option(help="A running dask scheduler, such as tcp://host:8786; only with --engine dask.")
     ] = None,
+    pilots: Annotated[int | None, typer.Option(help="Number of Slurm jobs; only with --engine slurm. [default: 1]")] = None,
+    slurm: Annotated[
+        str | None, typer.Option(help="Parameters of Slurm jobs, such as partition=gpu,gpus_per_node=1,timeout_min=600.")
+    ] = None,
     time_limit: Annotated[
         float | None, typer.Option(help="Seconds that one task may take; one that takes longer fails. [default: no limit]")
     ] = None,
@@ -161,16 +167,21 @@ def run(
     given["outputs"] = outputs.value if outputs else None
     settings = given | {name: value or None for name, value in flags.items()}
     try:
+        from advbench.api import coordinated
         from advbench.config import make_config
         from advbench.plan.plan import make_plan
 
-        plan = make_plan(make_config(config, **settings), measure=not dry_run)
+        checked, watching = make_config(config, **settings), None
+        if checked.engine in ("pilots", "slurm") and not dry_run:
+            plan, watching = coordinated(checked, lambda line: print(line, flush=True))
+        else:
+            plan = make_plan(checked, measure=not dry_run)
     except Exception as error:
         refuse(error)
     if dry_run:
         print_plan(plan)
         return
-    raise typer.Exit(_run(plan))
+    raise typer.Exit(_run(plan, watching))
 
 
 @app.command()
@@ -389,7 +400,7 @@ def reproduce(
     raise typer.Exit(result.exit_code)
 
 
-for _command in (report, publish, check, baseline):
+for _command in (work, report, publish, check, baseline):
     app.command()(_command)
 
 
@@ -421,7 +432,7 @@ def bench(
     raise typer.Exit(0 if all(row.holds for row in rows) else 1)
 
 
-def _run(plan: Plan) -> int:
+def _run(plan: Plan, engine: Engine | None) -> int:
     """Run a plan with progress, print the leaderboard, and return the exit code."""
     from rich.console import Console
 
@@ -429,6 +440,6 @@ def _run(plan: Plan) -> int:
 
     console = Console()
     with watcher(console, len(plan.pending())) as watch:
-        result = finish(plan, watch)
+        result = finish(plan, engine, watch=watch)
     print_result(plan, result, console)
     return result.exit_code

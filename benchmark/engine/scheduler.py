@@ -15,17 +15,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from advbench import errors
+from advbench.engine.claims import EVERY, Claims, Others, SharedClaims, Taken, Unclaimed
 from advbench.engine.ending import as_ctrl_c
 from advbench.engine.engine import Engine
 from advbench.engine.local import engine_of, slots
 from advbench.engine.time_left import TimeLeft
-from advbench.files import temporary_folder
+from advbench.files import NO_ROOM, temporary_folder
 from advbench.plan.plan import Plan
+from advbench.plan.saved import Saved
 from advbench.tasks import blocks, progress
 from advbench.tasks.artefacts import sweep
 from advbench.tasks.blocks import blocks_of, missing
 from advbench.tasks.context import Context
 from advbench.tasks.craft import CraftContent
+from advbench.tasks.execution import TaskOutcome
 from advbench.tasks.progress import CraftProgress
 from advbench.tasks.score import failed_record
 from advbench.tasks.task import BlockTask, Task
@@ -68,26 +72,46 @@ MakeEngine = Callable[[Plan, Context], Engine]
 """Makes the engine that runs a plan's tasks."""
 
 
-def run_plan(plan: Plan, watch: Watcher | None = None, engine_for: MakeEngine = engine_of) -> Result:
+def run_plan(
+    plan: Plan, watch: Watcher | None = None, engine_for: MakeEngine = engine_of, claims: Claims | None = None
+) -> Result:
     """Run what is pending, and write an error record for every cell that failed.
 
-    engine_for: what makes the engine, by default one of this machine, as the configuration says. Ctrl-C, SIGTERM and SIGHUP
-    end what runs and keep what is finished. Raises OSError, in one line, if the disk is full or read-only: what could not be
-    written is pending in the next run.
+    engine_for: what makes the engine, by default one of this machine, as the configuration says. claims: which tasks are
+    taken here; by default those that no other process has, if others can work on this plan at all. Ctrl-C, SIGTERM and
+    SIGHUP end what runs and keep what is finished. Raises OSError, in one line, if the disk is full or read-only: what could
+    not be written is pending in the next run.
     """
     sweep(plan.config.out)
     blocks.sweep(plan.config.out)
     plan.store.sweep()
-    pending = plan.pending()
-    status = Status(len(pending))
-    with as_ctrl_c(), _following(status, watch) as (folder, watched):
-        run = _Run(plan, pending, engine_for(plan, _context(plan, folder)), status, watched)
-        interrupted = run.all()
+    if claims is None:
+        claims = Unclaimed() if plan.live else _begun(plan)
+    run, interrupted = work_on(plan, plan.pending(), watch, engine_for, claims)
     cells = {key: run.reasons[key] for key in plan.cells if key in run.reasons}
     for key, reason in cells.items():
         cell = plan.cell(key)
         plan.store.write(failed_record(key, cell.content, cell.facts, reason))
-    return Result(status.done, cells, interrupted)
+    return Result(run.status.done, cells, interrupted)
+
+
+def _begun(plan: Plan) -> SharedClaims:
+    """A new start of a run that others may help with: its plan lies in its folder."""
+    shared = SharedClaims(plan.config.out)
+    shared.begin()
+    Saved.of(plan.config).planned(plan).write(plan.config.out)
+    return shared
+
+
+def work_on(
+    plan: Plan, tasks: Sequence[Task], watch: Watcher | None, engine_for: MakeEngine, claims: Claims
+) -> tuple[Run, bool]:
+    """Run those of a plan's tasks that others leave, and wait for the rest; what became of them, and whether it was
+    interrupted. No record of a cell that failed is written."""
+    status = Status(len(tasks))
+    with as_ctrl_c(), _following(status, watch) as (folder, watched):
+        run = Run(plan, tasks, engine_for(plan, _context(plan, folder)), status, watched, claims)
+        return run, run.all()
 
 
 @contextmanager
@@ -151,17 +175,25 @@ def longest_paths(tasks: Sequence[Task]) -> dict[str, float]:
     return paths
 
 
-class _Run:
-    """The state of one run: what waits for what, what is ready, what failed, and what is drawn.
+class Run:
+    """The state of one run: what waits for what, what is ready, what others do, what failed, and what is drawn.
 
-    tasks: what is to be done, needs first; a need that is not among them lies there already.
+    tasks: what is to be done, needs first; a need that is not among them lies there already. reasons: why tasks failed. ran:
+    how many tasks, or blocks of them, ended here.
     """
 
-    def __init__(self, plan: Plan, tasks: Sequence[Task], engine: Engine, status: Status, watch: Watcher) -> None:
+    def __init__(
+        self, plan: Plan, tasks: Sequence[Task], engine: Engine, status: Status, watch: Watcher, claims: Claims
+    ) -> None:
         self.plan = plan
         self.engine = engine
         self.status = status
         self.watch = watch
+        self.claims = claims
+        self.ran = 0
+        self._no_room, self._left = "", False
+        self._running: dict[str, Task] = {}
+        self._elsewhere: dict[str, Task] = {}
         self.time_left = status.time_left = TimeLeft(tasks, engine.slots)
         self.reasons: dict[str, str] = {}
         self._divided: dict[str, int] = {}
@@ -182,40 +214,103 @@ class _Run:
         """Run all tasks, and close the engine; whether Ctrl-C ended it. Other errors come through."""
         finished = interrupted = False
         try:
-            self._loop()
-            finished = True
+            with self.claims.working():
+                try:
+                    self._loop()
+                    finished = True
+                finally:
+                    self.engine.close(kill=not finished)
         except KeyboardInterrupt:
             interrupted = True
-        finally:
-            self.engine.close(kill=not finished)
         return interrupted
 
     def _loop(self) -> None:
         """Keep every slot busy as long as a task is ready. OSError if a disk is full: no more tasks are started."""
-        running: dict[str, Task] = {}
-        no_room = ""
-        while (self._ready and not no_room) or running:
-            while self._ready and not no_room and len(running) < self.engine.slots:
-                task = heapq.heappop(self._ready)[-1]
-                if isinstance(task, BlockTask) and task.craft in self.reasons:
-                    self._leave(task)
-                else:
-                    running[task.key] = task
-                    self._start(task)
-            if running:
-                outcome = self.engine.wait()
-                if outcome is None:
-                    continue
-                self._end(running.pop(outcome.key), outcome.reason)
+        while self._running or ((self._ready or self._elsewhere) and not self._no_room and not self._left):
+            self._fill()
+            outcome = self._wait()
+            if outcome is not None:
+                task = self._running.pop(outcome.key)
+                self.ran += 1
+                self.claims.end(task, "" if outcome.no_room else outcome.reason)
+                self._end(task, outcome.reason)
                 if outcome.no_room:  # what still runs may fit
-                    no_room = no_room or outcome.reason
-        if no_room:
-            raise OSError(f"{no_room}: what is finished is kept; the same command goes on when there is room")
+                    self._no_room = self._no_room or outcome.reason
+            if self._elsewhere or not self.engine.slots:
+                self._follow()
+        if self._no_room:
+            raise OSError(f"{self._no_room}: what is finished is kept; the same command goes on when there is room")
+
+    def _fill(self) -> None:
+        """Start ready tasks in the free slots, those that nobody else has."""
+        while self._ready and not self._no_room and len(self._running) < self.engine.slots:
+            task = heapq.heappop(self._ready)[-1]
+            if isinstance(task, BlockTask) and task.craft in self.reasons:
+                self._leave(task)
+                continue
+            taken = self._take(task)
+            if taken.ended:
+                self._end(task, taken.reason)
+                continue
+            self._start(task)
+            (self._running if taken.mine else self._elsewhere)[task.key] = task
+            if taken.mine:
+                self.engine.submit(task)
+
+    def _take(self, task: Task) -> Taken:
+        try:
+            return self.claims.take(task)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            self._no_room = errors.reason(error)
+            return Taken(mine=False)
+
+    def _wait(self) -> TaskOutcome | None:
+        """The next task that ends here; None if others may have gone on meanwhile."""
+        if self._running or not self.engine.slots:
+            return self.engine.wait(EVERY if self._elsewhere or not self.engine.slots else None)
+        if self._elsewhere:
+            self._left = not self.claims.pause()
+        return None
+
+    def _follow(self) -> None:
+        """Take note of what others have finished or given up; a run that only watches, of what they take, too."""
+        others = self.claims.look()
+        self.time_left.slots = self.engine.slots + len(others.held)
+        for task in list(self._elsewhere.values()):
+            if task.key in others.failed or not others.works_on(task):
+                del self._elsewhere[task.key]
+                if task.key in others.failed or self.claims.finished(task):
+                    self._end(task, others.failed.get(task.key, ""))
+                else:  # its worker was lost, or told to end
+                    self._return(task)
+        if not self.engine.slots:
+            self._watch_ready(others)
+
+    def _watch_ready(self, others: Others) -> None:
+        ready, self._ready = self._ready, []
+        for entry in sorted(ready):
+            task = entry[-1]
+            if others.works_on(task):
+                self._elsewhere[task.key] = task
+                self._start(task)
+            elif task.key in others.failed or self.claims.finished(task):
+                self._end(task, others.failed.get(task.key, ""))
+            else:
+                heapq.heappush(self._ready, entry)
+
+    def _return(self, task: Task) -> None:
+        """A task that others had is ready again."""
+        self.time_left.returns(task)
+        self.status.running.remove(task.label)
+        self._queue(task)
 
     def _push(self, task: Task) -> None:
         """A task is ready: a craft as its blocks that are missing, if several slots could divide them."""
         content = task.content
-        if self.engine.slots == 1 or not isinstance(content, CraftContent) or len(blocks_of(content.images)) == 1:
+        several = self.engine.slots > 1 or (self.claims.divides and self.engine.slots == 1)
+        if not several or not isinstance(content, CraftContent) or len(blocks_of(content.images)) == 1:
             self._queue(task)
             return
         cut = [BlockTask.of(task, block) for block in missing(task.key, content.images, self.plan.config.out)]
@@ -236,7 +331,6 @@ class _Run:
         self.time_left.starts(task)
         self.status.running.append(task.label)
         self.watch(self.status)
-        self.engine.submit(task)
 
     def _end(self, task: Task, reason: str) -> None:
         """A task has ended: a craft fails with its first block that fails, and is packed after the last."""

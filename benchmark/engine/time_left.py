@@ -19,11 +19,11 @@ class TimeLeft:
 
     A task's cost says how it compares with others of its kind on the same model: seconds per unit of cost are learnt from
     those that ended, first of the same kind and model, then of the same kind, then of all. Before the first task ends
-    nothing is known.
+    nothing is known. slots: how many tasks run side by side, which may change.
     """
 
     def __init__(self, tasks: Iterable[Task], slots: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._slots, self._clock = max(1, slots), clock
+        self.slots, self._clock = slots, clock
         self._waiting: dict[tuple[str, str], float] = defaultdict(float)
         self._running: dict[str, tuple[Task, float]] = {}
         self._seconds: dict[Hashable, float] = defaultdict(float)
@@ -46,6 +46,11 @@ class TimeLeft:
             self._seconds[level] += self._clock() - started
             self._costs[level] += task.cost
 
+    def returns(self, task: Task) -> None:
+        """A task that ran waits again; what it has done so far is lost."""
+        del self._running[task.key]
+        self._waiting[_group(task)] += task.cost
+
     def forget(self, task: Task, cost: float) -> None:
         """So much of a waiting task's cost is done already, or will never be."""
         self._waiting[_group(task)] -= cost
@@ -59,7 +64,7 @@ class TimeLeft:
         work = sum(cost * self._rate(group) for group, cost in self._waiting.items())
         for task, started in self._running.values():
             work += max(0.0, task.cost * self._rate(_group(task)) - (now - started))
-        return work / self._slots
+        return work / max(1, self.slots)
 
     def _rate(self, group: tuple[str, str]) -> float:
         """Seconds per unit of cost, of the nearest tasks that ended."""

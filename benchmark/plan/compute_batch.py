@@ -85,6 +85,8 @@ def compute_batch(
     device: torch.device,
     memory: Path,
     measure: bool,
+    named: str | None = None,
+    known: dict[str, Batches] | None = None,
 ) -> int:
     """Images per compute batch for a model of this structure on this device, of `images` that are attacked in all.
 
@@ -93,14 +95,19 @@ def compute_batch(
     once the first to write decides for all. Between the two, the batch is the largest power of two below an eighth of the
     images, on a GPU below a quarter, so that workers can share an attack. What the file holds beside sensible numbers is
     measured again. Weights do not matter, so an untrained model serves. With `measure` false an unknown answer is
-    `DEFAULT_BATCH` and nothing runs.
+    `DEFAULT_BATCH` and nothing runs. named: the name of the device if it is not here. known: batches by name that go before
+    those of the file; what is found is added.
     """
-    name, ladder = _name(defended, shape, draws, device), ladder_of(device)
-    known = _read(memory, ladder.largest)
-    if name not in known and not measure:
-        return DEFAULT_BATCH
+    ladder, known = ladder_of(device), {} if known is None else known
+    name = _name(defended, shape, draws, named or device_name(device))
     if name not in known:
-        known = {name: _remembered(memory, name, _measure(defended, shape, draws, device), ladder.largest)}
+        found = _read(memory, ladder.largest)
+        if name in found:
+            known[name] = found[name]
+        elif measure:
+            known[name] = _remembered(memory, name, _measure(defended, shape, draws, device), ladder.largest)
+        else:
+            return DEFAULT_BATCH
     return known[name].of(images, ladder.parts)
 
 
@@ -180,10 +187,10 @@ def _timed(ask: Callable[[], object], device: torch.device) -> Pass:
     return Pass(measured.seconds, measured.peak_memory_bytes)
 
 
-def _name(defended: Defended, shape: tuple[int, int, int], draws: int, device: torch.device) -> str:
+def _name(defended: Defended, shape: tuple[int, int, int], draws: int, device: str) -> str:
     structure = hashlib.sha256(repr(defended.model).encode()).hexdigest()[:16]
     passes = draws if defended.stochastic else 1
-    return f"{structure} {'x'.join(map(str, shape))} draws {passes} on {device_name(device)} torch {torch.__version__}"
+    return f"{structure} {'x'.join(map(str, shape))} draws {passes} on {device} torch {torch.__version__}"
 
 
 def _remembered(memory: Path, name: str, measured: Batches, largest: int) -> Batches:
@@ -207,11 +214,11 @@ def _read(memory: Path, largest: int) -> dict[str, Batches]:
     except (OSError, ValueError, RecursionError):
         return {}
     found = known.items() if isinstance(known, dict) else ()
-    return {name: Batches(*pair) for name, pair in found if _sensible(pair, largest)}
+    return {name: Batches(*pair) for name, pair in found if sensible(pair, largest)}
 
 
-def _sensible(pair: object, largest: int) -> bool:
-    """Whether a value of the file is two batches, the larger first."""
+def sensible(pair: object, largest: int = max(_HOST.largest, _ACCELERATOR.largest)) -> bool:
+    """Whether a value of a file is two batches, the larger first."""
     if not isinstance(pair, list) or len(pair) != 2 or not all(type(batch) is int for batch in pair):
         return False
     fast, divisible = pair

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,10 +12,14 @@ import torch
 from advbench.clocks import resolve_devices
 from advbench.config import Config
 from advbench.plan import matrices
+from advbench.plan.place import Place
 from advbench.plan.planner import Planner
 from advbench.plan.suite import suite_of
 from advbench.registry import registry
+from advbench.registry.schemes import HELD
 from advbench.results.store import Store
+from advbench.tasks import blocks
+from advbench.tasks.artefacts import artefact
 from advbench.tasks.compiling import check_compiler
 from advbench.tasks.execution import lies_there
 from advbench.tasks.substitute import SubstituteContent
@@ -26,8 +32,8 @@ from advbench.zoo.data import DataSet
 class Plan:
     """Everything that a run computes.
 
-    tasks: by key, needs before those who need them. trainings, substitutes: the contents of such tasks, by key. cells: the
-    keys of the scores.
+    devices: of this machine, none if the plan is for another. place: the kind of device that it is for. tasks: by key, needs
+    before those who need them. trainings, substitutes: the contents of such tasks, by key. cells: the keys of the scores.
     """
 
     config: Config
@@ -37,11 +43,17 @@ class Plan:
     trainings: Mapping[str, TrainContent]
     substitutes: Mapping[str, SubstituteContent]
     cells: tuple[str, ...]
+    place: Place | None = None
 
     @property
     def store(self) -> Store:
         """Where the records go."""
         return Store(self.config.out)
+
+    @property
+    def live(self) -> bool:
+        """Whether it is about a model of this process, which no other process can plan again."""
+        return self.config.dataset.startswith(HELD)
 
     def cell(self, key: str) -> ScoreTask:
         """The task of a cell. Raises KeyError for an unknown key."""
@@ -53,6 +65,16 @@ class Plan:
     def done(self, task: Task) -> bool:
         """Whether the task's result lies finished in its place; a damaged one does not, and is named in the log."""
         return lies_there(task, self.config.out)
+
+    def forget(self) -> None:
+        """Delete the results of all tasks, so that they run again."""
+        for task in self.tasks.values():
+            blocks.forget(task.key, self.config.out)
+            place = artefact(task.kind, task.key, self.config.out)
+            if place.is_dir():
+                shutil.rmtree(place)
+            else:
+                place.unlink(missing_ok=True)
 
     def pending(self) -> list[Task]:
         """The tasks that must run, in order: the cells without a result, and what they need that is not there."""
@@ -66,16 +88,16 @@ class Plan:
         return [task for key, task in self.tasks.items() if key in wanted]
 
 
-def make_plan(config: Config, *, measure: bool = True, data: DataSet | None = None) -> Plan:
+def make_plan(config: Config, *, measure: bool = True, data: DataSet | None = None, place: Place | None = None) -> Plan:
     """Cross the components of `config` into tasks. ValueError, in one line, for anything that does not fit.
 
     measure: whether to measure a compute batch that is not yet known on this machine (a dry run does not). data: the data
-    set of `config`, where it is loaded already.
+    set of `config`, where it is loaded already. place: the place of a plan that another machine has made.
     """
     registry.datasets.check(config.dataset)
-    if config.compile:
+    if config.compile and place is None:
         check_compiler(resolve_devices(config.device)[0])
-    planner, suite = Planner(config, measure, data), suite_of(config)
+    planner, suite = Planner(config, measure, data, place), suite_of(config)
     for seed in config.seed:
         targets = [
             planner.target(defense, architecture, seed, alone=len(suite.architectures) == 1)
@@ -91,4 +113,5 @@ def make_plan(config: Config, *, measure: bool = True, data: DataSet | None = No
         planner.trainings,
         planner.substitutes,
         tuple(planner.cells),
+        dataclasses.replace(planner.place, batches=planner.batches, answers=tuple(planner.answered)),
     )

@@ -7,23 +7,26 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from advbench.attacks.access import AT_ONCE, WhiteBox
 from advbench.attacks.attack import Attack
 from advbench.attacks.capabilities import family_of, need_of, passes_of, with_stop
 from advbench.attacks.draws import CAP, LEVEL
 from advbench.attacks.threat import ThreatModel
-from advbench.clocks import device_name, resolve_devices
+from advbench.clocks import resolve_devices
 from advbench.config import Config
 from advbench.defenses.capabilities import fits_any_architecture, open_norm, passes_per_image, with_epsilon
 from advbench.defenses.defended import Defended, Defense, Input, Surrogate
 from advbench.plan.compute_batch import compute_batch
 from advbench.plan.keys import key_of
+from advbench.plan.place import Place, devices_of
 from advbench.plan.suite import suite_of
 from advbench.plan.targets import Target, View
 from advbench.registry import registry
 from advbench.registry.schemes import OWN
 from advbench.registry.specs import Spec
-from advbench.tasks.answers import answers
+from advbench.tasks.answers import alike, answers
 from advbench.tasks.calibrate import Converged, DataCalibration, ModelCalibration, SurrogateCalibration, Want
 from advbench.tasks.clean import CleanContent
 from advbench.tasks.components import Component, architecture_of
@@ -72,16 +75,20 @@ class PlannedAttack:
 class Planner:
     """Adds tasks to a plan, each once.
 
-    data: the data set where it is loaded already. tasks: by key, needs before those who need them. trainings, substitutes,
-    crafts: the contents of such tasks, by key. cells: keys of scores.
+    data: the data set where it is loaded already. place: what the plan is told of the device that it is for; if None, the
+    configuration's device of this machine, of which everything is measured. devices: those of this machine that are of this
+    place. batches, answered: what was measured, and what networks of the user's answered. tasks: by key, needs before those
+    who need them. trainings, substitutes, crafts: the contents of such tasks, by key. cells: keys of scores.
     """
 
-    def __init__(self, config: Config, measure: bool, data: DataSet | None = None) -> None:
+    def __init__(self, config: Config, measure: bool, data: DataSet | None = None, place: Place | None = None) -> None:
         self.config = config
-        self.measure = measure
-        self.devices = resolve_devices(config.device)
-        self.device = self.devices[0]
-        self.device_name = device_name(self.device)
+        self.devices = resolve_devices(config.device) if place is None else devices_of(place, config.device)
+        self.measure = measure and bool(self.devices)
+        self.place = Place.of(self.devices[0]) if place is None else place
+        self.device = self.devices[0] if self.devices else torch.device(self.place.kind)
+        self.batches = dict(self.place.batches)
+        self.answered: dict[str, None] = {}
         self.data = registry.load_dataset(config.dataset, config.data_dir) if data is None else data
         self.epsilons: tuple[float | None, ...] = config.epsilon or self._usual_epsilon()
         self._check_epsilons()
@@ -197,13 +204,20 @@ class Planner:
             return component
         with training.seeded(0):
             network = architecture_of(component, self.data)
-        return dataclasses.replace(component, identity=f"{component.identity} {answers(network, self.data)}")
+        return dataclasses.replace(component, identity=f"{component.identity} {self._told(answers(network, self.data))}")
 
     def _answers(self, content: TrainContent) -> str:
         """What a network of the user's answers to fixed images; an empty text for a registered architecture."""
         if content.architecture is None or not content.architecture.name.startswith(OWN):
             return ""
-        return answers_of(content, build_defended(content, self.trainings, self.data), self.data)
+        return self._told(answers_of(content, build_defended(content, self.trainings, self.data), self.data))
+
+    def _told(self, found: str) -> str:
+        """The answers of a network as the place has them, if it has some like these; else the ones that were found."""
+        like = (told for told in self.place.answers if alike(told, found))
+        chosen = found if found in self.place.answers else next(like, found)
+        self.answered[chosen] = None
+        return chosen
 
     def target(self, defense: Spec, architecture: Spec, seed: int, *, alone: bool) -> Target:
         """A defended model of the plan, its training added. alone: whether it needs no architecture in its name.
@@ -257,6 +271,8 @@ class Planner:
             device=self.device,
             memory=checkpoints.cache_dir() / "compute-batch.json",
             measure=self.measure,
+            named=self.place.name,
+            known=self.batches,
         )
 
     def _clean(self, target: Target) -> str:
@@ -425,4 +441,4 @@ class Planner:
 
     def _images(self, batch: int, seed: int) -> Images:
         """The scored images."""
-        return Images(seed, self.data.fingerprint, "test", len(self.split), batch, self.device_name)
+        return Images(seed, self.data.fingerprint, "test", len(self.split), batch, self.place.name)

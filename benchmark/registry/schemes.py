@@ -17,6 +17,8 @@ KINDS: tuple[Kind, ...] = ("attacks", "defenses", "parts", "architectures", "dat
 
 OWN = "own:"
 """What the names of the user's networks begin with; a target is the rest of such a name."""
+HELD = f"{OWN}held:"
+"""What the names of live networks of this process begin with, and of their images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +70,11 @@ SCHEMES: tuple[Scheme, ...] = (
            "A network that a function in an importable module makes"),
     Scheme("architectures", OWN, "own:file.onnx", _ONNX, "A network in an ONNX file", suffix=".onnx"),
     Scheme("architectures", f"{OWN}torchvision/", "own:torchvision/NAME", f"{_NETWORKS}:resolve_torchvision", _BARE),
-    Scheme("architectures", f"{OWN}held:", "own:held:NAME", f"{_HELD}:resolve", "A live network", listed=False),
+    Scheme("architectures", HELD, "own:held:NAME", f"{_HELD}:resolve", "A live network", listed=False),
     Scheme("datasets", "npz:", "npz:PATH", "advbench.zoo.npz:resolve", _KERAS),
     Scheme("datasets", "folder:", "folder:PATH", "advbench.zoo.image_folder:resolve", _FOLDER),
     Scheme("datasets", "zca:", "zca:NAME", "advbench.registry.registry:resolve_whitened", "Another data set, whitened"),
-    Scheme("datasets", f"{OWN}held:", "own:held:NAME", f"{_HELD}:resolve_data", "Live images", listed=False),
+    Scheme("datasets", HELD, "own:held:NAME", f"{_HELD}:resolve_data", "Live images", listed=False),
 )
 # fmt: on
 

@@ -57,10 +57,25 @@ class Spec:
         """The arguments as a factory takes them."""
         return dict(self.arguments)
 
-    def __str__(self) -> str:
+    @property
+    def text(self) -> str:
+        """What `parse` reads."""
         if not self.arguments:
             return self.name
         return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.arguments)})"
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Shown(Spec):
+    """A spec that people read as a text of its own, where that of its arguments says little."""
+
+    shown: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        return self.shown
 
 
 def split_list(text: str) -> list[str]:

@@ -10,12 +10,10 @@ from pathlib import Path
 from torch import nn
 
 from advbench.config import Outputs
-from advbench.registry.schemes import OWN
+from advbench.registry.schemes import HELD, OWN
 from advbench.user_models.handed import as_logits
 from advbench.user_models.networks import CodeNetwork
 from advbench.zoo.data import DataSet
-
-PREFIX = f"{OWN}held:"
 
 _MODELS: dict[str, nn.Module] = {}
 _DATA: dict[str, DataSet] = {}
@@ -27,7 +25,7 @@ def holding(name: str, model: nn.Module, data: DataSet) -> Iterator[str]:
 
     Yields that name, of the architecture as of the data set. Workers in other processes cannot see them.
     """
-    whole = f"{PREFIX}{name}"
+    whole = f"{HELD}{name}"
     _MODELS[whole], _DATA[whole] = model, data
     try:
         yield whole

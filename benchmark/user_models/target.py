@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -27,7 +27,7 @@ from advbench.plan.compute_batch import DEFAULT_BATCH
 from advbench.plan.plan import Plan, make_plan
 from advbench.registry import registry
 from advbench.registry.schemes import OWN
-from advbench.registry.specs import Spec
+from advbench.registry.specs import Shown, Spec
 from advbench.reports.evaluation_result import EvaluationResult
 from advbench.results.store import Store
 from advbench.tasks.artefacts import artefact
@@ -68,16 +68,6 @@ RECOGNISED: Mapping[Outputs, str] = {
 
 AttackChoice: TypeAlias = str | Sequence[str | Spec | Mapping[str, object]] | None
 """Attacks as settings name them: a comma-separated text, or specs, texts and mappings with a `name`; None: the default."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shown(Spec):
-    """A spec that people read as a text of its own, where that of its arguments says little."""
-
-    shown: str = field(default="", compare=False)
-
-    def __str__(self) -> str:
-        return self.shown
 
 
 def evaluate(
@@ -321,15 +311,15 @@ def _evaluated(
 def _run(
     plan: Plan, label: str, started: float, watch: Watcher | None, notes: Sequence[str], *, reports: bool
 ) -> EvaluationResult:
-    from advbench.api import finish, forget
+    from advbench.api import finish
 
     store = Store(plan.config.out)
     written: tuple[Path, ...] = ()
     if reports:
-        found = finish(plan, watch)
+        found = finish(plan, watch=watch)
         interrupted, written = found.interrupted, tuple(found.reports)
     else:
-        forget(plan)
+        plan.forget()
         interrupted = run_plan(plan, watch).interrupted
     cells = {key: store.load(key) for key in plan.cells}
     return EvaluationResult(

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 import advbench
-from advbench.api import forget
 from advbench.config import make_config
 from advbench.engine.local import InlineEngine, engine_of
 from advbench.engine.places import Slots
@@ -201,7 +200,7 @@ def test_fresh_forgets_the_blocks_of_an_interrupted_attack(problem):
     first = place_of(key, blocks_of(images(22, 4))[0], plan.config.out)
     first.parent.mkdir(parents=True)
     first.write_bytes(b"of an interrupted run")
-    forget(plan)
+    plan.forget()
     assert not first.exists()
 
 
