@@ -13,8 +13,8 @@ from advbench import __version__
 from advbench.cli.choices import BenchName, ListKind, OutputsChoice, Scale, TableFormat
 from advbench.cli.completion import names_of
 from advbench.cli.pilot_commands import work
-from advbench.cli.record_commands import baseline, check, publish, report
-from advbench.cli.terminal import complain, fail, print_plan, print_result, print_verdicts, refuse, watcher
+from advbench.cli.record_commands import baseline, check, gc, publish, report
+from advbench.cli.terminal import complain, fail, print_plan, print_result, print_verdicts, refuse, say, watcher
 from advbench.engine.ending import as_ctrl_c
 from advbench.errors import DEBUG
 from advbench.registry.schemes import targets
@@ -169,11 +169,12 @@ def run(
     try:
         from advbench.api import coordinated
         from advbench.config import make_config
+        from advbench.engine.pilots import preview
         from advbench.plan.plan import make_plan
 
         checked, watching = make_config(config, **settings), None
-        if checked.engine in ("pilots", "slurm") and not dry_run:
-            plan, watching = coordinated(checked, lambda line: print(line, flush=True))
+        if checked.engine in ("pilots", "slurm"):
+            plan, watching = (preview(checked), None) if dry_run else coordinated(checked, say)
         else:
             plan = make_plan(checked, measure=not dry_run)
     except Exception as error:
@@ -400,7 +401,7 @@ def reproduce(
     raise typer.Exit(result.exit_code)
 
 
-for _command in (work, report, publish, check, baseline):
+for _command in (work, report, publish, check, baseline, gc):
     app.command()(_command)
 
 

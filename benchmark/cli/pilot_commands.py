@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from advbench.cli.terminal import refuse, watcher
+from advbench.cli.terminal import refuse, say, watcher
 
 
 def work(
@@ -45,7 +45,7 @@ def work(
         from advbench.engine import pilots
 
         with watcher(Console()) as watch:
-            done = pilots.work(out, watch=watch, idle=idle, seconds=lease, say=lambda line: print(line, flush=True), **given)
+            done = pilots.work(out, watch=watch, idle=idle, seconds=lease, say=say, **given)
     except Exception as error:
         refuse(error)
     for reason in list(dict.fromkeys(done.failures.values()))[:5]:

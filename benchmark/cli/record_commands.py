@@ -133,3 +133,27 @@ def baseline(
     except (ValueError, OSError) as error:
         refuse(error)
     print(path)
+
+
+def gc(
+    out: Annotated[Path, typer.Argument(help="The output folder of a run.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and remove nothing.")] = False,
+) -> None:
+    """Remove stored results that no record and no setting of the last run in OUT needs.
+
+    Records stay, and so do the adversarial images that they name. Trained models lie in the cache, which other runs share,
+    and stay too.
+
+    Exit codes: 0 done, 2 bad input, or somebody works in OUT.
+    """
+    try:
+        from advbench.records.garbage import garbage, remove
+
+        found = garbage(out)
+        if not dry_run:
+            remove(found)
+    except (ValueError, OSError) as error:
+        refuse(error)
+    for path in found.files if dry_run else ():
+        print(path)
+    print(f"{len(found.files)} results, {found.bytes / 2**20:.1f} MiB, {'would go' if dry_run else 'removed'}")

@@ -57,6 +57,11 @@ def print_verdicts(verdicts: Sequence[Verdict], format: TableFormat) -> None:
         print("\n".join(f"{bullet}{line}" for line in failures))
 
 
+def say(line: str) -> None:
+    """Show a line at once."""
+    print(line, flush=True)
+
+
 def refuse(error: Exception) -> NoReturn:
     """End with one line and exit code 2."""
     if isinstance(error, typer.Exit):

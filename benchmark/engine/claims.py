@@ -23,8 +23,11 @@ MOST_ATTEMPTS = 3
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A task that was asked for. mine: whether it is to be run here. ended: whether others have finished it, or it has failed
-    for `reason`. Neither: others work on it."""
+    """A task that was asked for.
+
+    mine: whether it is to be run here. ended: whether others have finished it, or it has failed, for `reason`. If neither,
+    others work on it.
+    """
 
     mine: bool
     ended: bool = False

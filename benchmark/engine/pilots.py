@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from advbench.config import Config
+from advbench.devices import TRAITS, count
 from advbench.engine.claims import EVERY, SharedClaims
 from advbench.engine.engine import Engine
 from advbench.engine.leases import SECONDS, Leases
 from advbench.engine.local import engine_of
 from advbench.engine.scheduler import Watcher, work_on
+from advbench.plan.place import Place
 from advbench.plan.plan import Plan, make_plan
 from advbench.plan.saved import NAME, Saved, same_plan, use_cache
 from advbench.tasks.execution import TaskOutcome
@@ -93,6 +95,18 @@ def coordinate(config: Config, start: Callable[[Path], Engine], say: Callable[[s
     plan = make_plan(config, measure=False, place=saved.place)
     saved.check(plan)
     return plan, engine
+
+
+def preview(config: Config) -> Plan:
+    """What a run by pilots would do, for the device that is known, or for one of which only the kind is; nothing runs."""
+    place = None
+    with suppress(FileNotFoundError, ValueError):
+        earlier = Saved.read(config.out)
+        place = earlier.place if earlier.same_run(Saved.of(config)) else None
+    kind = config.device.partition(",")[0].partition(":")[0].strip()
+    if place is None and kind in TRAITS and not count(kind):
+        place = Place(kind, f"{kind} of another machine")
+    return make_plan(config, measure=False, place=place)
 
 
 def work(

@@ -65,7 +65,7 @@ def submit(
     cluster = str(given.pop("cluster", "slurm"))
     if cluster == "slurm" and shutil.which("srun") is None:
         raise ValueError(f"Expected Slurm's commands here, got no srun: start workers by hand, advbench work {out}")
-    executor = submitit.AutoExecutor(folder=out / "slurm" / "%j", cluster=cluster)
+    executor = submitit.AutoExecutor(folder=out / "slurm", cluster=cluster)
     if cluster == "slurm":
         executor.update_parameters(slurm_additional_parameters={"requeue": True})
     named = {name if name in _COMMON else f"{cluster}_{name}": value for name, value in given.items()}
