@@ -140,7 +140,7 @@ def test_a_plan_for_a_gpu_is_made_where_none_is(small):
 
 def test_a_dry_run_for_gpus_of_other_machines_needs_none_here(small):
     config = make_config(**small | {"device": "cuda", "engine": "slurm"})
-    with pytest.raises(ValueError, match="a GPU that is here"):
+    with pytest.raises(ValueError, match="a device that is here"):
         make_plan(config, measure=False)
     plan = preview(config)
     assert len(plan.cells) == 4
