@@ -118,7 +118,7 @@ class Saved:
         content = {"schema": _SCHEMA, **asdict(self)}
         if self.place is not None:
             batches = {name: [found.fastest, found.divisible] for name, found in self.place.batches.items()}
-            content["place"] = asdict(self.place) | {"batches": batches}
+            content |= {"place": asdict(self.place) | {"batches": batches}}
         write_atomically(out / NAME, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
     @staticmethod
@@ -178,16 +178,16 @@ def _hash(plan: Plan) -> str:
     return hashlib.sha256("\n".join(sorted(plan.tasks)).encode()).hexdigest()
 
 
-def _saved(content: Any) -> Saved:
-    if content.pop("schema") != _SCHEMA:
+def _saved(read: Any) -> Saved:
+    if read.pop("schema") != _SCHEMA:
         raise ValueError("another version's")
     texts = ("settings", "device", "folder", "cache", "token", "keys")
-    if not all(isinstance(content[name], str) for name in texts):
+    if not all(isinstance(read[name], str) for name in texts):
         raise TypeError("texts that are none")
-    place = content.pop("place")
+    place = read.pop("place")
     if place is not None:
         batches = {str(name): Batches(*pair) for name, pair in place["batches"].items() if sensible(pair)}
         place = Place(str(place["kind"]), str(place["name"]), batches, tuple(map(str, place["answers"])))
-    labels = content.pop("labels")
-    facts = {str(name): str(value) for name, value in content.pop("facts").items()}
-    return Saved(place=place, labels=None if labels is None else tuple(map(str, labels)), facts=facts, **content)
+    labels = read.pop("labels")
+    facts = {str(name): str(value) for name, value in read.pop("facts").items()}
+    return Saved(place=place, labels=None if labels is None else tuple(map(str, labels)), facts=facts, **read)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from advbench.config import make_config
 from advbench.engine import scheduler
+from advbench.engine.claims import Unclaimed
 from advbench.engine.scheduler import longest_paths, run_plan
 from advbench.engine.time_left import TimeLeft
 from advbench.plan.plan import Plan
@@ -68,7 +69,7 @@ def scheduled(monkeypatch, tmp_path):
         plan = Plan(config, None, [], {task.key: task for task in tasks}, {}, {}, ())
         monkeypatch.setattr(scheduler, "TimeLeft", partial(TimeLeft, clock=lambda: engine.now))
         monkeypatch.setattr(Plan, "pending", lambda self: list(tasks))
-        return run_plan(plan, watch, lambda *_: engine)
+        return run_plan(plan, watch, lambda *_: engine, Unclaimed())
 
     return run
 
