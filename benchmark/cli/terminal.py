@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn
 
@@ -149,22 +150,27 @@ def watcher(console: Console, total: int | None = None) -> Iterator[Watcher]:
         yield watch
 
 
-def plain_lines() -> Watcher:
-    """A line for every tenth of the tasks, and one for each craft that takes long, every `_SELDOM` seconds."""
-    last = -1
+def plain_lines(clock: Callable[[], float] = time.monotonic) -> Watcher:
+    """A line for every tenth of the tasks, and one for each craft that takes long, every `_SELDOM` seconds.
+
+    When nothing else was said for as long, a line says what is at work.
+    """
+    last, spoken = -1, clock()
     told: dict[str, float] = {}
 
     def watch(status: Status) -> None:
-        nonlocal last
+        nonlocal last, spoken
         for key, standing in status.crafts.items():
             if standing.seconds >= told.get(key, 0.0) + _SELDOM:
-                told[key] = standing.seconds
+                told[key], spoken = standing.seconds, clock()
                 print(f"{standing.label}: {standing}", flush=True)
         tenth = 10 * status.done // max(1, status.total)
-        if tenth != last and status.done:
-            last = tenth
+        silent = clock() - spoken >= _SELDOM
+        if (tenth != last and status.done) or silent:
+            last, spoken = tenth, clock()
             left = f", about {status.seconds_left:.0f} s left" if status.seconds_left and status.done < status.total else ""
-            print(f"{status.done} of {status.total} tasks done{left}", flush=True)
+            running = f"; at work: {'; '.join(status.running[:2])}" if silent and status.running else ""
+            print(f"{status.done} of {status.total} tasks done{left}{running}", flush=True)
 
     return watch
 

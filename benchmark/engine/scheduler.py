@@ -58,6 +58,9 @@ class Status:
 
 Watcher = Callable[[Status], None]
 
+_SILENT = 5
+"""Looks at the crafts after which a watcher is called even if none of them says anything."""
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -130,9 +133,11 @@ def _following(status: Status, watch: Watcher | None) -> Iterator[tuple[Path | N
             watch(status)
 
     def follow(folder: Path) -> None:
+        ticks = 0
         while not ended.wait(progress.EVERY):
+            ticks += 1
             standings = progress.read(folder)
-            if standings or status.crafts:
+            if standings or status.crafts or ticks % _SILENT == 0:
                 status.crafts = standings
                 try:
                     watched(status)

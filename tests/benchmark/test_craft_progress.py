@@ -113,6 +113,16 @@ def test_plain_lines_are_rare(capsys):
     assert lines[0] == "pgd on none: 4 of 10 images still robust, about 90 s left"
 
 
+def test_a_run_that_is_quiet_says_every_half_minute_what_is_at_work(capsys):
+    now = 0.0
+    watch = plain_lines(clock=lambda: now)
+    for second in range(0, 100, 5):
+        now = float(second)
+        watch(Status(total=4, done=0, running=["train pgd-linf", "train none", "train trades"]))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["0 of 4 tasks done; at work: train pgd-linf; train none"] * 3
+
+
 def test_a_terminal_has_a_row_for_every_running_craft():
     console = Console(file=io.StringIO(), force_terminal=True, width=160, color_system=None)
     with watcher(console, 4) as watch:
