@@ -56,6 +56,14 @@ def write_atomically(path: Path, content: str | bytes, *, make_folder: bool = Tr
     return path
 
 
+def names_in(folder: Path) -> set[str]:
+    """The names in a folder that are no hidden ones; none if there is no such folder."""
+    try:
+        return {name for name in os.listdir(folder) if not name.startswith(".")}  # noqa: PTH208 - names are enough
+    except OSError:
+        return set()
+
+
 def flush_folder(folder: Path) -> None:
     """Bring a folder's list of names to the disk if the platform and the file system can."""
     if os.name != "posix":

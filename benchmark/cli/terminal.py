@@ -178,8 +178,9 @@ def plain_lines(clock: Callable[[], float] = time.monotonic) -> Watcher:
 def print_plan(plan: Plan) -> None:
     """What a run would do, and how much of it is already there."""
     from advbench.tasks.artefacts import KINDS
+    from advbench.tasks.execution import Listing
 
-    pending = {task.key for task in plan.pending()}
+    pending, lying = {task.key for task in plan.pending()}, Listing(plan.config.out)
     names = {
         "train": "models to train",
         "substitute": "substitutes to train",
@@ -193,7 +194,7 @@ def print_plan(plan: Plan) -> None:
     for kind in KINDS:
         tasks = [task for task in plan.tasks.values() if task.kind == kind]
         waiting = sum(task.key in pending for task in tasks)
-        there = sum(plan.done(task) for task in tasks)
+        there = sum(lying.finished(task) for task in tasks)
         print(f"{names[kind]:40}{len(tasks):6}  already done {there:6}  to do {waiting:6}")
 
 

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from advbench.engine.leases import SECONDS, Failures, Leases, Owner, names_in
-from advbench.tasks.artefacts import Kind, artefact
-from advbench.tasks.execution import lies_there
+from advbench.engine.leases import SECONDS, Failures, Leases, Owner
+from advbench.tasks.execution import Listing, lies_there
 from advbench.tasks.task import BlockTask, Task
 
 EVERY = 1.0
@@ -123,7 +122,7 @@ class SharedClaims:
         self.leases = Leases(out, Owner.here(), seconds=seconds)
         self.failures = Failures(out)
         self.divides = helps
-        self._names: dict[Kind, set[str]] = {}
+        self._listing = Listing(out)
 
     def take(self, task: Task) -> Taken:
         """The task if nobody has it, and for a block nobody the whole craft, and it has not failed elsewhere.
@@ -158,19 +157,13 @@ class SharedClaims:
 
     def look(self) -> Others:
         """The leases that are kept fresh, and the failures."""
-        self._names.clear()
+        self._listing = Listing(self.out)
         held = {key: "" if lease is None else str(lease.owner) for key, lease in self.leases.others().items()}
         return Others(held, dict(self.failures.read()))
 
     def finished(self, task: Task) -> bool:
         """Whether the result of a task lies in its place; folders are listed once between two looks."""
-        if not isinstance(task, BlockTask):
-            place = artefact(task.kind, task.key, self.out)
-            if task.kind not in self._names:
-                self._names[task.kind] = names_in(place.parent)
-            if place.name not in self._names[task.kind]:
-                return False
-        return lies_there(task, self.out)
+        return lies_there(task, self.out) if isinstance(task, BlockTask) else self._listing.finished(task)
 
     def pause(self) -> bool:
         """Wait for a moment; whether it is still worth it."""

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from advbench.files import write_atomically
+from advbench.files import names_in, write_atomically
 
 SECONDS = 60.0
 """How long a lease may stay unchanged before others take it over."""
@@ -244,14 +244,6 @@ class Failures:
             with suppress(OSError):
                 (self.folder / key).unlink(missing_ok=True)
         self._known = {}
-
-
-def names_in(folder: Path) -> set[str]:
-    """The names in a folder that are no temporary ones; none if there is no such folder."""
-    try:
-        return {name for name in os.listdir(folder) if not name.startswith(".")}  # noqa: PTH208 - names are enough
-    except OSError:
-        return set()
 
 
 def _machine() -> str:

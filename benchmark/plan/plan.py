@@ -21,7 +21,7 @@ from advbench.results.store import Store
 from advbench.tasks import blocks
 from advbench.tasks.artefacts import artefact
 from advbench.tasks.compiling import check_compiler
-from advbench.tasks.execution import lies_there
+from advbench.tasks.execution import Listing, lies_there
 from advbench.tasks.substitute import SubstituteContent
 from advbench.tasks.task import ScoreTask, Task
 from advbench.tasks.train import TrainContent
@@ -79,12 +79,13 @@ class Plan:
     def pending(self) -> list[Task]:
         """The tasks that must run, in order: the cells without a result, and what they need that is not there."""
         wanted: set[str] = set()
-        waiting = [key for key in self.cells if not self.done(self.tasks[key])]
+        lying = Listing(self.config.out)
+        waiting = [key for key in self.cells if not lying.finished(self.tasks[key])]
         while waiting:
             key = waiting.pop()
             if key not in wanted:
                 wanted.add(key)
-                waiting.extend(need for need in self.tasks[key].needs if not self.done(self.tasks[need]))
+                waiting.extend(need for need in self.tasks[key].needs if not lying.finished(self.tasks[need]))
         return [task for key, task in self.tasks.items() if key in wanted]
 
 

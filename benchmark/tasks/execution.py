@@ -11,7 +11,7 @@ import torch
 
 from advbench.clocks import single_thread, stopwatch
 from advbench.errors import debugging, reason
-from advbench.files import NO_ROOM
+from advbench.files import NO_ROOM, names_in
 from advbench.process_state import ChangedStateError, checked, signals
 from advbench.results.store import Store
 from advbench.tasks import agreement, calibrate, clean, craft, diagnose, score, substitute, train, unit_test
@@ -84,6 +84,24 @@ def lies_there(task: Task, out: Path) -> bool:
         return Store(out).status(task.key) == "ok"
     rows = task.content.images.n if isinstance(task.content, CleanContent | CraftContent) else None
     return finished(task.kind, task.key, out, rows)
+
+
+class Listing:
+    """The results that lie in a run's folder and in the cache, at one moment: each folder is listed once.
+
+    A question for a file costs a network disk a round trip; of ten thousand tasks most are often not there.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._names: dict[Path, set[str]] = {}
+
+    def finished(self, task: Task) -> bool:
+        """Whether the result of a task, any but a block, lay finished in its place; damage is named in the log."""
+        place = artefact(task.kind, task.key, self._out)
+        if place.parent not in self._names:
+            self._names[place.parent] = names_in(place.parent)
+        return place.name in self._names[place.parent] and lies_there(task, self._out)
 
 
 def _wants_room(error: BaseException | None) -> bool:

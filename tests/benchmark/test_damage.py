@@ -148,6 +148,7 @@ def whole(tmp_path_factory):
         "unit-test",
         "calibrate",
         "craft",
+        "leases",
     }
     return root
 
@@ -230,7 +231,7 @@ def test_a_craft_that_is_damaged_while_the_run_goes_on_is_named_in_the_row_and_d
     contents = [plan.tasks[key].content for key in plan.cells]
     craft = next(content.crafts[0] for content in contents if isinstance(content, ScoreContent))
     path = artefact("craft", craft, copied / "out")
-    monkeypatch.setattr("advbench.plan.plan.lies_there", lambda task, _: task.kind != "score")  # when the run began
+    monkeypatch.setattr("advbench.plan.plan.Listing.finished", lambda _, task: task.kind != "score")  # when the run began
     path.write_bytes(truncated(path.read_bytes()))
     reasons = advbench.run(**settings(copied / "out")).failures.values()
     assert reasons

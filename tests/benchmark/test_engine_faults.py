@@ -47,7 +47,7 @@ class Scene:
             self.command += ["--jobs", "3"]
         if engine == "slurm":
             self.command += ["--pilots", "3", "--slurm", "cluster=local,timeout_min=60", "--jobs", "1"]
-        self.coordinator = None
+        self.coordinator, self.started = None, []
         self.pilots = {"one": [], "other": []}
         self.codes = Counter()
 
@@ -58,6 +58,7 @@ class Scene:
         with log:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         process.log = Path(log.name)
+        self.started.append(process)
         return process
 
     def keep_up(self):
@@ -87,6 +88,10 @@ class Scene:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
                 os.kill(pid, signal.SIGKILL)
+        for process in self.started:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(DEADLINE)
 
 
 def every_process():
