@@ -76,15 +76,15 @@ def _root(
 @app.command()
 def run(
     config: Annotated[Path | None, typer.Argument(help="A TOML file with the same settings; flags override it.")] = None,
-    matrix: Annotated[str | None, typer.Option(help=f"{', '.join(RANKED)} or all. [default: all]")] = None,
+    matrix: Annotated[str | None, typer.Option(help=f"{', '.join(RANKED)} or all. \\[default: all]")] = None,
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="A data set's name, npz:PATH or folder:PATH. [default: digits]", autocompletion=names_of("datasets")
+            help="A data set's name, npz:PATH or folder:PATH. \\[default: digits]", autocompletion=names_of("datasets")
         ),
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Directory containing the data sets. [default: $ADVBENCH_DATA]")
+        Path | None, typer.Option(help="Directory containing the data sets. \\[default: $ADVBENCH_DATA]")
     ] = None,
     architecture: Annotated[
         str | None,
@@ -104,20 +104,21 @@ def run(
             help="Architectures of the black-box attacker's substitute model.", autocompletion=names_of("architectures")
         ),
     ] = None,
-    norm: Annotated[str | None, typer.Option(help="linf, l2 or l1, or none for corruptions. [default: linf]")] = None,
+    norm: Annotated[str | None, typer.Option(help="linf, l2 or l1, or none for corruptions. \\[default: linf]")] = None,
     epsilon: Annotated[
-        str | None, typer.Option(help="One radius or several, such as 8/255 or 0.1,0.2. [default: the data set's usual one]")
+        str | None,
+        typer.Option(help="One radius or several, such as 8/255 or 0.1,0.2. \\[default: the data set's usual one]"),
     ] = None,
     clip: Annotated[
-        bool | None, typer.Option("--clip/--no-clip", help="Clip adversarial images to the pixel range. [default: clip]")
+        bool | None, typer.Option("--clip/--no-clip", help="Clip adversarial images to the pixel range. \\[default: clip]")
     ] = None,
     outputs: Annotated[
-        OutputsChoice | None, typer.Option(help="What your own architectures, own:TARGET, return. [default: logits]")
+        OutputsChoice | None, typer.Option(help="What your own architectures, own:TARGET, return. \\[default: logits]")
     ] = None,
-    seed: Annotated[str | None, typer.Option(help="Training seeds, such as 0,1,2. [default: 0]")] = None,
-    n_examples: Annotated[int | None, typer.Option(help="Number of test images to score. [default: all]")] = None,
-    train_examples: Annotated[int | None, typer.Option(help="Number of training images. [default: all]")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Training epochs. [default: set by the data set]")] = None,
+    seed: Annotated[str | None, typer.Option(help="Training seeds, such as 0,1,2. \\[default: 0]")] = None,
+    n_examples: Annotated[int | None, typer.Option(help="Number of test images to score. \\[default: all]")] = None,
+    train_examples: Annotated[int | None, typer.Option(help="Number of training images. \\[default: all]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Training epochs. \\[default: set by the data set]")] = None,
     unit_test: Annotated[
         bool,
         typer.Option(
@@ -125,28 +126,32 @@ def run(
         ),
     ] = False,
     unit_test_images: Annotated[
-        int | None, typer.Option(help="Number of images that the unit test plants one for. [default: 64]")
+        int | None, typer.Option(help="Number of images that the unit test plants one for. \\[default: 64]")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, xpu, mps, or cuda:0,cuda:1. [default: auto]")] = None,
-    jobs: Annotated[int | None, typer.Option(help="Number of parallel tasks. [default: one per core, or per GPU]")] = None,
-    backend: Annotated[str | None, typer.Option(help="Processes (loky) or threads (threading). [default: loky]")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, xpu, mps, or cuda:0,cuda:1. \\[default: auto]")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(help="Number of parallel tasks. \\[default: one per core, or per GPU]")] = None,
+    backend: Annotated[str | None, typer.Option(help="Processes (loky) or threads (threading). \\[default: loky]")] = None,
     slots_per_device: Annotated[
         int | None, typer.Option(help="Number of parallel tasks on each device, instead of --jobs.")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(help="Where tasks run: local, dask, pilots or slurm. [default: local]")
+        str | None, typer.Option(help="Where tasks run: local, dask, pilots or slurm. \\[default: local]")
     ] = None,
     address: Annotated[
         str | None, typer.Option(help="A running dask scheduler, such as tcp://host:8786; only with --engine dask.")
     ] = None,
-    pilots: Annotated[int | None, typer.Option(help="Number of Slurm jobs; only with --engine slurm. [default: 1]")] = None,
+    pilots: Annotated[
+        int | None, typer.Option(help="Number of Slurm jobs; only with --engine slurm. \\[default: 1]")
+    ] = None,
     slurm: Annotated[
         str | None, typer.Option(help="Parameters of Slurm jobs, such as partition=gpu,gpus_per_node=1,timeout_min=600.")
     ] = None,
     time_limit: Annotated[
-        float | None, typer.Option(help="Seconds that one task may take; one that takes longer fails. [default: no limit]")
+        float | None, typer.Option(help="Seconds that one task may take; one that takes longer fails. \\[default: no limit]")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Output directory. [default: advbench-out]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output directory. \\[default: advbench-out]")] = None,
     compile: Annotated[
         bool, typer.Option("--compile", help="Attack compiled models; scoring always uses the uncompiled model.")
     ] = False,
@@ -192,19 +197,20 @@ def evaluate(
         str, typer.Option(help="A data set's name, npz:PATH or folder:PATH.", autocompletion=names_of("datasets"))
     ],
     data_dir: Annotated[
-        Path | None, typer.Option(help="Directory containing the data sets. [default: $ADVBENCH_DATA]")
+        Path | None, typer.Option(help="Directory containing the data sets. \\[default: $ADVBENCH_DATA]")
     ] = None,
-    norm: Annotated[str | None, typer.Option(help="linf, l2 or l1, or none for corruptions. [default: linf]")] = None,
+    norm: Annotated[str | None, typer.Option(help="linf, l2 or l1, or none for corruptions. \\[default: linf]")] = None,
     epsilon: Annotated[
-        str | None, typer.Option(help="The radius, such as 8/255. [default: the data set's usual one]")
+        str | None, typer.Option(help="The radius, such as 8/255. \\[default: the data set's usual one]")
     ] = None,
     attack: Annotated[
         str | None,
         typer.Option(
-            help="Attacks, such as auto,pgd(steps=100),foolbox/LinfPGD. [default: auto]", autocompletion=names_of("attacks")
+            help="Attacks, such as auto,pgd(steps=100),foolbox/LinfPGD. \\[default: auto]",
+            autocompletion=names_of("attacks"),
         ),
     ] = None,
-    n_examples: Annotated[int | None, typer.Option(help="Number of test images to score. [default: all]")] = None,
+    n_examples: Annotated[int | None, typer.Option(help="Number of test images to score. \\[default: all]")] = None,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -217,10 +223,10 @@ def evaluate(
     ] = None,
     outputs: Annotated[
         OutputsChoice | None,
-        typer.Option(help="What the model returns. [default: probabilities where all rows sum to 1, else logits]"),
+        typer.Option(help="What the model returns. \\[default: probabilities where all rows sum to 1, else logits]"),
     ] = None,
     stochastic: Annotated[bool, typer.Option("--stochastic", help="The model's output is random.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Random seed of the attacks. [default: 0]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed of the attacks. \\[default: 0]")] = None,
     unit_test: Annotated[
         bool,
         typer.Option(
@@ -228,23 +234,23 @@ def evaluate(
         ),
     ] = False,
     unit_test_images: Annotated[
-        int | None, typer.Option(help="Number of images that the unit test plants one for. [default: 64]")
+        int | None, typer.Option(help="Number of images that the unit test plants one for. \\[default: 64]")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, xpu, mps or cuda:N. [default: auto]")] = None,
-    jobs: Annotated[int | None, typer.Option(help="Number of parallel tasks. [default: one per core, or per GPU]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, xpu, mps or cuda:N. \\[default: auto]")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Number of parallel tasks. \\[default: one per core, or per GPU]")] = None,
     slots_per_device: Annotated[
         int | None, typer.Option(help="Number of parallel tasks on each device, instead of --jobs.")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(help="Where tasks run: local, dask, pilots or slurm. [default: local]")
+        str | None, typer.Option(help="Where tasks run: local, dask, pilots or slurm. \\[default: local]")
     ] = None,
     address: Annotated[
         str | None, typer.Option(help="A running dask scheduler, such as tcp://host:8786; only with --engine dask.")
     ] = None,
     time_limit: Annotated[
-        float | None, typer.Option(help="Seconds that one task may take; one that takes longer fails. [default: no limit]")
+        float | None, typer.Option(help="Seconds that one task may take; one that takes longer fails. \\[default: no limit]")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Output directory. [default: advbench-out]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output directory. \\[default: advbench-out]")] = None,
     json: Annotated[
         Path | None, typer.Option(help="Write all results, including per-example ones, to this JSON file.")
     ] = None,
@@ -294,7 +300,7 @@ def conformance(
         list[str] | None,
         typer.Argument(
             metavar="[ATTACK]...",
-            help="Attacks, such as pgd or torchattacks/CW(steps=50). [default: all registered attacks]",
+            help="Attacks, such as pgd or torchattacks/CW(steps=50). \\[default: all registered attacks]",
             autocompletion=names_of("attacks"),
         ),
     ] = None,
@@ -331,7 +337,7 @@ def conformance(
 
 @app.command("list")
 def list_components(
-    kind: Annotated[ListKind | None, typer.Argument(help="The kind of component. [default: all]")] = None,
+    kind: Annotated[ListKind | None, typer.Argument(help="The kind of component. \\[default: all]")] = None,
 ) -> None:
     """List the registered components, one per line, with the paper each comes from."""
     from advbench.registry import registry, schemes
@@ -353,7 +359,7 @@ def reproduce(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[PAPER[.TABLE]]", help="A paper or one of its tables, such as gu2014 or gu2014.table1. [default: all]"
+            metavar="[PAPER[.TABLE]]", help="A paper or one of its tables, such as gu2014 or gu2014.table1. \\[default: all]"
         ),
     ] = None,
     scale: Annotated[
@@ -361,10 +367,12 @@ def reproduce(
     ] = Scale.small,
     seed: Annotated[str, typer.Option(help="Training seeds; a verdict on a claim needs at least three.")] = "0,1,2",
     data_dir: Annotated[
-        Path | None, typer.Option(help="Directory containing the data sets. [default: $ADVBENCH_DATA]")
+        Path | None, typer.Option(help="Directory containing the data sets. \\[default: $ADVBENCH_DATA]")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, xpu, mps, or cuda:0,cuda:1. [default: auto]")] = None,
-    jobs: Annotated[int | None, typer.Option(help="Number of parallel tasks. [default: one per core, or per GPU]")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, xpu, mps, or cuda:0,cuda:1. \\[default: auto]")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(help="Number of parallel tasks. \\[default: one per core, or per GPU]")] = None,
     out: Annotated[Path, typer.Option(help="Output directory.")] = Path("advbench-reproduction"),
 ) -> None:
     """Run a paper's experiments and compare its tables with ours.
@@ -407,7 +415,7 @@ for _command in (work, report, publish, check, baseline, gc):
 
 @app.command()
 def bench(
-    name: Annotated[BenchName | None, typer.Argument(help="Which benchmark. [default: all]")] = None,
+    name: Annotated[BenchName | None, typer.Argument(help="Which benchmark. \\[default: all]")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, xpu, mps or cuda:N.")] = "auto",
 ) -> None:
     """Benchmark the defenses' kernels and training, and the engine, against their limits, on one CPU thread or a GPU.

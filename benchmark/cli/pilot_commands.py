@@ -11,17 +11,19 @@ from advbench.cli.terminal import refuse, say, watcher
 
 
 def work(
-    out: Annotated[Path, typer.Argument(help="The output folder of a run, on a disk that all its workers share.")],
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ... [default: as the run says]")] = None,
-    jobs: Annotated[int | None, typer.Option(help="Number of parallel tasks. [default: one per core, or per GPU]")] = None,
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The output folder of a run, on a disk that all its workers share.")
+    ],
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ... \\[default: as the run says]")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Number of parallel tasks. \\[default: one per core, or per GPU]")] = None,
     slots_per_device: Annotated[
         int | None, typer.Option(help="Number of parallel tasks on each device, instead of --jobs.")
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Directory containing the data sets. [default: as the run says]")
+        Path | None, typer.Option(help="Directory containing the data sets. \\[default: as the run says]")
     ] = None,
     time_limit: Annotated[
-        float | None, typer.Option(help="Seconds that one task may take; one that takes longer fails. [default: no limit]")
+        float | None, typer.Option(help="Seconds that one task may take; one that takes longer fails. \\[default: no limit]")
     ] = None,
     idle: Annotated[float, typer.Option(min=0, help="Seconds without a task after which the worker ends.")] = 600.0,
     lease: Annotated[

@@ -17,7 +17,7 @@ def report(
     to: Annotated[
         Path | None,
         typer.Option(
-            help="Output directory, or FILE.tar.xz to archive the records. [default: the directory, if there is only one]"
+            help="Output directory, or FILE.tar.xz to archive the records. \\[default: the directory, if there is only one]"
         ),
     ] = None,
     format: Annotated[
@@ -136,7 +136,7 @@ def baseline(
 
 
 def gc(
-    out: Annotated[Path, typer.Argument(help="The output folder of a run.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder of a run.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and remove nothing.")] = False,
 ) -> None:
     """Remove stored results that no record and no setting of the last run in OUT needs.

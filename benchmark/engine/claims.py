@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,16 +35,26 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Others:
-    """What others do, at one moment. held: whose tasks they work on, by key. failed: the reasons, by key."""
+    """What others do, at one moment.
 
-    held: Mapping[str, str]
+    held: the keys of the tasks that they work on. divided: those of the crafts whose blocks are among them. failed: the
+    reasons, by key.
+    """
+
+    held: Set[str]
+    divided: Set[str]
     failed: Mapping[str, str]
+
+    @staticmethod
+    def of(held: Set[str], failed: Mapping[str, str]) -> Others:
+        """What others do by the keys that they hold."""
+        return Others(held, {craft for craft, sign, _ in (key.rpartition("-") for key in held) if sign}, failed)
 
     def works_on(self, task: Task) -> bool:
         """Whether anybody has the task, a block of it, or the craft that it is a block of."""
         if isinstance(task, BlockTask):
             return task.key in self.held or task.craft in self.held
-        return task.key in self.held or any(key.startswith(f"{task.key}-") for key in self.held)
+        return task.key in self.held or task.key in self.divided
 
 
 class Claims(Protocol):
@@ -94,7 +104,7 @@ class Unclaimed:
 
     def look(self) -> Others:
         """Nobody is there."""
-        return Others({}, {})
+        return Others.of(set(), {})
 
     def finished(self, task: Task) -> bool:  # noqa: ARG002
         """Only what ran here."""
@@ -158,8 +168,7 @@ class SharedClaims:
     def look(self) -> Others:
         """The leases that are kept fresh, and the failures."""
         self._listing = Listing(self.out)
-        held = {key: "" if lease is None else str(lease.owner) for key, lease in self.leases.others().items()}
-        return Others(held, dict(self.failures.read()))
+        return Others.of(self.leases.others().keys(), dict(self.failures.read()))
 
     def finished(self, task: Task) -> bool:
         """Whether the result of a task lies in its place; folders are listed once between two looks."""

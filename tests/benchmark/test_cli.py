@@ -4,8 +4,11 @@ import sys
 from importlib import metadata
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from advbench import __version__
+from advbench.cli.app import app
 
 
 def advbench(*arguments, cwd, **environment):
@@ -129,3 +132,15 @@ def test_a_failed_cell_is_exit_code_1_and_named(tmp_path):
 
 def test_a_report_never_imports_torch(tmp_path):
     assert subprocess.run([sys.executable, "-c", REPORT], cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["run", "evaluate", "work", "list", "reproduce", "bench", "conformance", "check"])
+def test_help_shows_every_default_that_it_speaks_of(command, monkeypatch):
+    """Brackets are marks of style to rich, which leaves out those that it does not know."""
+    monkeypatch.setenv("COLUMNS", "400")
+    shown = " ".join(CliRunner().invoke(app, [command, "--help"]).stdout.split())
+    texts = [option.help or "" for option in typer.main.get_command(app).commands[command].params if hasattr(option, "help")]
+    spoken = [text[text.index("[default") :].replace("\\", "") for text in texts if "[default" in text]
+    assert all("[" not in text.replace("\\[", "") for text in texts)
+    assert [text for text in spoken if text not in shown] == []
+    assert spoken or command in ("bench", "check", "list", "reproduce")
