@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections import deque
+from importlib.util import find_spec
 from multiprocessing.pool import ThreadPool
 
 from advbench.clocks import usable_cores
@@ -27,15 +28,28 @@ def slots(plan: Plan) -> int:
 
 
 def engine_of(plan: Plan, context: Context) -> Engine:
-    """The engine that the configuration of a plan asks for. ValueError if it is none of this machine."""
-    if plan.config.engine != "local":
-        raise ValueError(f"Expected the `engine` local, got {plan.config.engine}, which is not there yet")
+    """The engine that the configuration of a plan asks for.
+
+    ValueError, in one line, if it is not there, or if its workers are not as they must be.
+    """
     places = Slots.of(slots(plan), [str(device) for device in plan.devices])
+    if plan.config.engine == "dask":
+        return _dask(plan, context, places)
+    if plan.config.engine != "local":
+        raise ValueError(f"Expected the `engine` local or dask, got {plan.config.engine}, which is not there yet")
     if places.count == 1:
         return InlineEngine(context, places)
     if plan.config.backend == "threading":
         return ThreadEngine(context, places)
     return ProcessEngine(context, places)
+
+
+def _dask(plan: Plan, context: Context, places: Slots) -> Engine:
+    if find_spec("distributed") is None:
+        raise ValueError("Expected dask's distributed for the engine dask, got none: pip install 'advbench[dask]'")
+    from advbench.engine.dask_engine import Cluster, DaskEngine
+
+    return DaskEngine(context, Cluster.of(plan, places))
 
 
 class InlineEngine:

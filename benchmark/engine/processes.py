@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 from advbench.engine import ending
 from advbench.engine.places import Slots
 from advbench.engine.sharing import Handle, share, shared
+from advbench.engine.suspects import Suspects
 from advbench.engine.work import Work, attempt
 from advbench.files import temporary_folder
 from advbench.tasks import progress
@@ -58,9 +58,7 @@ class ProcessEngine:
         self._handle: Handle | None = None
         self._running: dict[Future[TaskOutcome], tuple[Task, ProcessPoolExecutor]] = {}
         self._stopped: set[ProcessPoolExecutor] = set()
-        self._suspects: deque[Task] = deque()
-        self._later: deque[Task] = deque()
-        self._alone: Task | None = None
+        self._suspects = Suspects()
 
     @property
     def slots(self) -> int:
@@ -70,9 +68,7 @@ class ProcessEngine:
     def submit(self, task: Task) -> None:
         """Start the task in a free process."""
         self._places.take(task)
-        if self._suspects or self._alone is not None:
-            self._later.append(task)
-        else:
+        if self._suspects.admit(task):
             self._start(task)
 
     def wait(self, timeout: float | None = None) -> TaskOutcome | None:
@@ -121,14 +117,9 @@ class ProcessEngine:
                 return outcome
 
     def _go_on(self) -> None:
-        """Start what waits: a suspect alone, or if there is none all others."""
-        if self._suspects:
-            if not self._running:
-                self._alone = self._suspects.popleft()
-                self._start(self._alone)
-        elif self._alone is None:
-            while self._later:
-                self._start(self._later.popleft())
+        """Start what waited for others to end."""
+        for task in self._suspects.next(busy=bool(self._running)):
+            self._start(task)
 
     def _outcome(self, future: Future[TaskOutcome]) -> TaskOutcome | None:
         """How a task ended; None if a process died beside it, so that it must run again."""
@@ -139,8 +130,7 @@ class ProcessEngine:
         except BrokenProcessPool as error:
             outcome = self._after_a_death(task, pool, error)
         if outcome is not None:
-            if task is self._alone:
-                self._alone = None
+            self._suspects.ended(task)
             self._go_on()
         return outcome
 
@@ -151,10 +141,9 @@ class ProcessEngine:
             return TaskOutcome(task.key, 0.0, self._out_of_time(task))
         beside = (other for other, its in self._running.values() if its is pool)
         if pool in self._stopped or any(map(self._did_not_stop, beside)):
-            self._later.append(task)
+            self._suspects.acquit(task)
             return None
-        if task is not self._alone:
-            self._suspects.append(task)
+        if not self._suspects.accuse(task):
             return None
         # loky's text goes on with guesses and tracebacks; its first sentence says what happened.
         reason = " ".join(str(error).split()).partition(". ")[0]

@@ -22,9 +22,14 @@ class Handle:
     digest: str
 
 
+def pickled(value: object) -> bytes:
+    """A value as bytes; what was defined where a worker cannot import it goes along as code."""
+    return bytes(dumps(value))
+
+
 def share(value: object, folder: Path) -> Handle:
     """Pickle a value into a file of a private folder."""
-    content = bytes(dumps(value))
+    content = pickled(value)
     digest = hashlib.sha256(content).hexdigest()
     path = folder / f"{digest}.pickle"
     path.write_bytes(content)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from advbench.config import make_config
+from advbench.engine import local
 from advbench.engine.local import InlineEngine, ThreadEngine, engine_of, slots
 from advbench.engine.places import Slots
 from advbench.engine.processes import ProcessEngine
@@ -150,6 +151,13 @@ def test_the_configuration_chooses_the_engine(plan, jobs, backend, kind):
     assert type(engine) is kind
     assert engine.slots == slots(other) == jobs
     engine.close()
+
+
+def test_without_distributed_the_engine_dask_is_refused_in_one_line(plan, monkeypatch):
+    monkeypatch.setattr(local, "find_spec", lambda name: None)
+    changed = plan.config.model_copy(update={"engine": "dask"})
+    with pytest.raises(ValueError, match=r"^Expected dask's distributed .* pip install 'advbench\[dask\]'$"):
+        run_plan(dataclasses.replace(plan, config=changed))
 
 
 def test_slots_are_spread_over_the_devices_and_a_freed_one_is_taken_again():
