@@ -87,8 +87,8 @@ def _by_surrogate(board: RankedBoard, standings: Sequence[Standing]) -> Table:
     cells = [
         cell
         for standing in standings
-        for cell in board.cells
-        if cell.record.target["label"] == standing.label and _WHITE_BOX.takes(cell.record) and cell.examples is not None
+        for cell in board.cells_of[standing.label]
+        if _WHITE_BOX.takes(cell.record) and cell.examples is not None
     ]
     surrogates = {name for cell in cells for name in cell.record.details.get("candidates", {})}
     names = sorted(surrogates, key=lambda name: (not name.startswith("faithful"), name == "base", name))
@@ -142,7 +142,7 @@ def _row(board: RankedBoard, standing: Standing, shown: Sequence[_Attacker]) -> 
 
 def _accuracy(board: RankedBoard, label: str, attacker: _Attacker) -> OverSeeds | None:
     """What an attacker leaves of a target, over its seeds; None if he was not run with every one of them."""
-    cells = [cell for cell in board.cells if cell.record.target["label"] == label]
+    cells = board.cells_of[label]
     seeds = sorted({cell.record.seed for cell in cells})
     by_seed: list[Values] = []
     for seed in seeds:
@@ -158,7 +158,7 @@ def _caveats(board: RankedBoard, labels: set[str], shown: Sequence[_Attacker]) -
     """Numbers that rest on fewer attacks than they should, and draws that were not enough."""
     caveats = []
     for label in sorted(labels):
-        cells = [cell for cell in board.cells if cell.record.target["label"] == label]
+        cells = board.cells_of[label]
         for attacker in shown:
             lost = sum(cell.examples is None for cell in cells if attacker.takes(cell.record))
             if lost:
@@ -227,11 +227,7 @@ def detectors_section(board: RankedBoard) -> Section | None:
 
 def _strongest(board: RankedBoard, standing: Standing) -> Cell | None:
     """The white-box cell of a target with a detector that leaves the least robust accuracy."""
-    cells = [
-        cell
-        for cell in board.cells
-        if cell.record.target["label"] == standing.label and _WHITE_BOX.takes(cell.record) and cell.examples is not None
-    ]
+    cells = [cell for cell in board.cells_of[standing.label] if _WHITE_BOX.takes(cell.record) and cell.examples is not None]
     detected = [cell for cell in cells if cell.examples is not None and cell.examples.detected]
     return min(detected, key=lambda cell: worst_case([_outcome(cell)], board.threat.epsilon).values.mean(), default=None)
 

@@ -7,7 +7,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -39,6 +39,13 @@ _SETTINGS: Any = {
     "legend.frameon": False,
 }
 _LONGEST_NAME = 30
+_MOST_CELLS = 1000
+"""Of a matrix of more cells than this one image is drawn."""
+_LARGEST = (14.0, 24.0)
+"""Width and height in inches that such an image has at most."""
+_MOST_CURVES = 48
+"""More curves than this in a figure cannot be told apart: the first few are drawn."""
+_FEW = 16
 _INHERITED = {"font-family", "mix-blend-mode"}
 _DECIMALS = re.compile(r"-?\d+\.\d+")
 
@@ -84,10 +91,12 @@ def heat_map(
     """A matrix of shares in [0, 1] as colours with their percentages.
 
     values: shape (rows, columns), NaN if there is none: the cell then holds its word. framed: cells (row, column) that
-    get a frame. divider: the row before which a gap is drawn.
+    get a frame. divider: the row before which a gap is drawn. A matrix of very many cells is one raster, without words.
     """
     from matplotlib.patches import Rectangle
 
+    if values.size > _MOST_CELLS:
+        return _raster(values, rows, columns, f"{caption}. The numbers are in the table.", alt)
     row_names, column_names = [shorten(name) for name in rows], [shorten(name) for name in columns]
     left = 0.25 + 0.075 * max(map(len, row_names))
     slanted = max(map(len, column_names)) > 9
@@ -107,6 +116,39 @@ def heat_map(
             axes.axhline(divider, color=_INK, linewidth=2)
 
     return _drawing((left + width + right, height + top), draw, alt, caption)
+
+
+def _raster(values: Values, rows: Sequence[str], columns: Sequence[str], caption: str, alt: str) -> Drawing:
+    """A large matrix as one image with a scale beside it; where there is no room, only every few names are written."""
+    row_names, column_names = [shorten(name) for name in rows], [shorten(name) for name in columns]
+    left, top = (0.25 + 0.065 * max(map(len, names)) for names in (row_names, column_names))
+    width, height = (min(0.22 * count, limit) for count, limit in zip(values.shape[::-1], _LARGEST, strict=True))
+    right = 0.9
+    size = (left + width + right, height + top)
+
+    def draw(figure: Figure, _: str) -> None:
+        axes = figure.add_axes((left / size[0], 0.0, width / size[0], height / size[1]))
+        image = axes.imshow(values, cmap=_shades(), vmin=0, vmax=1, aspect="auto", interpolation="none")
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0, pad=4, labelsize=7.5)
+        for axis, names, room in ((axes.xaxis, column_names, width), (axes.yaxis, row_names, height)):
+            places = range(0, len(names), -(-len(names) // max(1, int(room / 0.14))))
+            axis.set_ticks(list(places), [names[place] for place in places])
+        axes.tick_params(axis="x", rotation=90)
+        axes.spines[:].set_visible(False)
+        scale = figure.add_axes(((left + width + 0.15) / size[0], 0.1 / size[1], 0.15 / size[0], min(height, 2.5) / size[1]))
+        bar = figure.colorbar(image, cax=scale, ticks=[0, 0.25, 0.5, 0.75, 1], format=lambda share, _: f"{100 * share:g}%")
+        bar.outline.set_visible(False)
+
+    return _drawing(size, draw, alt, caption)
+
+
+def _shades() -> Any:
+    """The colours of a heat map, which seaborn registers."""
+    import seaborn  # noqa: F401
+    from matplotlib import colormaps
+
+    return colormaps["crest"]
 
 
 def _draw_shares(
@@ -153,6 +195,8 @@ def line_plots(
     shares: whether y runs over shares in [0, 1], if `zoomed` only as far as the curves do, or over what there is. log_x:
     whether x is on a logarithmic axis, whose ticks say what `x_text` makes of their values.
     """
+    panels, left_out = _fewer(panels)
+    caption = f"{caption}; {left_out}" if left_out else caption
     names = list(dict.fromkeys(curve.name for panel in panels for curve in panel.curves))
     labels = [shorten(name) for name in names]
     across = min(3, len(panels))
@@ -183,6 +227,19 @@ def line_plots(
         figure.legend(shown, labels, loc="lower left", ncols=legend_columns, borderaxespad=0.1)
 
     return _drawing((width, height), draw, alt, caption)
+
+
+def _fewer(panels: Sequence[Panel]) -> tuple[Sequence[Panel], str]:
+    """Panels and curves that a figure has room for, and what of the others is said; nothing if all fit."""
+    names = list(dict.fromkeys(curve.name for panel in panels for curve in panel.curves))
+    said = [f"the first {_FEW} of {len(panels)} panels"] if len(panels) > _MOST_CURVES else []
+    if said:
+        panels = panels[:_FEW]
+    if len(names) > _MOST_CURVES:
+        said.append(f"the first {_FEW} of {len(names)} curves, all of which are in the tables")
+        kept = set(names[:_FEW])
+        panels = [replace(panel, curves=tuple(curve for curve in panel.curves if curve.name in kept)) for panel in panels]
+    return panels, ", ".join(said)
 
 
 def shorten(name: str) -> str:

@@ -4,42 +4,93 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 from collections.abc import Sequence
+from functools import cache
 from importlib import resources
 from itertools import groupby, zip_longest
+from typing import TYPE_CHECKING
 
 from advbench.reading import seen
-from advbench.reports.section import Drawing, Entry, ImageGrid, Section, Table
+from advbench.reports.section import Drawing, Entry, ImageGrid, Section, Table, shown
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+PAGED = 4000
+"""Of a report with more cells than this, most sections are pages of their own."""
+_ON_THE_FIRST_PAGE = ("Leaderboard", "Test-time defenses", "Incomplete evaluations", "Cells without numbers")
 _BAR = 100.0
 _JOINTS = re.compile(r"(\(|,(?! )|/(?=\w))")
 
 
-def to_html(sections: Sequence[Section], *, title: str, summary: Sequence[tuple[str, str]] = ()) -> str:
+def to_html(
+    sections: Sequence[Section],
+    *,
+    title: str,
+    summary: Sequence[tuple[str, str]] = (),
+    elsewhere: Sequence[tuple[Section, str]] = (),
+) -> str:
     """The report as HTML.
 
-    summary: facts (name, value) under the title. Every text is escaped; the Content-Security-Policy allows this file's own
-    style and script, by their hashes, and images from within.
+    summary: facts (name, value) under the title. elsewhere: further sections, with the pages on which they are. Every text
+    is escaped; the Content-Security-Policy allows this file's own style and script, by their hashes, and images from within.
     """
-    several = {section.title for section in sections if _count(sections, section.title) > 1}
-    return render("report.html", title=title, summary=summary, sections=sections, several=several)
+    named = [*sections, *(section for section, _ in elsewhere)]
+    several = {section.title for section in named if _count(named, section.title) > 1}
+    scripts = with_long("tables.js", sections=sections)
+    return render(
+        "report.html", scripts, title=title, summary=summary, sections=sections, several=several, elsewhere=elsewhere
+    )
+
+
+def to_pages(
+    sections: Sequence[Section], *, title: str, summary: Sequence[tuple[str, str]], page: str, cells: int
+) -> dict[str, str]:
+    """The report as HTML files by path: the file `page`, and of very many `cells` a file for most sections beside it.
+
+    The leaderboards and what has no numbers stay in `page`, which links the others, in a folder of its name.
+    """
+    folder = page.removesuffix(".html")
+    first = [section for section in sections if cells <= PAGED or section.title in _ON_THE_FIRST_PAGE]
+    others = [(section, f"{folder}/{section.anchor}.html") for section in sections if section not in first]
+    pages = {page: to_html(first, title=title, summary=summary, elsewhere=others)}
+    for section, path in others:
+        scripts = with_long("tables.js", sections=[section])
+        pages[path] = render("page.html", scripts, title=section.title, site=title, back=f"../{page}", section=section)
+    return pages
+
+
+def with_long(*scripts: str, sections: Sequence[Section]) -> tuple[str, ...]:
+    """The scripts of a page, with that for long tables if one of its sections has any."""
+    long = any(shown(table) for section in sections for table in section.tables)
+    return (*scripts, "long.js") if long else scripts
 
 
 def render(template: str, scripts: Sequence[str] = ("tables.js",), **content: object) -> str:
     """A page of `template`, with `content` and the texts of the `scripts`. Every text but drawings is escaped."""
+    style, script = _template("style.css"), "\n".join(map(_template, scripts))
+    own = {"style": style, "script": script, "policy": _policy(style, script)}
+    return seen(_environment().get_template(template).render(**own, **content))
+
+
+@cache
+def _environment() -> Environment:
+    """The templates, each compiled once."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-    style, script = _template("style.css"), "\n".join(map(_template, scripts))
     environment = Environment(
         loader=FunctionLoader(_template), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
     environment.filters |= {"base64": _base64, "bar": _bar, "order": _order, "breakable": _breakable}
     environment.globals |= {"pairs": _pairs, "grids": _grids, "zip": zip}
-    own = {"style": style, "script": script, "policy": _policy(style, script)}
-    return seen(environment.get_template(template).render(**own, **content))
+    environment.globals |= {"shown": shown, "chosen": _chosen, "rows_as_json": rows_as_json}
+    return environment
 
 
+@cache
 def _template(name: str) -> str:
     return (resources.files("advbench.reports.templates") / name).read_text(encoding="utf-8")
 
@@ -71,6 +122,36 @@ def _grids(section: Section) -> list[tuple[str, list[ImageGrid]]]:
     order = list(dict.fromkeys(grid.group for grid in grids))
     ordered = sorted(grids, key=lambda grid: order.index(grid.group))
     return [(name, list(group)) for name, group in groupby(ordered, key=lambda grid: grid.group)]
+
+
+def _chosen(table: Table, places: Sequence[int] | None) -> Sequence[tuple[Entry, ...]]:
+    """The rows of a table at these places, all if None."""
+    return table.rows if places is None else [table.rows[place] for place in places]
+
+
+def rows_as_json(table: Table, places: Sequence[int]) -> Markup:
+    """All rows of a long table for the script that searches them: of each column the distinct entries, and each row's.
+
+    An entry is its text, note, order, tone, link and the three lengths of its bar, without the empty ones at the end.
+    places: of the rows that the page shows.
+    """
+    from markupsafe import Markup
+
+    columns = []
+    for i, column in enumerate(table.columns):
+        entries: dict[Entry, int] = {}
+        rows = [entries.setdefault(row[i], len(entries)) for row in table.rows]
+        kind = {"number": column.numeric, "heading": column.heading, "choice": column.choice}
+        columns.append({**kind, "entries": [_listed(entry) for entry in entries], "rows": rows})
+    text = json.dumps({"columns": columns, "shown": list(places)}, ensure_ascii=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c"))
+
+
+def _listed(entry: Entry) -> list[object]:
+    found: list[object] = [entry.text, entry.note, _order(entry), entry.tone, entry.link, list(_bar(entry).values())]
+    while found and not found[-1]:
+        found.pop()
+    return found
 
 
 def _breakable(text: str) -> str:

@@ -16,25 +16,55 @@ from advbench.results.cells import Cell
 from advbench.results.record import Gallery, Record
 
 _GAP = 1
+_MOST = 1000
+"""Of more cells than this only some images are shown."""
+_FEW = 50
 
 
 def image_section(cells: Sequence[Cell]) -> Section | None:
-    """A grid for each cell of the first seed; transfers of one craft to several targets are shown once."""
+    """A grid for each cell of the first seed; transfers of one craft to several targets are shown once.
+
+    Of very many cells those with the least robust accuracy, one for each of the first targets, in the order of the cells.
+    """
     distinct: dict[bytes, tuple[Cell, Gallery]] = {}
     first = min((cell.record.seed for cell in cells), default=0)
-    for cell in cells:
-        gallery = cell.gallery if cell.record.seed == first else None
+    own = [cell for cell in cells if cell.record.seed == first]
+    chosen = own if len(own) <= _MOST else _strongest(own)
+    for cell in chosen:
+        gallery = cell.gallery
         if gallery is not None and len(gallery.index):
             distinct.setdefault(_identity(cell, gallery), (cell, gallery))
     if not distinct:
         return None
+    left_out = (
+        ""
+        if chosen is own
+        else (
+            f" Of {formatting.plural(len(own), 'cell')} with images these are, for each of the first "
+            f"{formatting.plural(len(chosen), 'model')}, the one that leaves the least robust accuracy."
+        )
+    )
     return Section(
         title="Images",
         anchor="images",
         text="The same images in every cell: clean above, adversarial in the middle, below their difference around grey, "
-        "magnified as given. Under each column: the true label and what the target answers to the adversarial.",
+        f"magnified as given. Under each column: the true label and what the target answers to the adversarial.{left_out}",
         figures=tuple(_grid(cell, gallery) for cell, gallery in distinct.values()),
     )
+
+
+def _strongest(cells: Sequence[Cell]) -> list[Cell]:
+    """For each of the first targets the cell that leaves the least robust accuracy."""
+    found: dict[str, tuple[float, Cell]] = {}
+    for cell in cells:
+        label = cell.record.target["label"]
+        if label not in found and len(found) == _FEW:
+            continue
+        rate = cell.statistics.robust_accuracy if cell.statistics else None
+        left = rate.value if rate else 2.0
+        if label not in found or left < found[label][0]:
+            found[label] = left, cell
+    return [cell for _, cell in found.values()]
 
 
 def _identity(cell: Cell, gallery: Gallery) -> bytes:

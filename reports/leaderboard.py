@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from advbench.reports import formatting
-from advbench.reports.section import Column, Entry, Section, Table
+from advbench.reports.section import FIRST, LONGEST_BOARD, Column, Entry, Section, Table
 from advbench.reports.standings import RankedBoard, Standing
 from advbench.results.matrices import RANKED
 from advbench.results.seeds import split_variance
@@ -33,10 +33,24 @@ def leaderboard_section(board: RankedBoard, *, missing: int = 0) -> Section:
                 tuple(column.column for column in columns),
                 rows,
                 filterable=len(rows) > 8,
+                longest=LONGEST_BOARD,
             ),
         ),
-        caveats=(*_claim(board), *_incomplete(board, missing), *_flagged(board), *_devices(board), *board.caveats),
+        caveats=(
+            *_claim(board),
+            *_first(_incomplete(board, missing)),
+            *_first(_flagged(board)),
+            *_devices(board),
+            *_first(board.caveats),
+        ),
     )
+
+
+def _first(caveats: Sequence[str]) -> list[str]:
+    """Caveats of a kind: all, or the first and how many there are if there are very many."""
+    if len(caveats) <= FIRST:
+        return list(caveats)
+    return [*caveats[:FIRST], f"{len(caveats) - FIRST:,} more remarks of this kind: each is marked in its model's row."]
 
 
 @dataclass(frozen=True, slots=True)

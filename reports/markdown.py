@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from advbench.reading import seen
-from advbench.reports.section import Drawing, Entry, Section, Table, drawings
+from advbench.reports.section import Drawing, Entry, Section, Table, drawings, shown
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~$#])")
 
@@ -33,7 +33,7 @@ def _section(section: Section, page: str, files: Mapping[int, str]) -> str:
     title = f"{section.title}: {section.context}" if section.context else section.title
     parts = [f"## {escape(title)}", escape(section.text)]
     parts += [f"> **Note:** {escape(caveat)}" for caveat in section.caveats]
-    parts += [_table(table) for table in section.tables]
+    parts += [_table(table, page) for table in section.tables]
     shown = [drawing for drawing in section.figures if isinstance(drawing, Drawing) and id(drawing) in files]
     parts += [f"![{escape(drawing.alt)}]({files[id(drawing)]})" for drawing in shown]
     count = sum(figure is not None and id(figure) not in files for figure in section.figures)
@@ -43,17 +43,21 @@ def _section(section: Section, page: str, files: Mapping[int, str]) -> str:
     return "\n\n".join(parts)
 
 
-def _table(table: Table) -> str:
+def _table(table: Table, page: str) -> str:
     from tabulate import tabulate
 
+    places = shown(table)
+    rows = table.rows if places is None else [table.rows[place] for place in places]
     body = tabulate(
-        [[_entry(entry) for entry in row] for row in table.rows],
+        [[_entry(entry) for entry in row] for row in rows],
         headers=[escape(column.name) for column in table.columns],
         tablefmt="pipe",
         colalign=["right" if column.numeric else "left" for column in table.columns] if table.rows else None,
         disable_numparse=True,
     )
-    return f"**{escape(table.caption)}**\n\n{body}"
+    rest = len(table.rows) - len(rows)
+    more = f"\n\n{rest:,} more rows: [{page}]({page})" if rest else ""
+    return f"**{escape(table.caption)}**\n\n{body}{more}"
 
 
 def _entry(entry: Entry) -> str:

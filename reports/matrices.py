@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from advbench.reports import figures, formatting
-from advbench.reports.section import Column, Drawing, Entry, Section, Table
+from advbench.reports.section import LONGEST_BOARD, Column, Drawing, Entry, Section, Table
 from advbench.reports.standings import RankedBoard
 from advbench.results.boards import Attacker, seen_attacker
 from advbench.results.cells import Cell
@@ -132,7 +132,7 @@ def _table(board: RankedBoard, grid: _Grid, attackers: Sequence[Attacker], label
         (formatting.text_entry(target), *(grid.entry(target, attacker) for attacker in attackers))
         for target in _targets(board)
     )
-    return Table(f"{caption}, {board.title}", columns, rows)
+    return Table(f"{caption}, {board.title}", columns, rows, longest=LONGEST_BOARD)
 
 
 def _heat_map(
@@ -213,8 +213,9 @@ def _pair(source: str, target: str, attack: str) -> Attacker:
 def _transfer_means(board: RankedBoard, grid: _Grid, attack: str) -> list[float]:
     """The mean over the other sources, by target; NaN if one of them has no number."""
     means = []
+    sources = _sources(board, attack)
     for target in _targets(board):
-        others = [source for source in _sources(board, attack) if source != target]
+        others = [source for source in sources if source != target]
         values = [grid.value(target, _pair(source, target, attack)) for source in others]
         means.append(float(np.mean(values)) if values else np.nan)
     return means

@@ -13,7 +13,7 @@ from advbench.reports.images import image_section
 from advbench.reports.leaderboard import robust_entry
 from advbench.reports.masking import flag_table
 from advbench.reports.section import Column, Drawing, Entry, Section, Table, drop_constant
-from advbench.reports.standings import RankedBoard, Standing
+from advbench.reports.standings import RankedBoard, Standing, by_label
 from advbench.results.boards import BoardThreat, seen_attacker, threat_of
 from advbench.results.cells import Cell
 from advbench.results.statistics import Estimate, Values, distance, robust_curve
@@ -42,11 +42,8 @@ def models(boards: Sequence[RankedBoard], cells: Sequence[Cell]) -> list[Model]:
     for board in boards:
         for standing in board.standings:
             places.setdefault(standing.label, []).append((board, standing))
-    labels = dict.fromkeys((*places, *(cell.record.target["label"] for cell in cells)))
-    return [
-        Model(label, tuple(cell for cell in cells if cell.record.target["label"] == label), tuple(places.get(label, ())))
-        for label in labels
-    ]
+    own = by_label(cells)
+    return [Model(label, tuple(own[label]), tuple(places.get(label, ()))) for label in dict.fromkeys((*places, *own))]
 
 
 def model_sections(model: Model) -> list[Section]:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Literal
 
 from advbench.results.statistics import Estimate
 
 Tone = Literal["", "best", "muted", "warning"]
+LONGEST = 1000
+"""A table with more rows than this is long."""
+LONGEST_BOARD = 200
+"""A table of targets with more rows than this is long."""
+FIRST = 100
+"""How many rows of a long table are shown at first, and at most how many of the marked ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +54,8 @@ class Entry:
 class Table:
     """Rows of entries, one entry per column.
 
-    filterable: whether a reader may search its rows. selectable: whether a reader may choose its columns.
+    filterable: whether a reader may search its rows. selectable: whether a reader may choose its columns. longest: of more
+    rows than this, renderers show the first ones and those that are marked, and a reader can search the others.
     """
 
     caption: str
@@ -55,11 +63,27 @@ class Table:
     rows: tuple[tuple[Entry, ...], ...]
     filterable: bool = False
     selectable: bool = False
+    longest: int = LONGEST
 
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row) != len(self.columns):
                 raise ValueError(f"Expected rows of {len(self.columns)} entries, got {len(row)} in {self.caption!r}")
+
+
+def shown(table: Table) -> list[int] | None:
+    """The rows of a long table that renderers show: the first ones, and of the others the marked; None if it shows all.
+
+    >>> rows = tuple((Entry(str(i), tone="warning" if i == 700 else ""),) for i in range(1001))
+    >>> found = shown(Table("", (Column("Place"),), rows))
+    >>> len(found), found[-2:]
+    (101, [99, 700])
+    """
+    if len(table.rows) <= table.longest:
+        return None
+    others = range(FIRST, len(table.rows))
+    marked = (i for i in others if any(entry.tone in ("best", "warning") for entry in table.rows[i]))
+    return [*range(FIRST), *islice(marked, FIRST)]
 
 
 def drop_constant(table: Table, names: Sequence[str]) -> Table:

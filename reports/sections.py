@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from advbench.reports import formatting
@@ -15,16 +16,18 @@ from advbench.reports.images import image_section
 from advbench.reports.leaderboard import leaderboard_section
 from advbench.reports.masking import masking_section
 from advbench.reports.matrices import matrix_sections
-from advbench.reports.section import Section
-from advbench.reports.standings import ranked_boards
+from advbench.reports.section import LONGEST, Section
+from advbench.reports.standings import RankedBoard, ranked_boards
 from advbench.reports.tradeoff import tradeoff_section
 from advbench.reports.unit_tests import unit_test_section
+from advbench.results.boards import label_of
+from advbench.results.cells import Cell
 
 
 def sections(cells: Cells) -> list[Section]:
     """Leaderboards first, then what they rest on."""
     boards = ranked_boards(cells)
-    failures, images = failure_section(cells), image_section(cells.scored)
+    failures, images = failure_section(cells), image_section(_from_the_top(boards, cells.scored))
     return _distinct(
         *(leaderboard_section(board, missing=len(cells.missing)) for board in boards),
         *(section for section in map(attackers_section, boards) if section is not None),
@@ -42,6 +45,14 @@ def sections(cells: Cells) -> list[Section]:
         *cost_sections(cells),
         provenance_section(cells),
     )
+
+
+def _from_the_top(boards: Sequence[RankedBoard], cells: Sequence[Cell]) -> Sequence[Cell]:
+    """Of very many cells, those of the best-ranked targets first."""
+    if len(cells) <= LONGEST:
+        return cells
+    place = {standing.label: i for board in reversed(boards) for i, standing in enumerate(board.standings)}
+    return sorted(cells, key=lambda cell: place.get(label_of(cell), len(place)))
 
 
 def _distinct(*sections: Section) -> list[Section]:

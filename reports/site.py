@@ -12,7 +12,7 @@ from advbench.reading import json_of, text_of
 from advbench.reports import formatting
 from advbench.reports.cells import Cells
 from advbench.reports.export import csv
-from advbench.reports.html import render, to_html
+from advbench.reports.html import render, to_pages, with_long
 from advbench.reports.leaderboard import leaderboard_section
 from advbench.reports.merge import run_names
 from advbench.reports.model_page import Model, model_sections, models
@@ -28,7 +28,7 @@ TITLE = "Adversarial robustness leaderboard"
 _MANIFEST = ".advbench-site.json"
 _LARGEST_MANIFEST = 2**25
 _PAGES = ("index.html", "report.html", ".nojekyll")
-_FOLDERS = ("models", "data")
+_FOLDERS = ("models", "data", "report")
 _SUFFIXES = (".html", ".csv", ".json", ".toml")
 _COMPARED = 3
 """How many rows a table must have before it is worth a search field and a choice of columns."""
@@ -73,7 +73,7 @@ def site(cells: Cells, *, title: str, settings: Mapping[str, str]) -> dict[str, 
     data = _data(cells, boards)
     files = {
         "index.html": _index(cells, boards, title, pages, data),
-        "report.html": to_html(sections(cells), title=title, summary=summary(cells)),
+        **to_pages(sections(cells), title=title, summary=summary(cells), page="report.html", cells=len(cells.cells)),
         ".nojekyll": "",
         **{file.path: file.content for file in data},
     }
@@ -94,7 +94,7 @@ def _index(
     others = {label: page for label, page in pages.items() if label not in ranked}
     return render(
         "index.html",
-        ("tables.js", "site.js"),
+        with_long("tables.js", "site.js", sections=[section for _, section in listed]),
         title=title,
         summary=summary(cells),
         boards=listed,
@@ -127,13 +127,14 @@ def _model(model: Model, title: str, again: Sequence[tuple[str, RerunRecipe]]) -
         ("Weights (SHA-256)", ", ".join(f"seed {seed}: {digest}" for seed, digest in sorted(weights.items()))),
         ("Device", ", ".join(dict.fromkeys(str(cell.record.measured.get("device", "")) for cell in model.cells))),
     ]
+    sections = [_searchable(section) for section in model_sections(model)]
     return render(
         "model.html",
-        ("tables.js",),
+        with_long("tables.js", sections=sections),
         title=model.label,
         site=title,
         summary=[(name, value) for name, value in facts if value],
-        sections=[_searchable(section) for section in model_sections(model)],
+        sections=sections,
         again=again,
     )
 

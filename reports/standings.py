@@ -81,7 +81,7 @@ class RankedBoard:
     """A ranking.
 
     standings: the ranked targets from the top, then the incomplete ones. cells: all that it is made of. ranking: the tests
-    of all pairs of ranked targets, by their positions.
+    of all pairs of ranked targets, by their positions. cells_of: the cells by their target's label.
     """
 
     threat: BoardThreat
@@ -89,6 +89,7 @@ class RankedBoard:
     cells: tuple[Cell, ...]
     caveats: tuple[str, ...]
     ranking: Ranking
+    cells_of: Mapping[str, Sequence[Cell]]
 
     @property
     def title(self) -> str:
@@ -111,8 +112,8 @@ def complete(cells: Iterable[Cell]) -> set[tuple[BoardThreat, str]]:
     for threat, members in by_threat(cells).items():
         ranked = ranking(members)
         needed = _needed(ranked)
-        for label in {label_of(cell) for cell in ranked}:
-            scored = [cell for cell in ranked if label_of(cell) == label and cell.examples is not None]
+        for label, own in by_label(ranked).items():
+            scored = [cell for cell in own if cell.examples is not None]
             if scored and not _lacks(label, scored, needed):
                 targets.add((threat, label))
     return targets
@@ -121,11 +122,18 @@ def complete(cells: Iterable[Cell]) -> set[tuple[BoardThreat, str]]:
 def _ranked_board(board: Board) -> RankedBoard:
     ranked = ranking(board.cells)
     needed = _needed(ranked)
-    standings = [
-        _standing(target, [cell for cell in ranked if label_of(cell) == target.label], needed) for target in board.targets
-    ]
+    own = by_label(ranked)
+    standings = [_standing(target, own[target.label], needed) for target in board.targets]
     ordered, tests = _in_order(standings)
-    return RankedBoard(board.threat, ordered, board.cells, tuple(_caveats(board.cells)), tests)
+    return RankedBoard(board.threat, ordered, board.cells, tuple(_caveats(board.cells)), tests, by_label(board.cells))
+
+
+def by_label(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
+    """The cells by their target's label, in the order in which they came."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(label_of(cell), []).append(cell)
+    return groups
 
 
 def _needed(cells: Iterable[Cell]) -> set[tuple[Attacker, int]]:
@@ -227,7 +235,8 @@ def _in_order(standings: Iterable[Standing]) -> tuple[tuple[Standing, ...], Rank
         replace(standing, rank=1 + values.index(value), ranks=interval)
         for standing, value, interval in zip(complete, values, ranks.intervals, strict=True)
     ]
-    return (*ranked, *(standing for standing in ordered if standing not in complete)), ranks
+    there = {standing.label for standing in complete}
+    return (*ranked, *(standing for standing in ordered if standing.label not in there)), ranks
 
 
 def _caveats(cells: Iterable[Cell]) -> Iterable[str]:
@@ -237,8 +246,10 @@ def _caveats(cells: Iterable[Cell]) -> Iterable[str]:
         if cell.examples is not None:
             by_label.setdefault(label_of(cell), []).append(cell.record)
     for label, records in sorted(by_label.items()):
-        for seed in sorted({record.seed for record in records}):
-            models = {record.weights_sha256 for record in records if record.seed == seed}
+        models_by_seed: dict[int, set[str]] = {}
+        for record in records:
+            models_by_seed.setdefault(record.seed, set()).add(record.weights_sha256)
+        for seed, models in sorted(models_by_seed.items()):
             if len(models) > 1:
                 yield f"{label} stands for {len(models)} different models of seed {seed}; report one run's cells only."
         counts = Counter((seen_attacker(record), record.seed) for record in records)

@@ -69,8 +69,7 @@ def _caveats(board: RankedBoard) -> list[str]:
     """Targets whose attacks all together miss too much."""
     found = []
     for standing in board.standings:
-        own = [cell.record for cell in board.cells if cell.record.target["label"] == standing.label]
-        reached, built = together(own)
+        reached, built = together(cell.record for cell in board.cells_of[standing.label])
         if built and reached / built < PASSED:
             found.append(
                 f"The evaluation of {standing.label} failed its unit test: all attacks together found {reached} of {built} "

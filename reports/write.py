@@ -18,6 +18,7 @@ from advbench.results.archive import source_of
 REPORTS = ("leaderboard.md", "leaderboard.html", "results.csv")
 _SIDECAR = ".reports.json"
 _FIGURES = "figures"
+_PAGES = "leaderboard"
 _LIBRARIES = ("numpy", "pandas", "matplotlib", "seaborn", "jinja2", "tabulate")
 
 
@@ -65,10 +66,10 @@ def _merged(loaded: Mapping[Path, Cells]) -> Cells:
 
 
 def _render(cells: Cells) -> dict[str, str]:
-    """The contents of the reports, and of the figures of the first, by path."""
+    """The contents of the reports, of further pages, and of the figures of the first, by path."""
     from advbench.reports.data_frame import report_frame
     from advbench.reports.figures import on_paper
-    from advbench.reports.html import to_html
+    from advbench.reports.html import to_pages
     from advbench.reports.markdown import to_markdown
     from advbench.reports.section import drawings
     from advbench.reports.sections import sections, summary
@@ -76,13 +77,13 @@ def _render(cells: Cells) -> dict[str, str]:
 
     report_sections = sections(cells)
     title = "Adversarial robustness leaderboard"
-    contents = (
-        to_markdown(report_sections, title=title, folder=_FIGURES),
-        to_html(report_sections, title=title, summary=summary(cells)),
-        frame_csv(report_frame(cells)),
-    )
-    figures = {f"{_FIGURES}/{name}.svg": on_paper(drawing.svg) for name, drawing in drawings(report_sections).items()}
-    return dict(zip(REPORTS, contents, strict=True)) | figures
+    markdown, page, table = REPORTS
+    return {
+        markdown: to_markdown(report_sections, title=title, folder=_FIGURES),
+        **to_pages(report_sections, title=title, summary=summary(cells), page=page, cells=len(cells.cells)),
+        table: frame_csv(report_frame(cells)),
+        **{f"{_FIGURES}/{name}.svg": on_paper(drawing.svg) for name, drawing in drawings(report_sections).items()},
+    }
 
 
 def _renderers() -> hashlib._Hash:
@@ -115,4 +116,7 @@ def _recorded(to: Path) -> dict[str, str]:
 def _is_ours(name: str) -> bool:
     """Whether a name in a sidecar, which anything may have written, is a file of a report."""
     folder, _, file = name.rpartition("/")
-    return name in (*REPORTS, "inputs") or (folder == _FIGURES and file.endswith(".svg") and "\\" not in file)
+    inside = "\\" not in file and (
+        (folder == _FIGURES and file.endswith(".svg")) or (folder == _PAGES and file.endswith(".html"))
+    )
+    return name in (*REPORTS, "inputs") or inside

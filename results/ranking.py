@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from advbench.results.seeds import T_TEST, compare_seeds, shared_spreads
-from advbench.results.significance import MeanDifference, holm, paired_test
+from advbench.results.significance import MeanDifference, holm, mcnemar_of_pairs, paired_test
 from advbench.results.statistics import Values
 
 ALPHA = 0.05
@@ -82,7 +82,13 @@ def intervals(better: NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:
 
 def _paired(values: Sequence[Sequence[Values]], pairs: Sequence[tuple[int, int]]) -> list[MeanDifference]:
     means = [np.mean(np.stack(seeds), axis=0) for seeds in values]
-    return [paired_test(means[i], means[j]) for i, j in pairs]
+    certain = [i for i, mean in enumerate(means) if mean.shape == means[0].shape and np.isin(mean, (0.0, 1.0)).all()]
+    counted = mcnemar_of_pairs(np.array([means[i] == 1.0 for i in certain])) if certain else None
+    place = {target: row for row, target in enumerate(certain)}
+    return [
+        counted(place[i], place[j]) if counted and i in place and j in place else paired_test(means[i], means[j])
+        for i, j in pairs
+    ]
 
 
 def _over_seeds(values: Sequence[Sequence[Values]], pairs: Sequence[tuple[int, int]]) -> list[MeanDifference]:

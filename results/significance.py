@@ -8,7 +8,7 @@ matters: these tests speak of these very models. Of a method, which is trained a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +47,20 @@ def paired_test(first: Values, second: Values) -> MeanDifference:
         gained, lost = int((differences > 0).sum()), int((differences < 0).sum())
         return MeanDifference(float(differences.mean()), float(exact_mcnemar(gained, lost)), MCNEMAR)
     return MeanDifference(float(differences.mean()), sign_flip(differences), SIGN_FLIP)
+
+
+def mcnemar_of_pairs(correct: NDArray[np.bool_]) -> Callable[[int, int], MeanDifference]:
+    """`paired_test` of any two of m answers to the same n examples, right or wrong, shape (m, n), all found at once.
+
+    >>> correct = np.array([[True, True, True, True, True, False], [False] * 6])
+    >>> mcnemar_of_pairs(correct)(0, 1) == paired_test(*correct.astype(float))
+    True
+    """
+    counts = correct.astype(np.float64)  # products of zeros and ones, exact
+    gained = np.rint((1 - counts) @ counts.T).astype(np.int64)  # by the column's answer over the row's
+    p_values = exact_mcnemar(gained, gained.T)
+    n = correct.shape[1]
+    return lambda i, j: MeanDifference(float((gained[i, j] - gained[j, i]) / n), float(p_values[i, j]), MCNEMAR)
 
 
 def exact_mcnemar(gained: ArrayLike, lost: ArrayLike, *, one_sided: bool = False) -> Values:
