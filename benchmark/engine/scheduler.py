@@ -237,7 +237,8 @@ class Run:
             if outcome is not None:
                 task = self._running.pop(outcome.key)
                 self.ran += 1
-                self.claims.end(task, "" if outcome.no_room else outcome.reason)
+                here_alone = outcome.no_room or outcome.refused  # another worker may be able to do it
+                self.claims.end(task, "" if here_alone else outcome.reason)
                 self._end(task, outcome.reason)
                 if outcome.no_room:  # what still runs may fit
                     self._no_room = self._no_room or outcome.reason

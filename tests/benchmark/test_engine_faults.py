@@ -83,6 +83,11 @@ class Scene:
             return [pid for pid in every_process() if f"work {self.root / 'out'}" in command_of(pid)]
         return [pid for pid in living(self.coordinator.pid) if "spawn_main" in command_of(pid)]
 
+    def ended(self):
+        """Whether the run has come to its end; one whose last Slurm worker is lost says so, and is started again."""
+        code = self.coordinator.poll()
+        return code is not None and not (code == 2 and "Expected pilots at work" in self.coordinator.log.read_text())
+
     def end(self):
         for pid in (*self.workers(), *living(self.coordinator.pid)):
             with suppress(ProcessLookupError):
@@ -164,15 +169,16 @@ def test_no_loss_of_workers_or_of_the_run_loses_a_finished_task(tmp_path, engine
         for number in range(EVENTS):
             scene.keep_up()
             let_work(scene, chance.uniform(1, 6))
-            if scene.coordinator.poll() is not None:
+            if scene.ended():
                 break
+            scene.keep_up()
             happening = HAPPENINGS[engine][number % len(HAPPENINGS[engine])]
             happening(scene, chance)
             happened[happening.__name__] += 1
             assert kept <= scene.place.finished().keys(), "a finished task was lost"
             kept = set(scene.place.finished())
             print(f"{happening.__name__}: {len(kept)} finished")
-        while scene.coordinator.poll() is None:
+        while not scene.ended():
             scene.keep_up()
             time.sleep(0.2)
         assert scene.coordinator.returncode == 0, scene.coordinator.log.read_text()
