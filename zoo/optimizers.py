@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -68,25 +68,58 @@ class WAME(torch.optim.Optimizer):
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
-                    self._update(weight, weight.grad.add(weight, alpha=group["weight_decay"]), group)
+                    self._update(weight, weight.grad, group)
         return loss
 
     def _update(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[weight]
         if not state:
             state["step"] = 0
-            state["gradient"] = torch.zeros_like(weight)
+            state["sign"] = torch.zeros_like(weight)
             state["zeta"] = torch.ones_like(weight)
             state["mean_zeta"] = torch.ones_like(weight)
             state["mean_square"] = torch.zeros_like(weight)
         state["step"] += 1
-        agreement = gradient.sign() * state["gradient"].sign()
-        factor = torch.ones_like(weight).masked_fill_(agreement > 0, group["eta_plus"])
-        factor.masked_fill_(agreement < 0, group["eta_minus"])
         beta_1, beta_2 = group["betas"]
-        zeta = state["zeta"].mul_(factor).clamp_(*group["zeta_range"])
-        mean_zeta = state["mean_zeta"].mul_(group["alpha"]).add_(zeta, alpha=1 - group["alpha"])
-        mean_square = state["mean_square"].mul_(beta_2).addcmul_(gradient, gradient, value=1 - beta_2)
         rate = group["lr"] * (1 - beta_2 ** state["step"]) ** 0.5 / (1 - beta_1 ** state["step"])
-        weight.addcdiv_(zeta * gradient, mean_zeta * (mean_square.sqrt() + 1e-11), value=-rate)
-        state["gradient"].copy_(gradient)
+        moving = (state["sign"], state["zeta"], state["mean_zeta"], state["mean_square"])
+        for piece in _pieces(weight, gradient, *moving):
+            _move(*piece, rate, group)
+
+
+_PIECE = 2**16
+"""Weights at a time on the processor, so that what one operation wrote is in the cache for the next."""
+
+
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views of tensors of one shape, some weights of each at a time; whole ones on an accelerator or if they lie apart."""
+    size = tensors[0].numel()
+    if tensors[0].device.type != "cpu" or size <= _PIECE or not all(tensor.is_contiguous() for tensor in tensors):
+        yield tensors
+        return
+    flat = [tensor.view(-1) for tensor in tensors]
+    for start in range(0, size, _PIECE):
+        yield tuple(tensor[start : start + _PIECE] for tensor in flat)
+
+
+def _move(
+    weight: Tensor,
+    gradient: Tensor,
+    sign: Tensor,
+    zeta: Tensor,
+    mean_zeta: Tensor,
+    mean_square: Tensor,
+    rate: float,
+    group: dict[str, Any],
+) -> None:
+    """The step of some weights, in place; `rate` is lr_t, and `sign` that of their last gradient."""
+    if group["weight_decay"]:
+        gradient = gradient.add(weight, alpha=group["weight_decay"])
+    now, beta_2 = gradient.sign(), group["betas"][1]
+    agreement = sign.mul_(now)
+    factor = torch.ones_like(zeta).masked_fill_(agreement > 0, group["eta_plus"])
+    zeta.mul_(factor.masked_fill_(agreement < 0, group["eta_minus"])).clamp_(*group["zeta_range"])
+    sign.copy_(now)
+    mean_zeta.mul_(group["alpha"]).add_(zeta, alpha=1 - group["alpha"])
+    mean_square.mul_(beta_2).addcmul_(gradient, gradient, value=1 - beta_2)
+    weight.addcdiv_(zeta * gradient, mean_square.sqrt().add_(1e-11).mul_(mean_zeta), value=-rate)

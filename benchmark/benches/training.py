@@ -22,6 +22,7 @@ from advbench.defenses.training.trained import FromScratch
 from advbench.registry import registry
 from advbench.registry.specs import Spec
 from advbench.zoo.data import Split
+from advbench.zoo.optimizers import WAME
 from advbench.zoo.training import Objective, Step, seeded
 
 BATCH = 128
@@ -30,6 +31,8 @@ NETWORKS = ("gu2014/n200-200-10", "shaham2015/convnet")
 RADII = {"linf": 0.3, "l2": 1.5, "l1": 10.0}
 """MNIST's usual ones, for the defenses that take the run's; they change no cost."""
 
+WEIGHTS = 12_000_000
+"""About as many as the largest net of Mosca and Magoulas 2018 has."""
 PROMISED = {"deep-contractive": 1.3, "sgr": 1.3, "robust-linf": 2.0, "robust-l2": 2.0, "robust-l1": 2.0}
 """Bars on the CPU, times plain training: the papers' "very little" and "twice"."""
 
@@ -43,6 +46,7 @@ def rows(device: torch.device) -> Iterator[BenchRow]:
     """A row for each registered training-time defense on each net, as they are measured."""
     for network in NETWORKS:
         yield from steps(network, device)
+    yield optimizer(device)
 
 
 def steps(network: str, device: torch.device, *, seconds: float = 60.0) -> Iterator[BenchRow]:
@@ -60,6 +64,25 @@ def steps(network: str, device: torch.device, *, seconds: float = 60.0) -> Itera
                 reference_seconds=found[reference],
                 bar=PROMISED.get(name) if device.type == "cpu" else None,
             )
+
+
+def optimizer(device: torch.device, weights: int = WEIGHTS) -> BenchRow:
+    """A step of WAME beside one of torch's Adam, on one tensor of so many weights."""
+    calls: dict[str, Callable[[], object]] = {}
+    for name, kind in (("wame", WAME), ("adam", torch.optim.Adam)):
+        parameter = nn.Parameter(torch.zeros(weights, device=device))
+        parameter.grad = torch.linspace(-1, 1, weights, device=device)
+        calls[name] = kind([parameter], lr=1e-3).step
+    found = fastest(calls, device, seconds=10.0)
+    return BenchRow(
+        case=f"{weights:,} weights, wame",
+        measure="step of the optimizer",
+        device=device_name(device),
+        against="a step of Adam",
+        seconds=found["wame"],
+        reference_seconds=found["adam"],
+        bar=1.5 if device.type == "cpu" else None,
+    )
 
 
 def defenses() -> dict[str, FromScratch]:

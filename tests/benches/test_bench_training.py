@@ -60,3 +60,9 @@ def test_robust_optimisation_costs_at_most_twice_plain_training(request):
         rows = list(run("training", CPU))
     print(table(rows))
     assert all(row.holds for row in rows if "robust-" in row.case)
+
+
+def test_a_step_of_wame_stands_beside_one_of_adam():
+    row = training.optimizer(CPU, weights=200_000)
+    assert row.seconds > 0 < row.reference_seconds
+    assert (row.bar, row.against) == (1.5, "a step of Adam")

@@ -105,3 +105,23 @@ def test_a_budget_trains_with_it(blobs: DataSet) -> None:
 def test_options_out_of_range_are_one_clear_line(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         WAME([nn.Parameter(torch.zeros(1))], **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_a_large_tensor_moves_as_its_parts_do(decay: float) -> None:
+    """Weights beyond one piece, and some that do not lie in a row, follow the steps that each alone would take."""
+    generator = torch.Generator().manual_seed(0)
+    whole = nn.Parameter(torch.randn(3, 2**16, generator=generator))
+    apart = nn.Parameter(whole.detach().t().contiguous().t())
+    rows = [nn.Parameter(row.clone()) for row in whole.detach().flatten().split(2**15)]
+    assert not apart.is_contiguous()
+    optimizers = [WAME([whole], weight_decay=decay), WAME([apart], weight_decay=decay), WAME(rows, weight_decay=decay)]
+    for _ in range(5):
+        gradient = torch.randn(whole.shape, generator=generator)
+        whole.grad, apart.grad = gradient, gradient.t().contiguous().t()
+        for row, its in zip(rows, gradient.flatten().split(2**15), strict=True):
+            row.grad = its
+        for optimizer in optimizers:
+            optimizer.step()
+    assert torch.equal(whole, apart)
+    assert torch.equal(whole.flatten(), torch.cat(list(rows)))
