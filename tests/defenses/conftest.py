@@ -61,6 +61,7 @@ class Lab:
     small_net = staticmethod(small_net)
     make_data = staticmethod(make_data)
     budget = BUDGET
+    device = CPU
 
     def __init__(self) -> None:
         self._fitted: dict[str, Defended] = {}
@@ -82,7 +83,8 @@ class Lab:
         data = data or self.data
         defense = self.resolve(spec, data)
         inputs = {name: self.fit(_spec(inner), data, seed) for name, inner in defense.inputs.items()}
-        return defense.fit(lambda: small_net(data.n_classes), data, inputs=inputs, seed=seed, device=CPU, budget=BUDGET)
+        make = lambda: small_net(data.n_classes)  # noqa: E731
+        return defense.fit(make, data, inputs=inputs, seed=seed, device=self.device, budget=BUDGET)
 
     def fitted(self, spec: str) -> Defended:
         """The defense fitted on the three-class problem, once in the session; not to be changed."""
