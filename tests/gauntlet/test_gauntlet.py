@@ -23,7 +23,7 @@ from advbench.attacks.fab import FAB
 from advbench.attacks.fmn import FMN
 from advbench.attacks.threat import Norm
 from tests.gauntlet.models import MODELS, THIRD_LOT_SEED, Recipe, third_lot
-from tests.gauntlet.networks import NETWORKS
+from tests.gauntlet.networks import NETWORKS, InBlocks
 from tests.gauntlet.pairs import PAIRS
 from tests.gauntlet.references import Book, Outcome, fill, load
 from tests.gauntlet.table import Row, markdown, pooled, rows_of
@@ -166,6 +166,17 @@ def test_networks_answer_with_gradients(recipe: Recipe) -> None:
     assert logits.shape == (2, 7)
     assert (gradient != 0).flatten(1).any(dim=1).all()
     torch.testing.assert_close(model(x[1:]), logits[1:])
+
+
+def test_in_blocks_a_network_answers_the_same() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        body = NETWORKS["lenet"]((1, 28, 28), 10, "relu").eval()
+    x = torch.rand(70, 1, 28, 28, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    logits, (gradient,) = body(x), torch.autograd.grad(body(x)[:, 3].sum(), x)
+    found = InBlocks(body, size=64)(x)
+    torch.testing.assert_close(found, logits)
+    torch.testing.assert_close(torch.autograd.grad(found[:, 3].sum(), x)[0], gradient)
 
 
 def test_every_registered_attack_with_a_namesake_runs() -> None:
