@@ -61,7 +61,8 @@ class Cluster:
     @staticmethod
     def of(plan: Plan, places: Slots) -> Cluster:
         """The cluster that a configuration names."""
-        return Cluster(plan.config.address, places, plan.devices[0].type, plan.config.jobs)
+        kind = plan.devices[0].type if plan.place is None else plan.place.kind
+        return Cluster(plan.config.address, places, kind, plan.config.jobs)
 
 
 class DaskEngine:

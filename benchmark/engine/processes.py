@@ -35,8 +35,12 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_
 
 
 def executor(workers: int) -> ProcessPoolExecutor:
-    """So many processes, those of the last call if they still live, which end with this one."""
+    """So many processes, those of the last call if they still live, which end with this one.
+
+    Processes that began with other variables of advbench's, such as another cache folder, are replaced.
+    """
     env = {name: os.environ.get(name, "1") for name in _THREADS}
+    env |= {name: value for name, value in os.environ.items() if name.startswith("ADVBENCH_")}
     return get_reusable_executor(
         max_workers=workers, timeout=_IDLE, env=env, initializer=ending.end_with_parent, initargs=(os.getpid(),)
     )
@@ -174,4 +178,6 @@ def _in_process(handle: Handle, task: Task, device: str) -> TaskOutcome:
     work, context = shared(handle)
     if context.progress is not None:
         ending.remove_with_parent(context.progress)
+    if context.prepare is not None:
+        context.prepare()
     return attempt(work, task, context, device)

@@ -166,6 +166,7 @@ def _context(plan: Plan, folder: Path | None) -> Context:
         progress=folder,
         every=progress.EVERY,
         time_limit=config.time_limit,
+        prepare=plan.prepare,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +34,7 @@ class Plan:
 
     devices: of this machine, none if the plan is for another. place: the kind of device that it is for. tasks: by key, needs
     before those who need them. trainings, substitutes: the contents of such tasks, by key. cells: the keys of the scores.
+    prepare: what another process does before the first task, as it cannot reach live models of this one.
     """
 
     config: Config
@@ -44,6 +45,7 @@ class Plan:
     substitutes: Mapping[str, SubstituteContent]
     cells: tuple[str, ...]
     place: Place | None = None
+    prepare: Callable[[], None] | None = None
 
     @property
     def store(self) -> Store:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,7 +28,7 @@ class Context:
     models, by key. tasks_beside: how many other tasks may run on the machine at the same time. progress: where crafts say
     how they stand, nowhere if None; every: at most once in so many seconds. time_limit: seconds that a task may take, or a
     block of a craft. last_words: where a process whose task does not stop writes where it was, before it ends; None in a
-    process that must not end.
+    process that must not end. prepare: what another process does before the first task that it gets with this context.
     """
 
     out: Path
@@ -41,6 +41,7 @@ class Context:
     every: float = 1.0
     time_limit: float | None = None
     last_words: Path | None = None
+    prepare: Callable[[], None] | None = None
 
 
 def data_of(context: Context) -> DataSet:

@@ -1,7 +1,8 @@
-"""Live modules and images as names, ``own:held:NAME``, while a block of this process runs."""
+"""Live modules and images as names, ``own:held:NAME``, while a block of this process runs, and in its worker processes."""
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,11 @@ from pathlib import Path
 from torch import nn
 
 from advbench.config import Outputs
+from advbench.engine.processes import executor
+from advbench.engine.sharing import pickled
+from advbench.errors import reason
 from advbench.registry.schemes import HELD, OWN
+from advbench.tasks.answers import alike, answers
 from advbench.user_models.handed import as_logits
 from advbench.user_models.networks import CodeNetwork
 from advbench.zoo.data import DataSet
@@ -23,7 +28,7 @@ _DATA: dict[str, DataSet] = {}
 def holding(name: str, model: nn.Module, data: DataSet) -> Iterator[str]:
     """Make a live model and its images known as ``own:held:NAME`` in this process while the block runs.
 
-    Yields that name, of the architecture as of the data set. Workers in other processes cannot see them.
+    Yields that name, of the architecture as of the data set. Workers in other processes see them by `HandedOver` alone.
     """
     whole = f"{HELD}{name}"
     _MODELS[whole], _DATA[whole] = model, data
@@ -31,6 +36,36 @@ def holding(name: str, model: nn.Module, data: DataSet) -> Iterator[str]:
         yield whole
     finally:
         del _MODELS[whole], _DATA[whole]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HandedOver:
+    """A live module and its images on their way to worker processes, which know them by their name once they call it."""
+
+    name: str
+    model: nn.Module
+    data: DataSet
+
+    def __call__(self) -> None:
+        """Make them known, and let go of what was handed over before."""
+        if _MODELS.get(self.name) is not self.model:
+            _MODELS.clear()
+            _DATA.clear()
+            _MODELS[self.name], _DATA[self.name] = self.model, self.data
+
+    def loss(self, workers: int) -> str:
+        """Why so many processes cannot have the model, in a few words; empty if a copy there answers as it does here."""
+        try:
+            there = executor(workers).submit(_answers, pickled((self.model, self.data))).result()
+        except Exception as error:
+            return reason(error)
+        return "" if alike(answers(self.model, self.data), there) else "a copy of it answers otherwise"
+
+
+def _answers(content: bytes) -> str:
+    """What a model answers in a process that it was sent to."""
+    model, data = pickle.loads(content)  # noqa: S301 - from the process that has started this one
+    return answers(model, data)
 
 
 @dataclass(frozen=True, slots=True)

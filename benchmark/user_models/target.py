@@ -36,7 +36,7 @@ from advbench.user_models import onnx_files
 from advbench.user_models.arrays import as_it_came, data_set_of, device_of, folder_of, shape_of, split_of
 from advbench.user_models.files import few
 from advbench.user_models.handed import Handed, as_logits
-from advbench.user_models.held import holding
+from advbench.user_models.held import HandedOver, holding
 from advbench.user_models.networks import CodeNetwork, TorchvisionNetwork
 from advbench.user_models.onnx_files import OnnxNetwork
 from advbench.user_models.preflight import LOOKS, check_model, expects_bytes, outputs_of, slopes_are_finite
@@ -89,6 +89,7 @@ def evaluate(
     batch: int | None = None,
     unit_test: bool = False,
     unit_test_images: int = 64,
+    jobs: int = 1,
     out: str | Path | None = None,
     watch: Watcher | None = None,
 ) -> EvaluationResult:
@@ -115,6 +116,8 @@ def evaluate(
     batch: images at a time, measured if None.
     unit_test: whether every attack is also tested on models with a planted adversarial image
     (`advbench.tasks.planting`); attacks that find less than 95% of them are too weak. unit_test_images: on how many images.
+    jobs: worker processes, to each of which the model is sent once; the numbers are those of one. If it cannot be pickled,
+    one worker does everything and the result's `notes` say so.
     out: a folder for the records and reports; if None nothing is left behind.
     watch: called with the scheduler's `Status`.
 
@@ -147,8 +150,21 @@ def evaluate(
         given["draws"] = draws or (None if validation is not None else _DRAWS)
         given["batch"] = batch if batch or look.differentiable else DEFAULT_BATCH
         with holding(_place(name, own, data), model, data) as held, folder_of(out) as folder:
-            config = _config(held, own, name, dataset=held, out=folder, jobs=1, fresh=True, **given)
-            return _evaluated(config, name, started, watch, validation, look.said, reports=out is not None)
+            handed, said = _handed_over(HandedOver(held, model, data), jobs)
+            given["jobs"] = 1 if said else jobs
+            config = _config(held, own, name, dataset=held, out=folder, fresh=True, **given)
+            notes = (*look.said, *said)
+            return _evaluated(config, name, started, watch, validation, notes, handed, reports=out is not None)
+
+
+def _handed_over(handed: HandedOver, jobs: int) -> tuple[HandedOver | None, tuple[str, ...]]:
+    """What worker processes are given; None, and a note if there should be several, where this process does it all."""
+    if jobs <= 1:
+        return None, ()
+    loss = handed.loss(jobs)
+    if not loss:
+        return handed, ()
+    return None, (f"The model cannot be sent to other processes ({loss}): one worker has done everything",)
 
 
 def plan_target(
@@ -295,12 +311,13 @@ def _evaluated(
     watch: Watcher | None,
     validation: Split | None,
     notes: Sequence[str],
+    handed: HandedOver | None,
     *,
     reports: bool,
 ) -> EvaluationResult:
     """The result of a live model, which leaves no checkpoint behind: a later run cannot build it again."""
     _check_held_out(config, validation)
-    plan = make_plan(config)
+    plan = replace(make_plan(config), prepare=handed)
     result = _run(plan, name, started, watch, notes, reports=reports)
     for task in plan.tasks.values():
         if task.kind == "train":

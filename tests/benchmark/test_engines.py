@@ -374,6 +374,15 @@ def test_processes_are_reused_by_the_next_engine(made):
     assert len(before | after) <= first.slots
 
 
+def test_processes_see_the_cache_folder_of_now(made, monkeypatch):
+    def work(task, context, device):
+        return TaskOutcome(task.key, 0.0, os.environ["ADVBENCH_CACHE"])
+
+    for folder in ("one", "other"):
+        monkeypatch.setenv("ADVBENCH_CACHE", folder)
+        assert set(run_all(made("processes", work), "ab").values()) == {folder}
+
+
 def test_a_task_alone_in_its_process_has_one_thread_and_leaves_ctrl_c_to_the_parent(made, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
