@@ -170,12 +170,12 @@ def _context(plan: Plan, folder: Path | None) -> Context:
     )
 
 
-def longest_paths(tasks: Sequence[Task]) -> dict[str, float]:
-    """The cost of each task and of the longest chain of tasks that need it, by key; `tasks` has needs first."""
+def longest_paths(tasks: Sequence[Task], length: Callable[[Task], float] = lambda task: task.cost) -> dict[str, float]:
+    """The length of each task and of the longest chain of tasks that need it, by key; `tasks` has needs first."""
     ahead: dict[str, float] = defaultdict(float)
     paths: dict[str, float] = {}
     for task in reversed(tasks):
-        paths[task.key] = task.cost + ahead[task.key]
+        paths[task.key] = length(task) + ahead[task.key]
         for need in task.needs:
             ahead[need] = max(ahead[need], paths[task.key])
     return paths
@@ -203,7 +203,7 @@ class Run:
         self.time_left = status.time_left = TimeLeft(tasks, engine.slots)
         self.reasons: dict[str, str] = {}
         self._divided: dict[str, int] = {}
-        self._tasks = {task.key: task for task in tasks}
+        self._all, self._tasks = tasks, {task.key: task for task in tasks}
         self._paths = longest_paths(tasks)
         self._order = {task.key: number for number, task in enumerate(tasks)}
         self._missing = {task.key: sum(need in self._paths for need in task.needs) for task in tasks}
@@ -241,6 +241,8 @@ class Run:
                 here_alone = outcome.no_room or outcome.refused  # another worker may be able to do it
                 self.claims.end(task, "" if here_alone else outcome.reason)
                 self._end(task, outcome.reason)
+                if self.ran.bit_count() == 1:  # a power of two
+                    self._measure_anew()
                 if outcome.no_room:  # what still runs may fit
                     self._no_room = self._no_room or outcome.reason
             if self._elsewhere or not self.engine.slots:
@@ -333,6 +335,13 @@ class Run:
     def _queue(self, task: Task) -> None:
         craft, start = (task.craft, task.block.start) if isinstance(task, BlockTask) else (task.key, 0)
         heapq.heappush(self._ready, (-self._paths[craft], self._order[craft], start, task))
+
+    def _measure_anew(self) -> None:
+        """Order what is ready by seconds, as learnt so far: costs compare only tasks of one kind on one model."""
+        self._paths = longest_paths(self._all, self.time_left.seconds)
+        waiting, self._ready = self._ready, []
+        for entry in waiting:
+            self._queue(entry[-1])
 
     def _start(self, task: Task) -> None:
         self.time_left.starts(task)

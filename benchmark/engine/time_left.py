@@ -66,6 +66,10 @@ class TimeLeft:
             work += max(0.0, task.cost * self._rate(_group(task)) - (now - started))
         return work / max(1, self.slots)
 
+    def seconds(self, task: Task) -> float:
+        """Seconds that a task takes, as learnt so far; before the first one has ended its cost."""
+        return task.cost * (self._rate(_group(task)) if self._costs[()] else 1.0)
+
     def _rate(self, group: tuple[str, str]) -> float:
         """Seconds per unit of cost, of the nearest tasks that ended."""
         level = next(level for level in _levels(group) if self._costs[level])

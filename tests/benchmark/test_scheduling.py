@@ -100,6 +100,21 @@ def test_the_head_of_the_longest_chain_goes_first_though_others_cost_more(schedu
     assert engine.now == 19  # the chain's length; costliest first it would be 24
 
 
+def test_the_order_follows_seconds_as_soon_as_they_are_learnt(scheduled):
+    """A unit of a training's cost takes a thousand times as long as one of a craft's, which no cost says.
+
+    By costs the ten crafts (100 each) go before a chain of three trainings (1 each): 100 s, 50 s, 300 s. As soon as one
+    craft has ended the chain is known to be longer, and hides the others.
+    """
+    trained = [Task(name, Node((), "train"), name, 1.0) for name in ("a", "b")]
+    crafts = [node(f"craft {i}", 100.0, "a") for i in range(10)]
+    chain = [Task(f"b{i}", Node((f"b{i - 1}" if i else "b",), "train"), "", 1.0) for i in range(3)]
+    tasks = [*trained, *crafts, *chain]
+    engine = Simulated(2, {task.key: task.cost * (100.0 if task.kind == "train" else 0.1) for task in tasks})
+    scheduled(tasks, engine)
+    assert (engine.starts["b0"], engine.now) == (110, 410)
+
+
 @st.composite
 def graphs(draw):
     size = draw(st.integers(1, 25))
