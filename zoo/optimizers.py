@@ -84,7 +84,7 @@ class WAME(torch.optim.Optimizer):
         rate = group["lr"] * (1 - beta_2 ** state["step"]) ** 0.5 / (1 - beta_1 ** state["step"])
         moving = (state["sign"], state["zeta"], state["mean_zeta"], state["mean_square"])
         for piece in _pieces(weight, gradient, *moving):
-            _move(*piece, rate, group)
+            _move(*piece, rate=rate, group=group)
 
 
 _PIECE = 2**16
@@ -109,6 +109,7 @@ def _move(
     zeta: Tensor,
     mean_zeta: Tensor,
     mean_square: Tensor,
+    *,
     rate: float,
     group: dict[str, Any],
 ) -> None:
