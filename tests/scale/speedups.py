@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -63,14 +64,17 @@ def prepare(folder: Path) -> None:
 
 
 def timed(folder: Path, *command: str) -> tuple[float, str]:
-    """Seconds of a process, and what it printed. RuntimeError if it fails."""
+    """Seconds of a process, and what it printed, with its seconds of processor. RuntimeError if it fails."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "ADVBENCH_CACHE": str(folder / "cache")}
     environment.pop("OMP_NUM_THREADS", None)
-    start = time.perf_counter()
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stdout + done.stderr)
-    return time.perf_counter() - start, done.stdout
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"{command[1:4]}: {seconds:.1f} s, {processor:.1f} s of processor", flush=True)
+    return seconds, done.stdout
 
 
 def evaluated(folder: Path, attack: str, jobs: int) -> tuple[float, float]:
