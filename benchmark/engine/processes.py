@@ -20,6 +20,7 @@ from advbench.engine.places import Slots
 from advbench.engine.sharing import Handle, share, shared
 from advbench.engine.suspects import Suspects
 from advbench.engine.work import Work, attempt
+from advbench.errors import DEBUG
 from advbench.files import temporary_folder
 from advbench.tasks import progress
 from advbench.tasks.artefacts import leave_telling_to_parent
@@ -32,6 +33,8 @@ _IDLE = 300
 """Seconds until idle processes end; those of one run are reused by the next."""
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 """Variables that bound the threads of a numerical library: one per process, unless the user says."""
+_OURS = ("ADVBENCH_CACHE", "ADVBENCH_DATA", DEBUG)
+"""Variables that say where files lie and what is shown."""
 
 
 def executor(workers: int) -> ProcessPoolExecutor:
@@ -40,7 +43,7 @@ def executor(workers: int) -> ProcessPoolExecutor:
     Processes that began with other variables of advbench's, such as another cache folder, are replaced.
     """
     env = {name: os.environ.get(name, "1") for name in _THREADS}
-    env |= {name: value for name, value in os.environ.items() if name.startswith("ADVBENCH_")}
+    env |= {name: os.environ[name] for name in _OURS if name in os.environ}
     return get_reusable_executor(
         max_workers=workers, timeout=_IDLE, env=env, initializer=ending.end_with_parent, initargs=(os.getpid(),)
     )
