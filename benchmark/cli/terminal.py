@@ -180,7 +180,8 @@ def print_plan(plan: Plan) -> None:
     from advbench.tasks.artefacts import KINDS
     from advbench.tasks.execution import Listing
 
-    pending, lying = {task.key for task in plan.pending()}, Listing(plan.config.out)
+    lying = Listing(plan.config.out)
+    pending = {task.key for task in plan.pending(lying)}
     names = {
         "train": "models to train",
         "substitute": "substitutes to train",

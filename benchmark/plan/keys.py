@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 from typing import get_args
 
+from advbench.attacks.threat import ThreatModel
 from advbench.registry.sources import source_hash
 from advbench.registry.specs import canonical
 from advbench.results.record import Plain
 from advbench.tasks.artefacts import Kind
 from advbench.tasks.components import Component
+from advbench.tasks.images import Images
 from advbench.tasks.score import ScoreContent
+from advbench.tasks.surrogates import Attacked
 from advbench.tasks.task import TaskContent
+from advbench.zoo.training import Budget
 
 MODULES: Mapping[Kind, str] = {content.kind: content.__module__ for content in (*get_args(TaskContent), ScoreContent)}
 """The module that runs each kind of task, that of its content; its code and all of advbench that it imports is part of the
@@ -33,6 +38,60 @@ VERSIONED: frozenset[Kind] = frozenset(MODULES) - {"train", "substitute"}
 def key_of(content: TaskContent | ScoreContent) -> str:
     """The key of a task, 64 hex digits."""
     return hashlib.sha256(canonical(keyed(content)).encode()).hexdigest()
+
+
+class Keys:
+    """The keys of many contents; what several of them share, as one object, is spelled once.
+
+    A part is known by its identity: equal ones may be spelled differently, as 1 and 1.0 are.
+    """
+
+    def __init__(self) -> None:
+        self._spelled: dict[int, tuple[object, str]] = {}
+        self._around: dict[Kind, tuple[str, str]] = {}
+
+    def of(self, content: TaskContent | ScoreContent) -> str:
+        """The key of a task, as `key_of` finds it."""
+        begin, end = self._frame(content.kind)
+        return hashlib.sha256(f"{begin}{self._members(content)}{end}".encode()).hexdigest()
+
+    def _frame(self, kind: Kind) -> tuple[str, str]:
+        """What stands before and behind a content in the text of its key, the members of which are sorted by name."""
+        if kind not in self._around:
+            behind = {"task": kind, **({"versions": versions()} if kind in VERSIONED else {})}
+            self._around[kind] = f'{{"code":"{source_hash(MODULES[kind])}","content":', f",{canonical(behind)[1:]}"
+        return self._around[kind]
+
+    def _text(self, value: object) -> str:
+        """`canonical` of `plain`."""
+        if isinstance(value, _SHARED):
+            known = self._spelled.get(id(value))
+            if known is None:
+                text = canonical(value.described()) if isinstance(value, Component) else self._members(value)
+                known = self._spelled[id(value)] = value, text  # an object that is kept keeps its identity
+            return known[1]
+        if isinstance(value, str | float | int | None):
+            return _encoded(value)
+        if isinstance(value, tuple):
+            return f"[{','.join(map(self._text, value))}]"
+        return self._members(value)
+
+    def _members(self, value: object) -> str:
+        members = (f"{name}{self._text(getattr(value, attribute))}" for name, attribute in _names(type(value)))
+        return f"{{{','.join(members)}}}"
+
+
+_SHARED = (Component, Images, ThreatModel, Budget, Attacked)
+"""Parts of contents that a planner hands to many of them."""
+_encoded = json.JSONEncoder(allow_nan=False).encode
+
+
+@cache
+def _names(kind: type) -> list[tuple[str, str]]:
+    """The members of a kind of content, sorted: as their text begins, and the attribute. TypeError for another kind."""
+    if not dataclasses.is_dataclass(kind):
+        raise TypeError(f"Expected a value that a content holds, got one of {kind.__name__}")
+    return [(f'"{name}":', name) for name in sorted(field.name for field in dataclasses.fields(kind))]
 
 
 def keyed(content: TaskContent | ScoreContent) -> dict[str, Plain]:

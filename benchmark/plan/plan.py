@@ -78,10 +78,13 @@ class Plan:
             else:
                 place.unlink(missing_ok=True)
 
-    def pending(self) -> list[Task]:
-        """The tasks that must run, in order: the cells without a result, and what they need that is not there."""
+    def pending(self, lying: Listing | None = None) -> list[Task]:
+        """The tasks that must run, in order: the cells without a result, and what they need that is not there.
+
+        lying: what lies there, if it is known.
+        """
         wanted: set[str] = set()
-        lying = Listing(self.config.out)
+        lying = lying or Listing(self.config.out)
         waiting = [key for key in self.cells if not lying.finished(self.tasks[key])]
         while waiting:
             key = waiting.pop()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 
@@ -19,7 +20,7 @@ from advbench.config import Config
 from advbench.defenses.capabilities import fits_any_architecture, open_norm, passes_per_image, with_epsilon
 from advbench.defenses.defended import Defended, Defense, Input, Surrogate
 from advbench.plan.compute_batch import compute_batch
-from advbench.plan.keys import key_of
+from advbench.plan.keys import Keys
 from advbench.plan.place import Place, devices_of
 from advbench.plan.suite import suite_of
 from advbench.plan.targets import Target, View
@@ -45,6 +46,7 @@ from advbench.zoo import checkpoints, datasets, training
 from advbench.zoo.data import DataSet
 from advbench.zoo.training import Budget
 
+_Part = TypeVar("_Part")
 USUAL_DRAWS = 4
 """Passes averaged per question for a stochastic model where nothing says how many it takes."""
 MOST_POINTS = 200
@@ -100,7 +102,16 @@ class Planner:
         self.substitutes: dict[str, SubstituteContent] = {}
         self.crafts: dict[str, CraftContent] = {}
         self._looks: dict[tuple[str, str, int, float | None], str] = {}
+        self._keys = Keys()
+        self._kept: dict[tuple[str, ...], object] = {}
         self.cells: list[str] = []
+
+    def _once(self, make: Callable[[], _Part], *place: object) -> _Part:
+        """What `make` makes for this `place`, made once: contents that share a part share one object."""
+        named = tuple(map(repr, place))
+        if named not in self._kept:
+            self._kept[named] = make()
+        return cast(_Part, self._kept[named])
 
     # --- components
 
@@ -174,32 +185,37 @@ class Planner:
 
     def add(self, content: TaskContent, label: str, cost: float) -> str:
         """Add a task unless it is there; returns its key."""
-        key = key_of(content)
+        key = self._keys.of(content)
         self.tasks.setdefault(key, Task(key, content, label, cost))
         return key
 
     def _train(self, spec: Spec, architecture: Spec, seed: int) -> str:
         """The training task of a defense, after those of its inputs."""
-        defense, component = self._defense(spec)
+        defense, component = self._once(lambda: self._defense(spec), "defense", spec)
         given = {name: self._input(wanted, architecture) for name, wanted in sorted(defense.inputs.items())}
         anywhere = fits_any_architecture(defense)
         content = TrainContent(
             defense=component,
-            architecture=None if anywhere else Component.of("architectures", architecture),
+            architecture=None if anywhere else self._architecture(architecture),
             fingerprint=self.data.fingerprint,
             budget=self.budget,
             seed=seed,
             inputs=tuple((name, self._train(*pair, seed)) for name, pair in given.items()),
         )
-        content = dataclasses.replace(content, answers=self._answers(content))
+        answers = self._once(lambda: self._answers(content), "answers", spec, architecture)
+        content = dataclasses.replace(content, answers=answers)
         cost = self.budget.epochs * passes_per_image(defense) * 10.0
         key = self.add(content, content.label(str(spec), str(architecture)), cost)
         self.trainings[key] = content
         return key
 
+    def _architecture(self, architecture: Spec) -> Component:
+        """What names an architecture in a key."""
+        return self._once(lambda: Component.of("architectures", architecture), "architecture", architecture)
+
     def _named(self, architecture: Spec) -> Component:
         """What names a substitute's architecture in a key; of the user's, its answers to fixed images too."""
-        component = Component.of("architectures", architecture)
+        component = self._architecture(architecture)
         if not component.name.startswith(OWN):
             return component
         with training.seeded(0):
@@ -228,17 +244,23 @@ class Planner:
         content = self.trainings[key]
         if content.architecture is None:
             raise ValueError(f"Expected a defense of a classifier, got the part {defense}, which is made for none")
-        structure = build_defended(content, self.trainings, self.data)
         label = str(defense) if alone else f"{defense} / {architecture}"
-        return Target(
-            key,
-            seed,
-            TargetFacts(label, content.defense, content.architecture, structure.stochastic),
-            View.of(None, Surrogate(structure.model, structure.stochastic, structure.detector)),
-            tuple(View.of(*named) for named in structure.surrogates.items()),
-            self._batch(structure, min(self.config.draws or AT_ONCE, AT_ONCE)),
-            (self.config.draws or USUAL_DRAWS) if structure.stochastic else 1,
-        )
+
+        def untrained() -> Target:
+            assert content.architecture is not None
+            structure = build_defended(content, self.trainings, self.data)
+            return Target(
+                key,
+                seed,
+                TargetFacts(label, content.defense, content.architecture, structure.stochastic),
+                View.of(None, Surrogate(structure.model, structure.stochastic, structure.detector)),
+                tuple(View.of(*named) for named in structure.surrogates.items()),
+                self._batch(structure, min(self.config.draws or AT_ONCE, AT_ONCE)),
+                (self.config.draws or USUAL_DRAWS) if structure.stochastic else 1,
+            )
+
+        # An untrained structure depends on no seed.
+        return dataclasses.replace(self._once(untrained, "target", defense, architecture), key=key, seed=seed)
 
     def substitute(self, target: Target, architecture: Spec) -> str:
         """The task that trains a substitute on a target's labels."""
@@ -257,9 +279,14 @@ class Planner:
 
     def substitute_batch(self, substitute: str) -> int:
         """The compute batch of a substitute, by its key."""
-        with training.seeded(0):
-            network = architecture_of(self.substitutes[substitute].architecture, self.data)
-        return self._batch(Defended(network), 1)
+        component = self.substitutes[substitute].architecture
+
+        def measured() -> int:
+            with training.seeded(0):
+                network = architecture_of(component, self.data)
+            return self._batch(Defended(network), 1)
+
+        return self._once(measured, "substitute", component)
 
     def _batch(self, structure: Defended, draws: int) -> int:
         """The compute batch of an untrained model for the scored images."""
@@ -310,7 +337,7 @@ class Planner:
             target=target.key,
             crafts=tuple((name, self.crafts[key]) for name, key in crafts.items()),
             threat=threat,
-            points=max(1, min(MOST_POINTS, math.ceil(self._forwards(attack.attack, threat)))),
+            points=max(1, min(MOST_POINTS, math.ceil(self._effort(attack, threat)))),
             draws=self.config.score_draws if target.stochastic else 1,
             images=dataclasses.replace(images, n=n),
         )
@@ -333,8 +360,13 @@ class Planner:
         images, threat = self._images(batch, seed), self._threat(epsilon)
         usual = None if attack.by_gradients else USUAL_DRAWS
         draws = (self.config.draws or usual) if view.stochastic else 1
-        attacked = self._prepared(Attacked(source, view.name, draws, self.config.compile), view, label, epsilon, images)
-        runs = with_stop(attack.attack, "never") if transfer else attack.attack
+        asked = self._once(
+            lambda: Attacked(source, view.name, draws, self.config.compile), "attacked", source, view.name, draws
+        )
+        attacked = self._prepared(asked, view, label, epsilon, images)
+        runs = self._once(
+            lambda: with_stop(attack.attack, "never") if transfer else attack.attack, "runs", attack.spec, transfer
+        )
         within = None if attack.minimal_norm else epsilon
         content = CraftContent(
             attacked=attacked,
@@ -344,7 +376,7 @@ class Planner:
             calibration=self._calibrate(attack.spec, runs, self._threat(within), label, attacked, images),
             images=images,
         )
-        cost = (draws or AT_ONCE) * self._forwards(attack.attack, threat)
+        cost = (draws or AT_ONCE) * self._effort(attack, threat)
         key = self.add(content, content.label(str(attack.spec), label), cost)
         self.crafts[key] = content
         return key
@@ -367,7 +399,8 @@ class Planner:
             threat=self._threat(epsilon or self.data.radii.get(self.config.norm)),
             images=dataclasses.replace(images, split="validation", n=n),
         )
-        return dataclasses.replace(attacked, preparation=self.add(content, content.label(label), CAP / 2))
+        found = self.add(content, content.label(label), CAP / 2)
+        return self._once(lambda: dataclasses.replace(attacked, preparation=found), "prepared", attacked, found)
 
     def _calibrate(
         self, spec: Spec, attack: Attack, threat: ThreatModel, label: str, attacked: Attacked, images: Images
@@ -376,7 +409,7 @@ class Planner:
 
         Values that no model is asked for depend on the images alone.
         """
-        need = need_of(attack)
+        need = self._once(lambda: need_of(attack), "need", id(attack))  # which is kept
         if need is None:
             return None
         component, held_out = Component.of("attacks", spec, attack), len(split_of(self.data, need.split))
@@ -421,10 +454,13 @@ class Planner:
         facts = ScoreFacts(
             target=target.facts,
             source=source,
-            attack=AttackFacts(str(attack.spec), minimal, attack.by_gradients, family_of(attack.attack), attack.component),
+            attack=self._once(lambda: _facts_of(attack, minimal), "facts", attack.spec, minimal),
             candidates=tuple(self._candidate(name, craft) for name, craft in crafts.items()),
         )
-        key, label = key_of(content), content.label(str(attack.spec), source.label if source else "itself", target.label)
+        key, label = (
+            self._keys.of(content),
+            content.label(str(attack.spec), source.label if source else "itself", target.label),
+        )
         self.tasks.setdefault(key, ScoreTask(key, content, label, float(target.draws), facts))
         self.cells.append(key)
 
@@ -436,9 +472,22 @@ class Planner:
         """The forwards of an attack for an example that withstands it."""
         return passes_of(attack, threat, self.data.n_classes).forwards
 
+    def _effort(self, attack: PlannedAttack, threat: ThreatModel) -> float:
+        """The forwards of an attack of the plan."""
+        return self._once(lambda: self._forwards(attack.attack, threat), "forwards", attack.spec, threat.epsilon)
+
     def _threat(self, epsilon: float | None) -> ThreatModel:
-        return ThreatModel(self.config.norm, epsilon, self.data.box if self.config.clip else None)
+        box = self.data.box if self.config.clip else None
+        return self._once(lambda: ThreatModel(self.config.norm, epsilon, box), "threat", epsilon)
 
     def _images(self, batch: int, seed: int) -> Images:
         """The scored images."""
+        return self._once(lambda: self._scored(batch, seed), "images", batch, seed)
+
+    def _scored(self, batch: int, seed: int) -> Images:
         return Images(seed, self.data.fingerprint, "test", len(self.split), batch, self.place.name)
+
+
+def _facts_of(attack: PlannedAttack, minimal: bool) -> AttackFacts:
+    """What records show of an attack. minimal: whether its distances count."""
+    return AttackFacts(str(attack.spec), minimal, attack.by_gradients, family_of(attack.attack), attack.component)

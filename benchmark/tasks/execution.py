@@ -16,7 +16,7 @@ from advbench.process_state import ChangedStateError, checked, signals
 from advbench.results.store import Store
 from advbench.tasks import agreement, calibrate, clean, craft, diagnose, score, substitute, train, unit_test
 from advbench.tasks.agreement import RefusedError
-from advbench.tasks.artefacts import artefact, finished, whole
+from advbench.tasks.artefacts import Kind, artefact, finished, whole
 from advbench.tasks.blocks import forget, place_of
 from advbench.tasks.clean import CleanContent
 from advbench.tasks.context import Context
@@ -94,14 +94,22 @@ class Listing:
 
     def __init__(self, out: Path) -> None:
         self._out = out
-        self._names: dict[Path, set[str]] = {}
+        self._names: dict[Kind, tuple[set[str], str]] = {}
+        self._found: dict[str, bool] = {}
 
     def finished(self, task: Task) -> bool:
         """Whether the result of a task, any but a block, lay finished in its place; damage is named in the log."""
-        place = artefact(task.kind, task.key, self._out)
-        if place.parent not in self._names:
-            self._names[place.parent] = names_in(place.parent)
-        return place.name in self._names[place.parent] and lies_there(task, self._out)
+        if task.key not in self._found:
+            names, suffix = self._listed(task.kind)
+            self._found[task.key] = f"{task.key}{suffix}" in names and lies_there(task, self._out)
+        return self._found[task.key]
+
+    def _listed(self, kind: Kind) -> tuple[set[str], str]:
+        """The names in the folder of a kind of task, and what follows the key in them."""
+        if kind not in self._names:
+            place = artefact(kind, "0", self._out)
+            self._names[kind] = names_in(place.parent), place.name.removeprefix("0")
+        return self._names[kind]
 
 
 def _wants_room(error: BaseException | None) -> bool:
