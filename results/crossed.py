@@ -35,18 +35,28 @@ class CrossedMean:
     @property
     def variance(self) -> float:
         """Of the mean, never below the largest single term; NaN for fewer than two seeds."""
-        if self.seeds < 2:
-            return math.nan
-        return max(self.seed + self.image - self.rest, self.seed, self.image, self.rest)
+        return float(_variance(*self._terms)) if self.seeds > 1 else math.nan
 
     @property
     def degrees(self) -> float:
         """Satterthwaite's degrees of freedom of the variance (Satterthwaite 1946)."""
-        terms = [(self.seed, self.seeds - 1)]
-        if self.images > 1:
-            terms += [(self.image, self.images - 1), (self.rest, (self.seeds - 1) * (self.images - 1))]
-        noise = sum(term**2 / degrees for term, degrees in terms if degrees > 0)
-        return self.variance**2 / noise if noise > 0 else math.inf
+        return float(_degrees(*self._terms, self.seeds, self.images))
+
+    @property
+    def _terms(self) -> tuple[Values, Values, Values]:
+        return np.float64(self.seed), np.float64(self.image), np.float64(self.rest)  # type: ignore[return-value]
+
+    @property
+    def deviations(self) -> tuple[float, float, float]:
+        """Standard deviations of a seed's effect, of an image's and of the rest; NaN where the images' part is unknown.
+
+        What is left of the two together is counted once: a negative estimate of a part is 0.
+        """
+        cells = self.seeds * self.images
+        if cells == 0:
+            return math.sqrt(self.seeds * self.seed) if self.seeds > 1 else math.nan, math.nan, math.nan
+        seed, image = (max(0.0, term - self.rest) for term in (self.seed, self.image))
+        return math.sqrt(self.seeds * seed), math.sqrt(self.images * image), math.sqrt(cells * self.rest)
 
     @property
     def known(self) -> bool:
@@ -54,18 +64,10 @@ class CrossedMean:
         return self.seeds > 1 and math.isfinite(self.mean) and math.isfinite(self.variance) and self.variance > 0
 
     def interval(self, level: float = LEVEL) -> Estimate:
-        """The mean with Student's interval, unbounded where the variance is unknown.
-
-        Its half-width is never below that of Student's interval over the seeds alone. Satterthwaite's approximation by
-        itself covers 92.4% at three seeds whose variance is three to ten times that of the images.
-        """
-        from scipy import special
-
+        """The mean with Student's interval, as wide as `half_width` says; unbounded where the variance is unknown."""
         if not self.known:
             return Estimate(self.mean, -math.inf, math.inf)
-        tail = 0.5 + level / 2
-        half = float(special.stdtrit(self.degrees, tail)) * math.sqrt(self.variance)
-        half = max(half, float(special.stdtrit(self.seeds - 1, tail)) * math.sqrt(self.seed))
+        half = float(half_width(*self._terms, self.seeds, self.images, level))
         return Estimate(self.mean, self.mean - half, self.mean + half)
 
     def p_above(self, bound: float) -> float:
@@ -86,6 +88,34 @@ class CrossedMean:
         if self.seed > 0:
             tails.append(float(special.stdtr(self.seeds - 1, -size / math.sqrt(self.seed))))
         return max(tails) if excess > 0 else 1.0 - max(tails)
+
+
+def half_width(seed: Values, image: Values, rest: Values, seeds: int, images: int, level: float = LEVEL) -> Values:
+    """Of Student's interval, for terms of the variance of any shape; images: 0 where their part is unknown.
+
+    It is never below that of Student's interval over the seeds alone: Satterthwaite's approximation by itself covers 92.4%
+    at three seeds whose variance is three to ten times that of the images.
+    """
+    from scipy import special
+
+    tail = 0.5 + level / 2
+    crossed = special.stdtrit(_degrees(seed, image, rest, seeds, images), tail) * np.sqrt(_variance(seed, image, rest))
+    wide: Values = np.maximum(crossed, special.stdtrit(seeds - 1, tail) * np.sqrt(seed))
+    return wide
+
+
+def _variance(seed: Values, image: Values, rest: Values) -> Values:
+    variance: Values = np.maximum(np.maximum(seed + image - rest, seed), np.maximum(image, rest))
+    return variance
+
+
+def _degrees(seed: Values, image: Values, rest: Values, seeds: int, images: int) -> Values:
+    noise = seed**2 / (seeds - 1)
+    if images > 1:
+        noise = noise + image**2 / (images - 1) + rest**2 / ((seeds - 1) * (images - 1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        degrees: Values = np.where(noise > 0, _variance(seed, image, rest) ** 2 / noise, np.inf)
+    return degrees
 
 
 def crossed_mean(table: Values, step: float = 0.0) -> CrossedMean:

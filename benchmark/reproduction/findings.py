@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from advbench.defenses.defended import Defended
 from advbench.plan.plan import Plan
+from advbench.reproduction.measured import PERCENT, Figure, percent, ratio
 from advbench.results.record import Examples, Record
-from advbench.results.statistics import Values, clean_correct, distance, robust
+from advbench.results.statistics import Values, clean_correct, robust
 from advbench.tasks.craft import read_images
 from advbench.tasks.images import scored_split
 from advbench.tasks.models import load_defended
@@ -31,41 +32,40 @@ class ScoredCell:
     examples: Examples
 
     @property
-    def clean_error(self) -> float:
+    def clean_error(self) -> Figure:
         """In percent."""
-        return 100.0 - self.clean_accuracy
+        return self.clean_accuracy.rest_of(PERCENT)
 
     @property
-    def clean_accuracy(self) -> float:
-        """In percent."""
-        return 100.0 * float((self.examples.clean_correct / self.examples.draws).mean())
+    def clean_accuracy(self) -> Figure:
+        """In percent, on the cell's images; `advbench.reproduction.clean` has it on all test images."""
+        return percent(self.examples.clean_correct / self.examples.draws, self.examples.index)
 
     @property
-    def accuracy(self) -> float:
+    def accuracy(self) -> Figure:
         """Under the attack, at the record's epsilon, in percent; clean errors count as errors."""
-        return 100.0 * float(robust(self.record, self.examples).mean())
+        return percent(robust(self.record, self.examples), self.examples.index)
 
     @property
-    def adversarial_error(self) -> float:
+    def adversarial_error(self) -> Figure:
         """The share that the attack made wrong at any distance, clean errors among them, in percent."""
-        return 100.0 * (1.0 - float((self._survived & clean_correct(self.examples)).mean()))
+        kept = (self._survived & clean_correct(self.examples)).astype(np.float64)
+        return percent(kept, self.examples.index).rest_of(PERCENT)
 
     @property
-    def mean_rms(self) -> float:
+    def mean_rms(self) -> Figure:
         """The mean RMS perturbation of the clean-correct examples that were made wrong."""
-        return float(self.examples.rms[self.broken].mean()) if self.broken.any() else np.nan
+        return self._mean(self.examples.rms, self.broken)
 
     @property
-    def median_distance(self) -> float:
-        """In the threat's norm, over the clean-correct examples, failures at infinity."""
-        distances = np.where(self.broken, distance(self.record, self.examples), np.inf)
-        return float(np.median(distances[clean_correct(self.examples)]))
-
-    @property
-    def mean_ratio(self) -> float:
+    def mean_ratio(self) -> Figure:
         """The mean of ||r||_2 / ||x||_2 over the clean-correct examples that were made wrong."""
         shown = self.broken & (self.examples.image_l2 > 0)
-        return float((self.examples.distance_l2[shown] / self.examples.image_l2[shown]).mean()) if shown.any() else np.nan
+        return self._mean(self.examples.distance_l2 / np.where(shown, self.examples.image_l2, 1.0), shown)
+
+    def _mean(self, values: Values, chosen: NDArray[np.bool_]) -> Figure:
+        """Over the chosen examples, of which another draw of images would choose others."""
+        return ratio(np.where(chosen, values, 0.0), chosen.astype(np.float64), self.examples.index)
 
     @property
     def passes(self) -> float:

@@ -9,6 +9,7 @@ import torch
 from advbench.clocks import single_thread
 from advbench.defenses.defended import Defended
 from advbench.reproduction.findings import RunFindings, ScoredCell
+from advbench.reproduction.measured import PERCENT, Figure, percent, ratio
 from advbench.tasks.craft import read_images
 from advbench.tasks.evaluation import Counts, count
 from advbench.tasks.images import scored_split
@@ -37,15 +38,15 @@ def answers(defended: Defended, split: Split, *, seed: int, draws: int = 1) -> C
         return count(defended, split, seed=seed, draws=draws, batch=_BATCH, device=torch.device("cpu"))
 
 
-def error(defended: Defended, split: Split, *, seed: int, draws: int = 1) -> float:
+def error(defended: Defended, split: Split, *, seed: int, draws: int = 1) -> Figure:
     """The share of wrong answers on images, in percent."""
     found = answers(defended, split, seed=seed, draws=draws)
-    return 100.0 - 100.0 * float(found.report.double().mean()) / found.draws
+    return percent(found.report.double().numpy() / found.draws, split.index.numpy()).rest_of(PERCENT)
 
 
-def distortion(defended: Defended, clean: Split, adversarial: Split, *, seed: int) -> float:
+def distortion(defended: Defended, clean: Split, adversarial: Split, *, seed: int) -> Figure:
     """The mean RMS perturbation of the images that a deterministic model gets right clean and wrong adversarial."""
     before, after = (answers(defended, split, seed=seed).report for split in (clean, adversarial))
     fooled = (before > 0) & (after == 0)
     rms = (adversarial.x - clean.x).double().square().flatten(1).mean(dim=1).sqrt()
-    return float(rms[fooled].mean()) if fooled.any() else float("nan")
+    return ratio((rms * fooled).numpy(), fooled.double().numpy(), clean.index.numpy())

@@ -1,10 +1,9 @@
-"""A reproduction as Markdown, HTML and CSV."""
+"""A reproduction as Markdown, HTML and CSV, and its verdicts as CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,39 +14,43 @@ from advbench.files import write_atomically
 from advbench.reports import figures
 from advbench.reports.html import to_html
 from advbench.reports.markdown import to_markdown
-from advbench.reports.section import Column, Drawing, Entry, Section, Table, Tone
+from advbench.reports.section import Column, Drawing, Entry, Section, Table
 from advbench.reports.spreadsheets import inert
-from advbench.reproduction.claim_verdicts import SEEDS_NEEDED, Verdict, judge, verdict
-from advbench.reproduction.study import Claim, Comparison, Ours, Pair, Plot, Scale
+from advbench.reproduction.claim_tables import claim_table, claims_csv, counts, deciding_run, number_text, verdicts
+from advbench.reproduction.claim_verdicts import ClaimVerdict
+from advbench.reproduction.study import Comparison, Ours, Pair, Plot, Scale
 from advbench.results.papers import load
 
 if TYPE_CHECKING:
     from advbench.reproduction.engine import StudyOutcome
 
-FILES = ("reproduction.md", "reproduction.html", "reproduction.csv")
+FILES = ("reproduction.md", "reproduction.html", "reproduction.csv", "claims.csv")
 _MARKED = 12
 """Up to so many points of a curve are marked."""
 
-_TONES: dict[Verdict, Tone] = {"holds": "best", "fails": "warning", "undecided": "muted"}
-
 
 def write(out: Path, scale: Scale, seeds: Sequence[int], outcomes: Sequence[StudyOutcome]) -> list[Path]:
-    """Write the three files into `out` and return their paths."""
-    found = [section(outcome, scale) for outcome in outcomes]
+    """Write the four files into `out` and return their paths."""
+    judged = verdicts(outcomes, scale, seeds)
+    found = [section(outcome, scale, judged[outcome.study.name]) for outcome in outcomes]
     papers = dict.fromkeys(load(outcome.study.paper).short for outcome in outcomes)
     title = f"{', '.join(papers)}: the papers beside advbench"
-    summary = [("Scale", scale), ("Training seeds", ", ".join(map(str, seeds))), *_counts(outcomes)]
-    contents = to_markdown(found, title=title, page=FILES[1]), to_html(found, title=title, summary=summary), to_csv(outcomes)
+    summary = [("Scale", scale), ("Training seeds", ", ".join(map(str, seeds))), *counts(judged)]
+    contents = (
+        to_markdown(found, title=title, page=FILES[1]),
+        to_html(found, title=title, summary=summary),
+        to_csv(outcomes),
+        claims_csv(judged),
+    )
     paths = [out / name for name in FILES]
     for path, content in zip(paths, contents, strict=True):
         write_atomically(path, content)
     return paths
 
 
-def section(outcome: StudyOutcome, scale: Scale) -> Section:
-    """A study as a section of the report."""
+def section(outcome: StudyOutcome, scale: Scale, claims: Sequence[ClaimVerdict] = ()) -> Section:
+    """A study as a section of the report, with the verdicts of its claims."""
     study, paper = outcome.study, load(outcome.study.paper)
-    claims = [claim for comparison in outcome.comparisons for claim in comparison.claims]
     tables, drawings = list[Table](), list[Drawing | None]()
     for comparison in outcome.comparisons:
         if comparison.rows:
@@ -58,6 +61,7 @@ def section(outcome: StudyOutcome, scale: Scale) -> Section:
     tables += [claim_table(claims)] if claims else []
     caveats = [f"Other than in the paper: {text}" for text in study.differs(scale)]
     caveats += [note for comparison in outcome.comparisons for note in comparison.notes]
+    caveats += [deciding_run(one, one.power) for one in claims if one.power is not None]
     if outcome.problem:
         caveats.insert(0, f"Incomplete: {outcome.problem}")
     return Section(
@@ -146,37 +150,6 @@ def long_table(comparison: Comparison) -> Table:
     return Table(comparison.caption, columns, rows)
 
 
-def claim_table(claims: Sequence[Claim]) -> Table:
-    """What the paper claims, and whether it holds here."""
-    columns = (
-        Column("Claim", heading=True),
-        Column(
-            "Verdict", help=f"Over training seeds, of which it takes {SEEDS_NEEDED}: does the 95% interval clear the bar?"
-        ),
-        Column("Inequality"),
-        Column("Bar", numeric=True),
-        Column("Ours", numeric=True, help="Mean difference over training seeds, with Student's 95% interval."),
-    )
-    rows = []
-    for claim in claims:
-        whole = verdict(claim)
-        if not claim.parts:
-            rows.append((Entry(claim.text), Entry("not tested"), Entry(claim.untested), Entry("–"), Entry("–")))
-        for number, part in enumerate(claim.parts):
-            judged = judge(part)
-            spread = f"{number_text(judged.low)} to {number_text(judged.high)}" if math.isfinite(judged.low) else ""
-            rows.append(
-                (
-                    Entry(claim.text if number == 0 else "", note=whole if number == 0 else "", order=claim.id),
-                    Entry(judged.verdict, tone=_TONES[judged.verdict]),
-                    Entry(part.text),
-                    Entry(f"> {number_text(part.above)}", order=part.above),
-                    Entry(number_text(judged.mean), note=spread, order=judged.mean),
-                )
-            )
-    return Table("Claims", columns, tuple(rows))
-
-
 def to_csv(outcomes: Sequence[StudyOutcome]) -> str:
     """A line per cell and per point of a plot: what it is, the paper's number, our mean, lowest and highest, each seed's."""
     text = io.StringIO()
@@ -194,31 +167,6 @@ def to_csv(outcomes: Sequence[StudyOutcome]) -> str:
                         head = (outcome.study.name, plot.caption, f"{plot.x_label} {x:g}", series.name, plot.y_label)
                         writer.writerow((*map(inert, head), *_numbers(Pair(None, ours))))
     return text.getvalue()
-
-
-def number_text(value: float) -> str:
-    """Three significant digits, and no fewer than one decimal below 100."""
-    if not math.isfinite(value):
-        return "–" if math.isnan(value) else "∞" if value > 0 else "-∞"
-    size = abs(value)
-    return f"{value:.1f}" if size >= 10 or value == 0 else f"{value:.2f}" if size >= 1 else f"{value:.3f}"
-
-
-def verdict_lines(outcomes: Sequence[StudyOutcome]) -> list[str]:
-    """A line per claim, for a terminal."""
-    return [
-        f"{verdict(claim) if claim.parts else 'not tested':12}{claim.id}: {claim.text}"
-        for outcome in outcomes
-        for comparison in outcome.comparisons
-        for claim in comparison.claims
-    ]
-
-
-def _counts(outcomes: Sequence[StudyOutcome]) -> list[tuple[str, str]]:
-    claims = [claim for outcome in outcomes for comparison in outcome.comparisons for claim in comparison.claims]
-    verdicts = [verdict(claim) for claim in claims if claim.parts]
-    kinds: tuple[Verdict, ...] = ("holds", "fails", "undecided")
-    return [("Claims", ", ".join(f"{verdicts.count(kind)} {kind}" for kind in kinds))] if verdicts else []
 
 
 def _paper(pair: Pair) -> Entry:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Literal, NamedTuple, TypeAlias
 
 from advbench.reports.section import ImageGrid
 from advbench.reproduction.findings import Findings
+from advbench.reproduction.measured import difference
+from advbench.results.papers import load
 
 Scale = Literal["smoke", "small", "full"]
 SCALES: tuple[Scale, ...] = ("smoke", "small", "full")
@@ -20,7 +22,7 @@ Settings: TypeAlias = Mapping[str, object]
 class Ours(NamedTuple):
     """What was measured: one value per training seed, in the paper's unit, and whether their mean or median is shown."""
 
-    values: tuple[float, ...]
+    values: Sequence[float]
     shown: Literal["mean", "median"] = "mean"
 
     @property
@@ -36,35 +38,66 @@ class Pair(NamedTuple):
     ours: Ours | None
 
 
+Relation = Literal["above", "at most", "within"]
+
+
 @dataclass(frozen=True, slots=True)
 class Inequality:
-    """A part of a claim: a difference that should exceed a threshold.
+    """A part of a claim: a difference that should exceed a threshold, stay at most at one, or within it on either side.
 
-    text: what is compared. differences: one per training seed, in the unit of the table. above: the threshold.
+    text: what is compared. differences: one per training seed, in the unit of the table; a `Measured` where the images are
+    known. bound: the threshold, of `within` the margin. relation: `at most` is a test of non-inferiority, `within` one of
+    equivalence (two one-sided tests, Schuirmann 1987): neither follows from a difference that is not significant.
     """
 
     text: str
-    differences: tuple[float, ...]
-    above: float = 0.0
+    differences: Sequence[float]
+    bound: float = 0.0
+    relation: Relation = "above"
 
 
-def above(text: str, ours: Sequence[float], others: Sequence[float]) -> Inequality:
-    """That ours exceed the others, seed by seed."""
-    return Inequality(text, tuple(a - b for a, b in zip(ours, others, strict=True)))
+def above(text: str, ours: Sequence[float], others: Sequence[float], by: float = 0.0) -> Inequality:
+    """That ours exceed the others by more than `by`."""
+    return Inequality(text, difference(ours, others), by)
+
+
+def at_most(text: str, figure: Sequence[float], bound: float) -> Inequality:
+    """That a figure is no more than a bound."""
+    return Inequality(text, figure, bound, "at most")
+
+
+def within(text: str, ours: Sequence[float], others: Sequence[float], margin: float) -> Inequality:
+    """That ours and the others differ by less than a margin, either way."""
+    return Inequality(text, difference(ours, others), margin, "within")
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A statement of the paper as inequalities, all of which must hold.
 
-    id: as in the paper's file, or one of our own. text: the statement. parts: the inequalities; none where it could not be
-    tested, which `untested` explains.
+    id: as in the paper's file. text: the statement. parts: the inequalities as printed, by the paper's recipe on each side;
+    none if it could not be tested, which `untested` explains. attributable: the same with one recipe, an equal tuning budget
+    and equal clean error on both sides, so that a difference is the method's; none if no such comparison was made.
     """
 
     id: str
     text: str
     parts: tuple[Inequality, ...]
     untested: str = ""
+    attributable: tuple[Inequality, ...] = ()
+
+
+def claim_of(
+    id_: str,
+    parts: Iterable[Inequality],
+    *,
+    where: str = "",
+    untested: str = "",
+    attributable: Iterable[Inequality] = (),
+) -> Claim:
+    """A claim in the words of the paper's file. where: what this table has of it. Raises ValueError for an unknown id."""
+    text = load(id_.split(".")[0]).claim(id_).text
+    return Claim(id_, f"{text} ({where})" if where else text, tuple(parts), untested, tuple(attributable))
 
 
 @dataclass(frozen=True, slots=True)

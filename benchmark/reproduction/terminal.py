@@ -8,8 +8,9 @@ from rich import box
 from rich.table import Table as Grid
 from rich.text import Text
 
+from advbench.reproduction.claim_tables import verdict_lines
 from advbench.reproduction.engine import Reproduction
-from advbench.reproduction.rendering import comparison_table, long_table, plot_table, section, verdict_lines
+from advbench.reproduction.rendering import comparison_table, long_table, plot_table, section
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,7 +40,7 @@ def print_reproduction(result: Reproduction, console: Console) -> None:
         for caveat in drawn.caveats:
             console.print(Text(f"- {caveat}"), highlight=False)
         console.print()
-    for line in verdict_lines(result.outcomes):
+    for line in verdict_lines(result.outcomes, result.scale, result.seeds):
         console.print(Text(line), highlight=False)
     for path in result.reports:
         print(path)

@@ -40,11 +40,20 @@ class PaperTable:
 
 
 @dataclass(frozen=True, slots=True)
+class PaperClaim:
+    """A claim that is tested: in words, and as an inequality between the paper's cells, empty for one of our own."""
+
+    id: str
+    text: str
+    test: str
+
+
+@dataclass(frozen=True, slots=True)
 class Paper:
     """What a paper printed.
 
-    key: as in `PAPERS`. arxiv, doi: empty if the paper has none. claims: inequalities in words, by id. ambiguities: what
-    its text leaves open and how it is read here, by id.
+    key: as in `PAPERS`. arxiv, doi: empty if the paper has none. claims: by id, those that the paper states and
+    those that we test beside them. ambiguities: what its text leaves open and how it is read here, by id.
     """
 
     key: str
@@ -54,8 +63,14 @@ class Paper:
     arxiv: str
     doi: str
     tables: Mapping[str, PaperTable]
-    claims: Mapping[str, str]
+    claims: Mapping[str, PaperClaim]
     ambiguities: Mapping[str, str]
+
+    def claim(self, id_: str) -> PaperClaim:
+        """The claim of that id. Raises ValueError if there is none."""
+        if id_ not in self.claims:
+            raise ValueError(f"Expected a claim among {', '.join(self.claims)}, got {id_!r}")
+        return self.claims[id_]
 
     @property
     def short(self) -> str:
@@ -85,7 +100,7 @@ def load(key: str) -> Paper:
         arxiv=head["arxiv"],
         doi=head["doi"],
         tables={entry["id"]: _table(entry) for entry in content["table"] if entry["rows"]},
-        claims={entry["id"]: entry["test"] for entry in content["claim"]},
+        claims={each["id"]: PaperClaim(each["id"], each["text"], each.get("test", "")) for each in content["claim"]},
         ambiguities={entry["id"]: f"{entry['text']} Read as: {entry['reading']}" for entry in content["ambiguity"]},
     )
 

@@ -102,7 +102,7 @@ def test_the_line_names_what_the_adaptive_attack_breaks():
     ]
     claim, line = verdict_of_the_attacker("blur", rows)
     assert claim.id == "gu2014.adaptive.blur"
-    assert [part.differences for part in claim.parts] == [(59.0, 47.0), (20.0, 12.0), (1.0, -1.0)]
+    assert [tuple(part.differences) for part in claim.parts] == [(59.0, 47.0), (20.0, 12.0), (1.0, -1.0)]
     assert "1 of 3: broken 45% -> 98% (bare 99%)" in line
     assert "helps" not in line.partition(":")[2]
 

@@ -13,6 +13,7 @@ from advbench.config import make_config
 from advbench.registry import registry
 from advbench.reproduction.claim_verdicts import verdict
 from advbench.reproduction.findings import Findings
+from advbench.reproduction.measured import Figure
 from advbench.reproduction.papers.malade2018 import blackbox, relaxation, sweeps, whitebox
 from advbench.reproduction.papers.malade2018.nets import CLASSIFIERS, DEFENSES, PAIRS, RADIUS, by_seed, substitutes, table
 from advbench.reproduction.papers.malade2018.relaxation import Way
@@ -82,7 +83,8 @@ def cell(
         details={"candidates": candidates, "substitute": {"fidelity": 0.9}},
     )
     kept = np.arange(IMAGES) < accuracy / 100 * IMAGES if right is None else right
-    return SimpleNamespace(record=record, accuracy=accuracy, clean_accuracy=99.0, examples=outcomes(kept))
+    many = Figure(np.full(100_000, accuracy), np.arange(100_000), 100.0)  # so many that a hundredth of a point shows
+    return SimpleNamespace(record=record, accuracy=many, clean_accuracy=99.0, examples=outcomes(kept))
 
 
 class Run:
@@ -113,7 +115,8 @@ def test_figures_are_told_apart_by_seed_and_by_arguments():
         for sigma in (0.1, 0.3)
     ]
     run = Run(*cells, seeds=(0, 1))
-    assert by_seed(run, lambda one: one.accuracy, {"sigma": 0.3}, defense="malade") == (0.3, 10.3)
+    found = by_seed(run, lambda one: one.accuracy, {"sigma": 0.3}, defense="malade")
+    assert tuple(found) == pytest.approx((0.3, 10.3))
     with pytest.raises(ValueError, match="Expected one cell with seed=0, defense=malade; got 2"):
         by_seed(run, lambda one: one.accuracy, defense="malade")
 

@@ -8,53 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from advbench.reports.images import image_grid
-from advbench.reproduction import engine, rendering, studies
-from advbench.reproduction.claim_verdicts import interval, judge, verdict
+from advbench.reproduction import claim_tables, engine, rendering, studies
 from advbench.reproduction.findings import Findings
-from advbench.reproduction.study import Claim, Comparison, Inequality, Ours, Pair, Plot, Series, Study
+from advbench.reproduction.measured import Measured
+from advbench.reproduction.study import Claim, Comparison, Ours, Pair, Plot, Series, Study, above
 from advbench.results.papers import PAPERS, load
-
-
-@pytest.mark.parametrize(
-    ("differences", "above", "expected"),
-    [
-        ((1.0, 1.1, 0.9), 0.0, "holds"),
-        ((-1.0, -1.1, -0.9), 0.0, "fails"),
-        ((1.0, -1.0, 0.5), 0.0, "undecided"),
-        ((1.0, 1.1, 0.9), 4.0, "fails"),
-        ((1.0, 1.0), 0.0, "undecided"),
-        ((0.0, 0.0, 0.0), 0.0, "fails"),
-        ((math.nan, 1.0, 1.0), 0.0, "undecided"),
-        ((), 0.0, "undecided"),
-    ],
-)
-def test_an_inequality_is_decided_by_the_interval_over_seeds(differences, above, expected):
-    assert judge(Inequality("a - b", differences, above)).verdict == expected
-
-
-def test_the_interval_is_students():
-    values = (1.0, 2.0, 4.0, 4.5)
-    mean, low, high = interval(values)
-    expected = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
-    assert (mean, low, high) == pytest.approx((2.875, *expected))
-
-
-def test_a_verdict_is_wrong_about_as_often_as_its_interval_says():
-    rng = np.random.default_rng(0)
-    draws = rng.normal(size=(4000, 4))
-    wrong = sum(judge(Inequality("nothing", tuple(row))).verdict == "holds" for row in draws.tolist())
-    assert 0.015 < wrong / 4000 < 0.035  # a one-sided error of 2.5%
-
-
-def test_a_claim_holds_where_all_parts_hold_and_fails_where_one_fails():
-    holds, fails, open_ = (Inequality("", (x, x + 0.01, x + 0.02)) for x in (1.0, -1.0, -0.01))
-    assert verdict(Claim("c", "", (holds, holds))) == "holds"
-    assert verdict(Claim("c", "", (holds, open_))) == "undecided"
-    assert verdict(Claim("c", "", (holds, fails, open_))) == "fails"
-    assert verdict(Claim("c", "", (), "no such net")) == "undecided"
 
 
 @pytest.mark.parametrize("key", PAPERS)
@@ -96,16 +56,26 @@ def test_an_unknown_name_gets_the_nearest_one():
 
 
 def _compare(findings: Findings) -> list[Comparison]:
-    accuracy = Ours(tuple(findings["tiny"].one(seed=seed, attack="fgsm").accuracy for seed in findings.seeds))
+    accuracy = Ours(Measured.of(findings["tiny"].one(seed=seed, attack="fgsm").accuracy for seed in findings.seeds))
     train = findings["tiny"].train_error(seed=0, defense="none", architecture="gu2014/n100-100-10")
     assert 0 <= train < 60
-    clean = [findings["tiny"].one(seed=seed, attack="fgsm").clean_accuracy for seed in findings.seeds]
-    claim = Claim("x", "attacks hurt", (Inequality("clean - robust", tuple(np.subtract(clean, accuracy.values))),))
+    cells = [findings["tiny"].one(seed=seed, attack="fgsm") for seed in findings.seeds]
+    clean = Measured.of(cell.clean_accuracy for cell in cells)
+    claim = Claim("gu2014.table1", "attacks hurt", (above("clean - robust", clean, accuracy.values),))
     return [
         Comparison(
             "A table", (("accuracy", "%"), ("absent", "")), (("net", (Pair(12.5, accuracy), Pair(None, None))),), (claim,)
         )
     ]
+
+
+def part_mean(out) -> float:
+    """What the attack takes, from the records alone: the mean over seeds of the share right clean and wrong attacked."""
+    lost = []
+    for path in (out / "records").rglob("examples.npz"):
+        with np.load(path) as found:
+            lost.append(100 * (found["clean_correct"] * (1 - found["report_correct"])).mean())
+    return float(np.mean(lost))
 
 
 def _study(compare=_compare) -> Study:
@@ -142,7 +112,13 @@ def test_a_study_goes_from_its_runs_to_its_reports_and_is_not_run_twice(tmp_path
     values = outcome.comparisons[0].rows[0][1][0].ours.values
     assert len(values) == 3
     assert all(0 <= value < 60 for value in values)
-    assert rendering.verdict_lines(result.outcomes) == ["holds       x: attacks hurt"]
+    (line,) = claim_tables.verdict_lines(result.outcomes, "smoke", (0, 1, 2))
+    assert line == "holds (smoke)       gu2014.table1: attacks hurt"
+    with (tmp_path / "claims.csv").open() as file:
+        (part,) = csv.DictReader(file)
+    assert (part["claim"], part["scale"], part["verdict"], part["images"]) == ("gu2014.table1", "smoke", "holds", "20")
+    assert float(part["low"]) > 0
+    assert float(part["mean"]) == pytest.approx(part_mean(tmp_path), rel=1e-5)
     with (tmp_path / "reproduction.csv").open() as file:
         first, second = csv.DictReader(file)
     assert (first["paper"], float(first["ours"])) == ("12.5", pytest.approx(np.mean(values), rel=1e-5))
@@ -187,7 +163,7 @@ def test_an_interrupted_comparison_keeps_the_records_and_is_continued(tmp_path, 
 
 
 def test_numbers_show_three_digits():
-    texts = [rendering.number_text(value) for value in (0.0, 0.0871, 1.234, 12.34, 99.96, -0.5, math.nan, math.inf)]
+    texts = [claim_tables.number_text(value) for value in (0.0, 0.0871, 1.234, 12.34, 99.96, -0.5, math.nan, math.inf)]
     assert texts == ["0.0", "0.087", "1.23", "12.3", "100.0", "-0.500", "–", "∞"]
 
 
@@ -232,7 +208,7 @@ def _figures() -> Comparison:
 def test_figures_are_drawn_in_the_page_and_their_numbers_stand_in_every_file(tmp_path):
     table = Comparison("A table", (("error", "%"),), (("net", (Pair(1.0, None),)),))
     outcome = engine.StudyOutcome(_study(), (table, _figures()), "", {}, 0.0)
-    markdown, html, written = (path.read_text() for path in rendering.write(tmp_path, "smoke", (0, 1), [outcome]))
+    markdown, html, written, _ = (path.read_text() for path in rendering.write(tmp_path, "smoke", (0, 1), [outcome]))
     assert "| 2" in markdown
     assert "2.00 (1.00–3.00)" in markdown
     assert "[2 figures](reproduction.html#gu2014-tiny)" in markdown

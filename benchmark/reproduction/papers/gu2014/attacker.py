@@ -12,9 +12,10 @@ from statistics import fmean
 
 from advbench.registry.specs import Spec
 from advbench.reproduction.findings import Findings, ScoredCell
+from advbench.reproduction.measured import Measured
 from advbench.reproduction.oblivious import crafted, error, scored
 from advbench.reproduction.papers.gu2014.nets import NETS, attacked, training_of
-from advbench.reproduction.study import Claim, Scale, Settings, above
+from advbench.reproduction.study import Claim, Scale, Settings, above, claim_of
 from advbench.results.papers import PaperTable, load
 from advbench.zoo.data import Split
 
@@ -87,17 +88,17 @@ def cell_of(findings: Findings, net: str, defense: Spec | None, seed: int) -> Sc
     raise ValueError(f"Expected a cell of {wanted} on {net} with seed={seed}; got none")
 
 
-def clean_error(findings: Findings, net: str, defense: Spec) -> tuple[float, ...]:
-    """The defended net's error on clean images, by seed."""
-    return tuple(
+def clean_error(findings: Findings, net: str, defense: Spec) -> Measured:
+    """The defended net's error on the clean images that are attacked, by seed."""
+    return Measured.of(
         error(findings[run_of(net)].defended(cell_of(findings, net, defense, seed)), scored(findings[net]), seed=seed)
         for seed in findings.seeds
     )
 
 
-def oblivious_error(findings: Findings, net: str, defense: Spec) -> tuple[float, ...]:
+def oblivious_error(findings: Findings, net: str, defense: Spec) -> Measured:
     """The defended net's error on the adversarials of the bare net, by seed."""
-    return tuple(
+    return Measured.of(
         error(
             findings[run_of(net)].defended(cell_of(findings, net, defense, seed)),
             adversarials(findings, net, seed),
@@ -107,23 +108,20 @@ def oblivious_error(findings: Findings, net: str, defense: Spec) -> tuple[float,
     )
 
 
-def adaptive_error(findings: Findings, net: str, defense: Spec | None) -> tuple[float, ...]:
+def adaptive_error(findings: Findings, net: str, defense: Spec | None) -> Measured:
     """The error under the attacker who knows the defense, by seed."""
-    return tuple(100.0 - cell_of(findings, net, defense, seed).accuracy for seed in findings.seeds)
+    return 100.0 - Measured.of(cell_of(findings, net, defense, seed).accuracy for seed in findings.seeds)
 
 
 def verdict_of_the_attacker(
-    name: str, rows: Sequence[tuple[str, tuple[float, ...], tuple[float, ...], tuple[float, ...]]]
+    name: str, rows: Sequence[tuple[str, Sequence[float], Sequence[float], Sequence[float]]]
 ) -> tuple[Claim, str]:
     """The claim that the attacker who knows more does more harm, and a line that says where the defense is broken.
 
     rows: label; errors on the bare net's adversarials, under the adaptive attack, and of the bare net under that attack.
     """
-    claim = Claim(
-        f"gu2014.adaptive.{name}",
-        "the attack on the defended net itself, at the l2 distance that the paper prints for the bare net's adversarials, "
-        "makes more errors than these adversarials do",
-        tuple(above(label, adaptive, oblivious) for label, oblivious, adaptive, _ in rows),
+    claim = claim_of(
+        f"gu2014.adaptive.{name}", (above(label, adaptive, oblivious) for label, oblivious, adaptive, _ in rows)
     )
     broken = [
         f"{label} {fmean(oblivious):.0f}% -> {fmean(adaptive):.0f}% (bare {fmean(bare):.0f}%)"

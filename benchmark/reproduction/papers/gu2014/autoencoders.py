@@ -8,6 +8,7 @@ import torch
 
 from advbench.registry.specs import Spec
 from advbench.reproduction.findings import Findings
+from advbench.reproduction.measured import Measured
 from advbench.reproduction.oblivious import crafted, distortion, scored
 from advbench.reproduction.papers.gu2014.attacker import (
     SHOWN,
@@ -22,7 +23,7 @@ from advbench.reproduction.papers.gu2014.attacker import (
     verdict_of_the_attacker,
 )
 from advbench.reproduction.papers.gu2014.nets import NETS, attacked, found, plain, plain_runs, training_of
-from advbench.reproduction.study import Claim, Comparison, Inequality, Ours, Pair, Scale, Settings, Study, above
+from advbench.reproduction.study import Comparison, Ours, Pair, Scale, Settings, Study, above, at_most, claim_of
 
 _STACK: Mapping[Scale, Settings] = {
     "smoke": {"n_examples": 15, "calibration_examples": 15},
@@ -78,7 +79,7 @@ def _table3(findings: Findings) -> Sequence[Comparison]:
     clean = {net: clean_error(findings, net, behind[net]) for net in nets}
     near = {net: _stack_distortion(findings, net) for net in nets if _stacked(net) in findings.runs}
 
-    def printed(row: str, values: Mapping[str, tuple[float, ...]]) -> tuple[str, tuple[Pair, ...]]:
+    def printed(row: str, values: Mapping[str, Sequence[float]]) -> tuple[str, tuple[Pair, ...]]:
         return row, tuple(_pair(table.cell(f"ae_from_{net}", row), values.get(net)) for net in nets)
 
     rows = (
@@ -90,15 +91,13 @@ def _table3(findings: Findings) -> Sequence[Comparison]:
             tuple(_pair(printed_distortion(net), near.get(net, (None, None))[1]) for net in nets),
         ),
     )
-    transfer = Claim(
+    transfer = claim_of(
         "gu2014.claim.ae_transfer",
-        "behind an autoencoder of any net's adversarials at most 10% of a net's own adversarials are errors",
-        tuple(Inequality(f"10 - {net} behind {source}", tuple(10 - e for e in shown[net, source])) for net, source in shown),
+        (at_most(f"{net} behind {source}", shown[net, source], 10.0) for net, source in shown),
     )
-    weaker = Claim(
+    weaker = claim_of(
         "gu2014.claim.stack_weaker",
-        "the stack of autoencoder and net needs a smaller distortion than the net",
-        tuple(above(f"{net} - its stack", alone, stack) for net, (stack, alone) in near.items()),
+        (above(f"{net} - its stack", alone, stack) for net, (stack, alone) in near.items()),
     )
     adaptive, line = verdict_of_the_attacker(
         "autoencoder",
@@ -120,11 +119,11 @@ def _table3(findings: Findings) -> Sequence[Comparison]:
     )
 
 
-def _pair(paper: float, ours: tuple[float, ...] | None) -> Pair:
+def _pair(paper: float, ours: Sequence[float] | None) -> Pair:
     return Pair(paper, None if ours is None else Ours(ours))
 
 
-def _stack_distortion(findings: Findings, net: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _stack_distortion(findings: Findings, net: str) -> tuple[Measured, Measured]:
     """The mean distortions of the paper's attack on the stack and on the bare net, on the same images, by seed."""
     run, bare = findings[_stacked(net)], findings[net]
     clean, all_of_bare = scored(run), scored(bare)
@@ -135,7 +134,7 @@ def _stack_distortion(findings: Findings, net: str) -> tuple[tuple[float, ...], 
         stacks.append(distortion(run.defended(stack), clean, crafted(run, stack), seed=seed))
         shown = crafted(bare, alone).select(rows)
         nets.append(distortion(bare.defended(alone), all_of_bare.select(rows), shown, seed=seed))
-    return tuple(stacks), tuple(nets)
+    return Measured.of(stacks), Measured.of(nets)
 
 
 # --- table 4
@@ -154,7 +153,7 @@ def _table4_runs(scale: Scale) -> Mapping[str, Settings]:
 def _table4(findings: Findings) -> Sequence[Comparison]:
     table, nets, judged = table_of("table4"), found(findings), []
     rows: list[tuple[str, tuple[Pair, ...]]] = []
-    shown: dict[tuple[str, float], tuple[float, ...]] = {}
+    shown: dict[tuple[str, float], Measured] = {}
     for sigma in _DEVIATIONS:
         clean = {net: clean_error(findings, net, _denoiser(net, sigma)) for net in nets}
         known = {net: adaptive_error(findings, net, _denoiser(net, sigma)) for net in nets}
@@ -174,10 +173,9 @@ def _table4(findings: Findings) -> Sequence[Comparison]:
         ("no defense, attacked itself", tuple(Pair(None, Ours(adaptive_error(findings, net, None))) for net in nets)),
     ]
     weak, strong = _DEVIATIONS
-    claim = Claim(
+    claim = claim_of(
         "gu2014.claim.dae",
-        "for every net the errors rise from a DAE of noise 0.1 over one of noise 0.5 to no defense",
-        tuple(
+        (
             part
             for net in nets
             for part in (

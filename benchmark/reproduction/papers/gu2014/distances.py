@@ -7,8 +7,18 @@ from itertools import pairwise
 
 from advbench.reproduction.findings import Findings
 from advbench.reproduction.papers.gu2014 import autoencoders, noise
-from advbench.reproduction.papers.gu2014.nets import NETS, PLAIN, TRAINED, attacked, found, plain, plain_runs, training_of
-from advbench.reproduction.study import Claim, Comparison, Inequality, Ours, Pair, Scale, Settings, Study, above
+from advbench.reproduction.papers.gu2014.nets import (
+    NETS,
+    PLAIN,
+    TRAINED,
+    attacked,
+    figure_of,
+    found,
+    plain,
+    plain_runs,
+    training_of,
+)
+from advbench.reproduction.study import Comparison, Ours, Pair, Scale, Settings, Study, above, at_most, claim_of
 from advbench.results.papers import load
 
 _CONDITIONS = {
@@ -41,7 +51,7 @@ def _table1(findings: Findings) -> Sequence[Comparison]:
     rows, reached = [], []
     for net in found(findings):
         broken = plain(findings, net, "adversarial_error")
-        reached.append(Inequality(f"adversarial error, {net}", broken, above=98.99))
+        reached.append(at_most(f"images that L-BFGS does not break, {net}, %", 100.0 - broken, 1.0))
         rows.append(
             (
                 net,
@@ -56,7 +66,7 @@ def _table1(findings: Findings) -> Sequence[Comparison]:
                 ),
             )
         )
-    claim = Claim("gu2014.table1", "L-BFGS breaks at least 99% of the test images of every net", tuple(reached))
+    claim = claim_of("gu2014.table1", reached)
     return (Comparison(table.caption, columns, tuple(rows), (claim,)),)
 
 
@@ -71,31 +81,24 @@ def _table5(findings: Findings) -> Sequence[Comparison]:
     rows, parts = [], []
     for net in found(findings):
         contracted = {
-            figure: tuple(
-                float(getattr(findings["DCN"].one(seed=seed, architecture=NETS[net], attack="lbfgs"), figure))
-                for seed in findings.seeds
+            figure: figure_of(
+                findings["DCN"],
+                [findings["DCN"].one(seed=seed, architecture=NETS[net], attack="lbfgs") for seed in findings.seeds],
+                figure,
             )
             for figure in ("clean_error", "mean_rms")
         }
         original = {figure: plain(findings, net, figure) for figure in ("clean_error", "mean_rms")}
         parts += [
             above(f"DCN - original distortion, {net}", contracted["mean_rms"], original["mean_rms"]),
-            above(
-                f"original error + 0.5 - DCN error, {net}",
-                [e + 0.5 for e in original["clean_error"]],
-                contracted["clean_error"],
-            ),
+            at_most(f"DCN - original error, {net}", contracted["clean_error"] - original["clean_error"], 0.5),
         ]
         values = (contracted["clean_error"], contracted["mean_rms"], original["clean_error"], original["mean_rms"])
         printed = (
             table.cell(column, net) for column in ("dcn_error", "dcn_adv_distortion", "orig_error", "orig_adv_distortion")
         )
         rows.append((net, tuple(Pair(paper, Ours(ours)) for paper, ours in zip(printed, values, strict=True))))
-    claim = Claim(
-        "gu2014.claim.headline",
-        "for every net the DCN needs a larger distortion, at a clean error at most half a point higher",
-        tuple(parts),
-    )
+    claim = claim_of("gu2014.claim.headline", parts)
     return (Comparison(table.caption, columns, tuple(rows), (claim,)),)
 
 
@@ -105,20 +108,19 @@ def _table6_runs(scale: Scale) -> Mapping[str, Settings]:
 
 def _table6(findings: Findings) -> Sequence[Comparison]:
     table, plain = load("gu2014").tables["gu2014.table6"], load("gu2014").tables["gu2014.table1"]
-    rows, distortion = [], {}
+    rows, distortion, run = [], {}, findings["conditions"]
     for condition, label in _CONDITIONS.items():
-        cells = [findings["conditions"].one(seed=seed, defense_spec=label, attack="lbfgs") for seed in findings.seeds]
-        errors, distortion[condition] = tuple(c.clean_error for c in cells), tuple(c.mean_rms for c in cells)
+        cells = [run.one(seed=seed, defense_spec=label, attack="lbfgs") for seed in findings.seeds]
+        errors, distortion[condition] = (figure_of(run, cells, figure) for figure in ("clean_error", "mean_rms"))
         if condition == "plain":
             paper = plain.cell("test_error", "N200-200-10"), plain.cell("avg_distortion", "N200-200-10")
         else:
             paper = table.cell("test_error", condition), table.cell("avg_distortion", condition)
         rows.append((condition, (Pair(paper[0], Ours(errors)), Pair(paper[1], Ours(distortion[condition])))))
     order = ("DCN+GN,L1,sigma=0.1", "DCN", "GN,L*,sigma=0.1", "GN,L1,sigma=0.1", "plain")
-    claim = Claim(
+    claim = claim_of(
         "gu2014.claim.gn",
-        "distortions fall from DCN+GN over DCN, GN in all layers and GN at the input to plain training",
-        tuple(above(f"{more} - {less}", distortion[more], distortion[less]) for more, less in pairwise(order)),
+        (above(f"{more} - {less}", distortion[more], distortion[less]) for more, less in pairwise(order)),
     )
     return (Comparison(table.caption, (("test error", "%"), ("distortion", "RMS")), tuple(rows), (claim,)),)
 

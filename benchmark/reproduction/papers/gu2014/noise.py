@@ -10,6 +10,7 @@ from advbench.defenses.inference.layer_noise import LayerNoise
 from advbench.defenses.inference.noise import InputNoise
 from advbench.registry.specs import Spec
 from advbench.reproduction.findings import Findings
+from advbench.reproduction.measured import Figure, Measured, lowest
 from advbench.reproduction.oblivious import error, scored
 from advbench.reproduction.papers.gu2014.attacker import (
     SHOWN,
@@ -25,7 +26,6 @@ from advbench.reproduction.papers.gu2014.attacker import (
 )
 from advbench.reproduction.papers.gu2014.nets import NETS, found, plain, plain_runs, training_of
 from advbench.reproduction.study import (
-    Claim,
     Comparison,
     Inequality,
     Ours,
@@ -36,6 +36,8 @@ from advbench.reproduction.study import (
     Settings,
     Study,
     above,
+    at_most,
+    claim_of,
 )
 
 _KERNELS = (5, 11)
@@ -78,21 +80,15 @@ def _table2(findings: Findings) -> Sequence[Comparison]:
         pairs = [Pair(paper, Ours(ours)) for paper, ours in zip(printed, clean + shown, strict=True)]
         rows.append((net, (*pairs, *(Pair(None, Ours(ours)) for ours in known))))
         judged += [(f"{net}, {k}", shown[i], known[i], known[0]) for i, k in enumerate(_KERNELS, start=1)]
-        best = [min(pair) for pair in zip(*shown[1:], strict=True)]
-        parts.append(above(f"adversarial, best blur - clean, no blur, {net}", best, clean[0]))
+        parts.append(above(f"adversarial, best blur - clean, no blur, {net}", lowest(shown[1:]), clean[0]))
         if net == "ConvNet":
             convnet = (
-                Inequality("50 - adversarial, 11", tuple(50 - each for each in shown[2])),
-                Inequality("5 - (clean, 11 - no blur)", tuple(5 - a + b for a, b in zip(clean[2], clean[0], strict=True))),
+                at_most("adversarial, 11", shown[2], 50.0),
+                at_most("clean, 11 - no blur", clean[2] - clean[0], 5.0),
             )
     claims = (
-        Claim("gu2014.claim.blur", "no net recovers its clean error under either blur", tuple(parts)),
-        Claim(
-            "gu2014.claim.blur ConvNet",
-            "the ConvNet recovers half of the adversarials under the large blur, at about 3 points of clean error",
-            convnet,
-            untested="the ConvNet is for --scale full",
-        ),
+        claim_of("gu2014.claim.blur", parts),
+        claim_of("gu2014.claim.blur ConvNet", convnet, untested="the ConvNet is for --scale full"),
     )
     adaptive, line = verdict_of_the_attacker("blur", judged)
     return (Comparison(table.caption, columns, tuple(rows), (*claims, adaptive), (line,)),)
@@ -152,30 +148,24 @@ def _fig1(findings: Findings) -> Sequence[Comparison]:
         ("attacked itself, no noise", "%"),
         ("attacked itself", "%"),
     )
-    recovers = Claim(
+    recovers = claim_of(
         "gu2014.fig1",
-        "noise of deviation 0.1 makes a net get some of its adversarials right",
-        tuple(above(f"no noise - 0.1, {net}, {where}", p[0][1], p[at][1]) for (net, where), p in swept.items()),
+        (above(f"no noise - 0.1, {net}, {where}", p[0][1], p[at][1]) for (net, where), p in swept.items()),
     )
-    convnet = tuple(
-        Inequality("65 - adversarial, ConvNet, L*", tuple(65 - each for each in points[at][1]))
+    convnet = [
+        at_most("adversarial, ConvNet, L*", points[at][1], 65.0)
         for (net, where), points in swept.items()
         if (net, where) == ("ConvNet", "L*")
-    )
-    recovered = Claim(
-        "gu2014.fig1 ConvNet",
-        "noise of deviation 0.1 at all layers recovers more than 35% of the ConvNet's adversarials",
-        convnet,
-        untested="the ConvNet is for --scale full",
-    )
+    ]
+    recovered = claim_of("gu2014.fig1 ConvNet", convnet, untested="the ConvNet is for --scale full")
     adaptive, line = verdict_of_the_attacker("noise", judged)
     caption = "Noise of deviation 0.1 at the input (L1) and at all layers (L*); the curves are over other deviations"
     return (Comparison(caption, columns, tuple(rows), (recovers, recovered, adaptive), (line,), plots),)
 
 
-def _sweep(findings: Findings, net: str, where: str) -> list[tuple[tuple[float, ...], tuple[float, ...]]]:
+def _sweep(findings: Findings, net: str, where: str) -> list[tuple[Measured, Measured]]:
     """Clean and adversarial errors, by seed, at every deviation; on every fifth image, at most a thousand."""
-    points: list[list[tuple[float, float]]] = [[] for _ in _SWEPT]
+    points: list[list[tuple[Figure, Figure]]] = [[] for _ in _SWEPT]
     for seed in findings.seeds:
         bare = findings[net].defended(findings[net].one(seed=seed, attack="lbfgs"))
         few = slice(0, 5000, 5)
@@ -184,7 +174,7 @@ def _sweep(findings: Findings, net: str, where: str) -> list[tuple[tuple[float, 
             noisy = _in_noise(bare, where, sigma, findings, net)
             clean, adversarial = (error(noisy, split, seed=seed) for split in images)
             point.append((clean, adversarial))
-    return [(tuple(c for c, _ in point), tuple(a for _, a in point)) for point in points]
+    return [(Measured.of(c for c, _ in point), Measured.of(a for _, a in point)) for point in points]
 
 
 def _in_noise(bare: Defended, where: str, sigma: float, findings: Findings, net: str) -> Defended:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from advbench.reproduction.findings import Findings, RunFindings, ScoredCell
+from advbench.reproduction.measured import Measured
 from advbench.reproduction.papers.malade2018.nets import (
     RADIUS,
     accuracy,
@@ -18,7 +19,7 @@ from advbench.reproduction.papers.malade2018.nets import (
     substitutes,
     table,
 )
-from advbench.reproduction.study import Claim, Comparison, Ours, Pair, Plot, Scale, Series, Settings, Study, above
+from advbench.reproduction.study import Comparison, Ours, Pair, Plot, Scale, Series, Settings, Study, above, claim_of
 
 _SWEPT: Mapping[Scale, str] = {"smoke": "D", "small": "D", "full": "C"}
 """The classifier of the sweeps; its last substitute attacks it."""
@@ -54,20 +55,18 @@ def _run(scale: Scale, defenses: Sequence[Settings]) -> Settings:
     return one_pair(scale, _SWEPT[scale], defenses)
 
 
-def _both(
-    run: RunFindings, arguments: Mapping[str, object], name: str = "malade"
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _both(run: RunFindings, arguments: Mapping[str, object], name: str = "malade") -> tuple[Measured, Measured]:
     """Clean and attacked accuracies, by seed, of a defense with these arguments."""
     facts = {"defense": name, "source": substitutes(run)[-1]}
     return by_seed(run, clean, arguments, **facts), by_seed(run, accuracy, arguments, **facts)
 
 
-def _pairs(found: Sequence[tuple[float, ...]]) -> tuple[Pair, ...]:
+def _pairs(found: Sequence[Sequence[float]]) -> tuple[Pair, ...]:
     """Figures that the paper does not print, each by seed."""
     return tuple(Pair(None, Ours(values)) for values in found)
 
 
-def _series(name: str, found: Mapping[float, tuple[float, ...]]) -> Series:
+def _series(name: str, found: Mapping[float, Sequence[float]]) -> Series:
     """A line through figures by position, each by seed."""
     return Series(name, tuple(found), tuple(Ours(values) for values in found.values()))
 
@@ -88,10 +87,9 @@ def _sigma(findings: Findings) -> Sequence[Comparison]:
         for sigma, (unharmed, attacked) in both.items()
     )
     found = {sigma: attacked for sigma, (_, attacked) in both.items()}
-    claim = Claim(
+    claim = claim_of(
         "malade2018.claim.sigma",
-        "the accuracy has its maximum at a training noise of 0.3",
-        tuple(above(f"0.3 - {sigma:g}", found[0.3], values) for sigma, values in found.items() if sigma != 0.3),
+        (above(f"0.3 - {sigma:g}", found[0.3], values) for sigma, values in found.items() if sigma != 0.3),
     )
     plot = Plot(
         "MALADE by the noise of its denoiser's training",
@@ -153,12 +151,9 @@ def _by_schedule(run: RunFindings) -> Comparison:
         (name, (*_pairs(both), *(_pairs(_chosen(run, _SCHEDULES[name])) if searched else ())))
         for name, both in found.items()
     ]
-    claim = Claim(
+    claim = claim_of(
         "malade2018.stepsize",
-        "step size and noise that are annealed to an offset are above constant ones and above ones annealed to zero",
-        tuple(
-            above(f"with an offset - {name}", found[_OFFSET][1], both[1]) for name, both in found.items() if name != _OFFSET
-        ),
+        (above(f"with an offset - {name}", found[_OFFSET][1], both[1]) for name, both in found.items() if name != _OFFSET),
     )
     columns = (*_COLUMNS, *((("a_0", ""), ("d_0", "")) if searched else ()))
     how = "a_0 and d_0 of each searched on held-out images" if searched else "the same a_0 and d_0 for each"
@@ -166,7 +161,7 @@ def _by_schedule(run: RunFindings) -> Comparison:
     return Comparison(caption, columns, tuple(rows), (claim,), (f"pair {pair_of(run)}; {how}",))
 
 
-def _chosen(run: RunFindings, arguments: Mapping[str, object]) -> tuple[tuple[float, ...], ...]:
+def _chosen(run: RunFindings, arguments: Mapping[str, object]) -> tuple[Measured, ...]:
     """The a_0 and d_0 that the search found, by seed."""
     facts = {"defense": "malade", "source": substitutes(run)[-1]}
     return tuple(
@@ -201,11 +196,7 @@ def _weight(findings: Findings) -> Sequence[Comparison]:
         (f"{share:g} * 2 sigma^2" + (", usual" if share == 1 else "" if share else ", MALA"), _pairs(both))
         for share, both in found.items()
     )
-    claim = Claim(
-        "malade2018.ablation",
-        "the sDAE's term helps: with it MALADE is above itself without it",
-        (above("with - without", found[1.0][1], found[0.0][1]),),
-    )
+    claim = claim_of("malade2018.ablation", (above("with - without", found[1.0][1], found[0.0][1]),))
     notes = (
         f"pair {pair_of(run)}; without its term the sDAE is the DAE, bit for bit, and MALADE is MALA",
         "the paper leaves this ablation out; with a perfect classifier the term has mean zero to first order",

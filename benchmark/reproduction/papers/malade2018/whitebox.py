@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from advbench.reproduction.findings import Findings, RunFindings, ScoredCell
+from advbench.reproduction.measured import Measured, highest, lowest, percent
 from advbench.reproduction.papers.malade2018.blackbox import pair_accuracies
 from advbench.reproduction.papers.malade2018.nets import (
     CLASSIFIERS,
@@ -22,7 +23,7 @@ from advbench.reproduction.papers.malade2018.nets import (
     table,
     white_box,
 )
-from advbench.reproduction.study import Claim, Comparison, Inequality, Ours, Pair, Scale, Settings, Study, above
+from advbench.reproduction.study import Claim, Comparison, Ours, Pair, Scale, Settings, Study, above, at_most, claim_of
 from advbench.results.papers import PaperTable
 from advbench.results.statistics import worst_case
 
@@ -169,7 +170,7 @@ def _reported(classifier: str, column: str) -> float:
     return min(table("table2").cell(column, attack, classifier) for attack in ("FGSM", "R+FGSM"))
 
 
-def _smallest(run: RunFindings, name: str, attack: str, figure: Callable[[ScoredCell], float]) -> tuple[float, ...]:
+def _smallest(run: RunFindings, name: str, attack: str, figure: Callable[[ScoredCell], float]) -> Measured:
     """A figure of a defense by seed under one of the paper's attacks; of the adaptive ones the smallest."""
     found = []
     for seed in run.plan.config.seed:
@@ -177,7 +178,7 @@ def _smallest(run: RunFindings, name: str, attack: str, figure: Callable[[Scored
         if not cells:
             raise ValueError(f"Expected a cell of {attack} on {name} with seed={seed}; got none")
         found.append(min(figure(cell) for cell in cells))
-    return tuple(found)
+    return Measured.of(found)
 
 
 def _is(cell: ScoredCell, attack: str) -> bool:
@@ -186,13 +187,14 @@ def _is(cell: ScoredCell, attack: str) -> bool:
     return name == _ATTACKS[attack] if attack in _ATTACKS else name not in _ATTACKS.values()
 
 
-def _least_white_box(findings: Findings, classifier: str, column: str) -> tuple[float, ...]:
+def _least_white_box(findings: Findings, classifier: str, column: str) -> Measured:
     """What the strongest white-box attacker within the radius leaves, by seed: per example the worst of all attacks."""
     run, found = findings[classifier], []
     for seed in run.plan.config.seed:
         cells = run.all(seed=seed, matrix="white-box", defense=DEFENSES[column])
-        found.append(100.0 * float(worst_case([(cell.record, cell.examples) for cell in cells]).values.mean()))
-    return tuple(found)
+        left = worst_case([(cell.record, cell.examples) for cell in cells]).values
+        found.append(percent(left, cells[0].examples.index))
+    return Measured.of(found)
 
 
 def _broken(findings: Findings) -> list[str]:
@@ -216,22 +218,17 @@ def _headline(findings: Findings) -> Claim:
     parts = []
     for classifier in _classifiers(findings):
         least = {column: _least(findings, classifier, column) for column in ("malade", "defense_gan", "magnet")}
-        rivals = tuple(max(pair) for pair in zip(least["defense_gan"], least["magnet"], strict=True))
-        differences = tuple(a - b for a, b in zip(least["malade"], rivals, strict=True))
-        parts.append(Inequality(f"MALADE - the better of Defense-GAN and MagNet, {classifier}", differences))
-    text = (
-        "the least of MALADE's accuracies, black-box and white-box (here adaptive), is above those of Defense-GAN and "
-        "MagNet (on the printed numbers for three classifiers of four)"
-    )
-    return Claim("malade2018.claim.headline", text, tuple(parts))
+        rivals = highest([least["defense_gan"], least["magnet"]])
+        parts.append(above(f"MALADE - the better of Defense-GAN and MagNet, {classifier}", least["malade"], rivals))
+    return claim_of("malade2018.claim.headline", parts)
 
 
-def _least(findings: Findings, classifier: str, column: str) -> tuple[float, ...]:
+def _least(findings: Findings, classifier: str, column: str) -> Measured:
     """The smallest accuracy of a defense by seed, over its substitutes and the adaptive attacker."""
     run = findings[_substitutes_of(classifier)]
     found = [pair_accuracies(run, label)[column] for label in substitutes(run)]
     white = _least_white_box(findings, classifier, column)
-    return tuple(min(values) for values in zip(white, *found, strict=True))
+    return lowest([white, *found])
 
 
 def _above_mala(findings: Findings) -> Claim:
@@ -240,9 +237,12 @@ def _above_mala(findings: Findings) -> Claim:
     for classifier in _classifiers(findings):
         for attack in _ATTACKS:
             runs = {column: _run_of(findings, classifier, attack, column) for column in ("malade", "mala")}
-            found = [_smallest(run, DEFENSES[column], attack, through) for column, run in runs.items() if run is not None]
-            parts += [above(f"MALADE - MALA, {attack}, {classifier}", *found)] if found else []
-    return Claim("malade2018.claim.malade_beats_mala", "MALADE is above MALA under white-box attacks", tuple(parts))
+            found = {
+                column: _smallest(run, DEFENSES[column], attack, through) for column, run in runs.items() if run is not None
+            }
+            if found:
+                parts.append(above(f"MALADE - MALA, {attack}, {classifier}", found["malade"], found["mala"]))
+    return claim_of("malade2018.claim.malade_beats_mala", parts, where="under white-box attacks")
 
 
 def _magnet(findings: Findings) -> Claim:
@@ -250,8 +250,8 @@ def _magnet(findings: Findings) -> Claim:
     parts = []
     for classifier in _classifiers(findings):
         left = _smallest(findings[_cw(classifier)], "magnet", "CW", worst)
-        parts.append(Inequality(f"1.0001 - MagNet's accuracy, {classifier}", tuple(1.0001 - one for one in left)))
-    return Claim("malade2018.claim.magnet_whitebox", "CW leaves at most 1% of MagNet", tuple(parts))
+        parts.append(at_most(f"MagNet's accuracy, {classifier}", left, 1.0))
+    return claim_of("malade2018.claim.magnet_whitebox", parts)
 
 
 def _differs(scale: Scale) -> Sequence[str]:

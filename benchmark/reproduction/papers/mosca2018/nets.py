@@ -71,7 +71,7 @@ def runs(scale: Scale) -> Mapping[str, Settings]:
 
 def medians(values: Sequence[float]) -> Ours:
     """As the paper shows its runs."""
-    return Ours(tuple(values), "median")
+    return Ours(values, "median")
 
 
 def differs(scale: Scale) -> Sequence[str]:

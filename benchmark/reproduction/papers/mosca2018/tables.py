@@ -8,9 +8,11 @@ from typing import Literal, TypeAlias
 import numpy as np
 from scipy import stats
 
+from advbench.reproduction.clean import clean_by_seed
 from advbench.reproduction.findings import Findings, RunFindings
+from advbench.reproduction.measured import Measured, mean_of
 from advbench.reproduction.papers.mosca2018.nets import CONTROL, EPSILONS, VARIANTS, differs, medians, runs
-from advbench.reproduction.study import Claim, Comparison, Inequality, Pair, Study
+from advbench.reproduction.study import Claim, Comparison, Inequality, Pair, Study, claim_of, within
 from advbench.results.papers import load
 
 
@@ -18,7 +20,7 @@ def _table4(findings: Findings) -> Sequence[Comparison]:
     table = load("mosca2018").tables["mosca2018.table4"]
     clean = {
         setting: {
-            variant: tuple(run.first(seed=seed, defense=defense).clean_accuracy for seed in findings.seeds)
+            variant: clean_by_seed(run, [run.first(seed=seed, defense=defense) for seed in findings.seeds])
             for variant, defense in VARIANTS.items()
         }
         for setting, run in findings.runs.items()
@@ -27,16 +29,9 @@ def _table4(findings: Findings) -> Sequence[Comparison]:
         (setting, tuple(Pair(table.cell(variant, setting), medians(values)) for variant, values in by_variant.items()))
         for setting, by_variant in clean.items()
     )
-    claim = Claim(
+    claim = claim_of(
         "mosca2018.claim.clean",
-        "clean accuracies of control and SGM are within half a point in every setting",
-        tuple(
-            Inequality(
-                f"0.5 - |sgm - control|, {setting}",
-                tuple(0.5 - abs(a - b) for a, b in zip(one["sgm"], one["control"], strict=True)),
-            )
-            for setting, one in clean.items()
-        ),
+        (within(f"sgm - control, {setting}", one["sgm"], one["control"], 0.5) for setting, one in clean.items()),
     )
     gaps = [float(np.median(one["sgm"]) - np.median(one["control"])) for one in clean.values()]
     note = _statistic("clean accuracy", gaps, "two-sided", "p = 0.23 over 8 pairs")
@@ -52,13 +47,13 @@ def _table5(findings: Findings) -> Sequence[Comparison]:
     )
 
 
-Accuracies = Mapping[tuple[str, str, float], tuple[float, ...]]
+Accuracies = Mapping[tuple[str, str, float], Measured]
 """(setting, variant, epsilon) -> accuracy by seed."""
 
 
 def _accuracies(findings: Findings, *, shared: bool) -> Accuracies:
     return {
-        (setting, variant, epsilon): tuple(_accuracy(run, defense, epsilon, seed, shared) for seed in findings.seeds)
+        (setting, variant, epsilon): Measured.of(_accuracy(run, defense, epsilon, seed, shared) for seed in findings.seeds)
         for setting, run in findings.runs.items()
         for variant, defense in VARIANTS.items()
         for epsilon in EPSILONS
@@ -104,43 +99,39 @@ def _row(setting: str) -> str:
 def _fgsm_claims(which: str, found: Accuracies, findings: Findings) -> tuple[Claim, ...]:
     settings = list(findings.runs)
     cells = [(setting, epsilon) for setting in settings for epsilon in EPSILONS]
-    gains = tuple(float(np.mean(one)) for one in zip(*(_gain(found, *cell) for cell in cells), strict=True))
+    gains = mean_of(_gain(found, *cell) for cell in cells)
     strong = [setting for setting in settings if setting.endswith("CNN")]
     weak = [setting for setting in settings if "DNN" in setting or (setting.startswith("CIFAR") and "AUG" in setting)]
     return (
-        Claim(
+        claim_of(
             "mosca2018.claim.headline",
-            f"SGM is more accurate under FGSM than the control, the mean over all cells ({which})",
             (Inequality(f"sgm - control, mean of {len(cells)} cells", gains),),
+            where=which,
         ),
-        Claim(
+        claim_of(
             "mosca2018.claim.strong_cells",
-            f"for CNNs without augmentation SGM gains at least 4 points at ε 0.1 and 0.2 ({which})",
-            tuple(
-                Inequality(f"sgm - control, {setting}, ε {epsilon:g}", _gain(found, setting, epsilon), above=4.0)
+            (
+                Inequality(f"sgm - control, {setting}, ε {epsilon:g}", _gain(found, setting, epsilon), 4.0)
                 for setting in strong
                 for epsilon in EPSILONS[2:]
             ),
+            where=which,
             untested="no CNN at this scale",
         ),
-        Claim(
+        claim_of(
             "mosca2018.claim.weak_cells",
-            f"for the DNN, and on CIFAR with augmentation, SGM changes less than a point at ε 0.1 and 0.2 ({which})",
-            tuple(
-                Inequality(
-                    f"1 - |sgm - control|, {setting}, ε {epsilon:g}",
-                    tuple(1.0 - abs(gain) for gain in _gain(found, setting, epsilon)),
-                )
+            (
+                Inequality(f"sgm - control, {setting}, ε {epsilon:g}", _gain(found, setting, epsilon), 1.0, "within")
                 for setting in weak
                 for epsilon in EPSILONS[2:]
             ),
+            where=which,
         ),
     )
 
 
-def _gain(found: Accuracies, setting: str, epsilon: float) -> tuple[float, ...]:
-    pairs = zip(found[setting, "sgm", epsilon], found[setting, "control", epsilon], strict=True)
-    return tuple(a - b for a, b in pairs)
+def _gain(found: Accuracies, setting: str, epsilon: float) -> Measured:
+    return found[setting, "sgm", epsilon] - found[setting, "control", epsilon]
 
 
 Alternative: TypeAlias = Literal["two-sided", "greater"]

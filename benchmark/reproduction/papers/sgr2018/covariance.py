@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from advbench.defenses.kernels.covariance import autocorrelation, decay_length, radial_profile
 from advbench.reports.images import around_grey, image_grid
 from advbench.reports.section import ImageGrid
+from advbench.reproduction.clean import clean_accuracy
 from advbench.reproduction.findings import Findings, RunFindings
+from advbench.reproduction.measured import Measured, difference
 from advbench.reproduction.papers.sgr2018.nets import BUDGETS, COEFFICIENT, RADIUS, by_seed, differs, labels
-from advbench.reproduction.study import Claim, Comparison, Inequality, Ours, Pair, Plot, Scale, Series, Settings, Study
+from advbench.reproduction.study import (
+    Comparison,
+    Inequality,
+    Ours,
+    Pair,
+    Plot,
+    Scale,
+    Series,
+    Settings,
+    Study,
+    at_most,
+    claim_of,
+)
 
 _ATTACKS = ("fgsm", "pgd", "deepfool")
 _FORMS: Mapping[str, Settings] = {
@@ -43,25 +59,18 @@ def _structure(findings: Findings) -> Sequence[Comparison]:
     data = decay_length(autocorrelation(images))
     changes = {name: tuple(_changes(run, seed, name) for seed in findings.seeds) for name in _ATTACKS}
     functions = {name: tuple(autocorrelation(each) for each in found) for name, found in changes.items()}
-    lengths = {name: tuple(decay_length(each) for each in found) for name, found in functions.items()}
-    means = {name: tuple(_share_of_mean(each) for each in found) for name, found in changes.items()}
+    lengths = {name: _bootstrapped(findings, name, changes[name], _length) for name in _ATTACKS}
+    means = {name: _bootstrapped(findings, name, changes[name], _share_of_mean) for name in _ATTACKS}
     rows = [("training images", (Pair(None, Ours((data,))), Pair(None, None)))]
     rows += [(name, (Pair(None, Ours(lengths[name])), Pair(None, Ours(means[name])))) for name in _ATTACKS]
     claims = (
-        Claim(
+        claim_of(
             "sgr2018.claim.short_range",
-            "the decay length of attacks is less than half of the images' (the paper: far smaller, in plots)",
-            tuple(
-                Inequality(f"half of the images' decay length - {name}'s", tuple(data / 2 - each for each in lengths[name]))
-                for name in _ATTACKS
-            ),
+            (Inequality(f"half of the images' decay length - {name}'s", data / 2 - lengths[name]) for name in _ATTACKS),
         ),
-        Claim(
+        claim_of(
             "sgr2018.mean_vs_second_moment",
-            "the mean perturbation makes less than a hundredth of the second moment (the paper: about a thousandth)",
-            tuple(
-                Inequality(f"1% - share of {name}", tuple(1.0 - each for each in means[name])) for name in ("fgsm", "pgd")
-            ),
+            (at_most(f"share of {name}, %", means[name], 1.0) for name in ("fgsm", "pgd")),
         ),
     )
     columns = (("decay length", "pixels"), ("share of the mean in the second moment", "%"))
@@ -80,6 +89,28 @@ def _structure(findings: Findings) -> Sequence[Comparison]:
 
 def _changes(run: RunFindings, seed: int, attack: str) -> Tensor:
     return run.perturbations(run.one(seed=seed, attack=attack)).double()
+
+
+def _bootstrapped(
+    findings: Findings, attack: str, changes: Sequence[Tensor], statistic: Callable[[Tensor], float]
+) -> Measured:
+    """A statistic of perturbations by seed; images are drawn from all that were attacked, of which each seed broke some."""
+
+    def of_seed(broken: NDArray[np.bool_], found: Tensor) -> Callable[[NDArray[np.int64]], float]:
+        place = np.where(broken, np.cumsum(broken) - 1, -1)
+
+        def of_rows(rows: NDArray[np.int64]) -> float:
+            chosen = place[rows]
+            return statistic(found[torch.from_numpy(chosen[chosen >= 0])])
+
+        return of_rows
+
+    masks = [findings["attacks"].one(seed=seed, attack=attack).broken for seed in findings.seeds]
+    return Measured.bootstrapped([of_seed(*pair) for pair in zip(masks, changes, strict=True)], len(masks[0]))
+
+
+def _length(changes: Tensor) -> float:
+    return float(decay_length(autocorrelation(changes)))
 
 
 def _share_of_mean(changes: Tensor) -> float:
@@ -136,17 +167,15 @@ def _form_runs(scale: Scale) -> Mapping[str, Settings]:
 def _form(findings: Findings) -> Sequence[Comparison]:
     label = labels(findings, "forms", _FORMS)
     clean = {
-        form: by_seed(findings, "forms", lambda cell: cell.clean_accuracy, target=target) for form, target in label.items()
+        form: by_seed(findings, "forms", lambda cell: clean_accuracy(findings["forms"], cell), target=target)
+        for form, target in label.items()
     }
     robust = {form: by_seed(findings, "forms", lambda cell: cell.accuracy, target=target) for form, target in label.items()}
     rows = tuple((form, (Pair(None, Ours(clean[form])), Pair(None, Ours(robust[form])))) for form in label)
-    claim = Claim(
+    claim = claim_of(
         "sgr2018.covfun_vs_full",
-        "the covariance function loses no more than 3 points to the full matrix, clean and under PGD (the paper: nothing)",
-        tuple(
-            Inequality(
-                f"{what}, radial - matrix", tuple(a - b for a, b in zip(of["radial"], of["matrix"], strict=True)), -3.0
-            )
+        (
+            at_most(f"{what}, matrix - radial", difference(of["matrix"], of["radial"]), 3.0)
             for what, of in (("clean", clean), ("PGD", robust))
         ),
     )

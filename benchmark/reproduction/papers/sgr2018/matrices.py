@@ -4,9 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from advbench.reproduction.findings import Findings
-from advbench.reproduction.papers.sgr2018.nets import BUDGETS, GRADIENT_METHODS, chosen, differs, gaps, labels, methods
-from advbench.reproduction.study import SCALES, Claim, Comparison, Inequality, Ours, Pair, Scale, Settings, Study, above
+from advbench.reproduction.clean import clean_by_seed
+from advbench.reproduction.findings import Findings, ScoredCell
+from advbench.reproduction.measured import Measured, difference
+from advbench.reproduction.papers.sgr2018.nets import BUDGETS, GRADIENT_METHODS, by_seed, chosen, differs, labels, methods
+from advbench.reproduction.study import (
+    SCALES,
+    Claim,
+    Comparison,
+    Ours,
+    Pair,
+    Scale,
+    Settings,
+    Study,
+    above,
+    at_most,
+    claim_of,
+    within,
+)
 from advbench.results.papers import load
 
 _RADII = {"appx_mnist_a": 32, "appx_mnist_b": 64, "appx_cifar10_a": 4, "appx_cifar10_b": 8}
@@ -14,7 +29,7 @@ _RADII = {"appx_mnist_a": 32, "appx_mnist_b": 64, "appx_cifar10_a": 4, "appx_cif
 _CIFAR: Settings = {"dataset": "cifar10", "epochs": 50, "architecture": ["sgr2018/cifar-cnn"], "augmentation": "crop-flip"}
 _FEWER = ("clean", "wdecay", "pgd", "gn", "sgr_sign")
 
-Accuracies = Mapping[tuple[str, str], tuple[float, ...]]
+Accuracies = Mapping[tuple[str, str], Measured]
 
 
 def _study(name: str) -> Study:
@@ -53,12 +68,12 @@ def _compare(findings: Findings, name: str) -> Sequence[Comparison]:
     table, run = load("sgr2018").tables[f"sgr2018.{name}"], findings["matrix"]
     label = labels(findings, "matrix", methods(_RADII[name] / 255))
     accuracy = {
-        (row, column): tuple(run.one(seed=seed, target=label[row], source=label[column]).accuracy for seed in findings.seeds)
+        (row, column): by_seed(findings, "matrix", _accuracy, target=label[row], source=label[column])
         for row in label
         for column in label
     }
     clean = {
-        row: tuple(run.all(seed=seed, target=target)[0].clean_accuracy for seed in findings.seeds)
+        row: clean_by_seed(run, [run.first(seed=seed, target=target) for seed in findings.seeds])
         for row, target in label.items()
     }
     rows = tuple(
@@ -84,20 +99,22 @@ def _compare(findings: Findings, name: str) -> Sequence[Comparison]:
     return (Comparison(table.caption, columns, rows, tuple(claims), (note,)),)
 
 
-def _clean_kept(clean: Mapping[str, tuple[float, ...]], gradient: Sequence[str], most: float) -> Claim:
-    return Claim(
+def _accuracy(cell: ScoredCell) -> float:
+    return cell.accuracy
+
+
+def _clean_kept(clean: Mapping[str, Measured], gradient: Sequence[str], most: float) -> Claim:
+    return claim_of(
         "sgr2018.claim.clean_kept",
-        f"gradient regularisation costs at most {most} points of clean accuracy",
-        tuple(Inequality(f"{row} - clean", gaps(clean[row], clean["clean"]), above=-most) for row in gradient),
+        (at_most(f"clean - {row}", difference(clean["clean"], clean[row]), most) for row in gradient),
     )
 
 
 def _mnist_white_box(accuracy: Accuracies, gradient: Sequence[str]) -> Claim:
     plain = accuracy["clean", "clean"]
-    return Claim(
+    return claim_of(
         "sgr2018.claim.mnist_whitebox",
-        "under white-box PGD gradient regularisation is more than 40 points above plain training",
-        tuple(Inequality(f"{row} - clean", gaps(accuracy[row, row], plain), above=40.0) for row in gradient),
+        (above(f"{row} - clean", accuracy[row, row], plain, by=40.0) for row in gradient),
     )
 
 
@@ -105,11 +122,7 @@ def _cifar_white_box(accuracy: Accuracies, gradient: Sequence[str]) -> Claim:
     own = {row: values for (row, column), values in accuracy.items() if row == column}
     parts = [above(f"{row} - clean", own[row], own["clean"]) for row in gradient]
     parts += [above(f"fgsm - {row}", own["fgsm"], own[row]) for row in gradient]
-    return Claim(
-        "sgr2018.claim.cifar_intermediate",
-        "under white-box PGD plain training is below gradient regularisation, that below FGSM and that below PGD training",
-        (*parts, above("pgd - fgsm", own["pgd"], own["fgsm"])),
-    )
+    return claim_of("sgr2018.claim.cifar_intermediate", (*parts, above("pgd - fgsm", own["pgd"], own["fgsm"])))
 
 
 def _asymmetry(accuracy: Accuracies, gradient: Sequence[str]) -> Claim:
@@ -121,21 +134,14 @@ def _asymmetry(accuracy: Accuracies, gradient: Sequence[str]) -> Claim:
         for row in gradient
         for other in ("pgd", "fgsm")
     ]
-    return Claim(
-        "sgr2018.claim.asymmetry",
-        "images of a regularised net fool the plain one more than the reverse, and more than those of FGSM and PGD training",
-        tuple(parts),
-    )
+    return claim_of("sgr2018.claim.asymmetry", parts)
 
 
 def _like_gradient_norm(accuracy: Accuracies, gradient: Sequence[str]) -> Claim:
-    parts = []
-    for row in gradient:
-        if row != "gn":
-            gap = gaps(accuracy[row, row], accuracy["gn", "gn"])
-            parts.append(Inequality(f"7 - |{row} - gn|", tuple(7 - abs(each) for each in gap)))
-    text = "under white-box PGD, whose perturbations are short-range, the covariance changes less than 7 points"
-    return Claim("sgr2018.claim.sgr_equals_gn_short_range", text, tuple(parts))
+    return claim_of(
+        "sgr2018.claim.sgr_equals_gn_short_range",
+        (within(f"{row} - gn", accuracy[row, row], accuracy["gn", "gn"], 7.0) for row in gradient if row != "gn"),
+    )
 
 
 STUDIES = tuple(_study(name) for name in _RADII)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from advbench.reproduction.findings import Findings
-from advbench.reproduction.papers.sgr2018.nets import BUDGETS, COEFFICIENT, differs, gaps, labels
+from advbench.reproduction.measured import Measured, difference
+from advbench.reproduction.papers.sgr2018.nets import BUDGETS, COEFFICIENT, by_seed, differs, labels
 from advbench.reproduction.study import (
-    Claim,
     Comparison,
     Inequality,
     Ours,
@@ -19,6 +19,7 @@ from advbench.reproduction.study import (
     Settings,
     Study,
     above,
+    claim_of,
 )
 from advbench.results.papers import load
 
@@ -61,12 +62,10 @@ def _decay_runs(scale: Scale) -> Mapping[str, Settings]:
 def _decay(findings: Findings) -> Sequence[Comparison]:
     found = _curves(findings, "noise", "decay_length")
     rows = tuple((row, tuple(Pair(None, Ours(found[row][decay])) for decay in DECAYS)) for row in found)
-    gap = {decay: gaps(found["sgr"][decay], found["gn"][decay]) for decay in DECAYS}
-    claim = Claim(
+    gap = {decay: difference(found["sgr"][decay], found["gn"][decay]) for decay in DECAYS}
+    claim = claim_of(
         "sgr2018.claim.headline_lrc",
-        "at decay length 16 and noise 0.3, SGR is at least 20 points above gradient-norm regularisation, and the gap is "
-        "smaller at decay length 1",
-        (Inequality("sgr - gn at 16", gap[16], above=20.0), above("gap at 16 - gap at 1", gap[16], gap[1])),
+        (Inequality("sgr - gn at 16", gap[16], 20.0), above("gap at 16 - gap at 1", gap[16], gap[1])),
     )
     columns = tuple((f"decay length {decay}", "%") for decay in DECAYS)
     caption = "Accuracy on the worst of 100 draws of long-range correlated noise (figure 3 prints curves, on CIFAR-10)"
@@ -82,10 +81,9 @@ def _strength(findings: Findings) -> Sequence[Comparison]:
     found = _curves(findings, "noise", "sigma")
     sigmas = list(found["clean"])
     rows = tuple((row, tuple(Pair(None, Ours(found[row][sigma])) for sigma in sigmas)) for row in found)
-    claim = Claim(
+    claim = claim_of(
         "sgr2018.fig4_lrc_eps",
-        "SGR is above gradient-norm regularisation and plain training at noise 0.3 (the paper: at every strength, in plots)",
-        tuple(above(f"sgr - {other} at 0.3", found["sgr"][_MAIN], found[other][_MAIN]) for other in ("gn", "clean")),
+        (above(f"sgr - {other} at 0.3", found["sgr"][_MAIN], found[other][_MAIN]) for other in ("gn", "clean")),
     )
     columns = tuple((f"noise {sigma:g}", "%") for sigma in sigmas)
     caption = "Accuracy on the worst of 100 draws of noise of decay length 16 (figure 4 prints curves, on CIFAR-10)"
@@ -98,33 +96,22 @@ def _data_runs(scale: Scale) -> Mapping[str, Settings]:
 
 
 def _data(findings: Findings) -> Sequence[Comparison]:
-    table, label, run = (
-        load("sgr2018").tables["sgr2018.iclr_lrc_dataset_cov"],
-        labels(findings, "noise", _DATA_NETS),
-        findings["noise"],
-    )
-    found = {
-        row: tuple(run.one(seed=seed, target=target).accuracy for seed in findings.seeds) for row, target in label.items()
-    }
+    table, label = load("sgr2018").tables["sgr2018.iclr_lrc_dataset_cov"], labels(findings, "noise", _DATA_NETS)
+    found = {row: by_seed(findings, "noise", lambda cell: cell.accuracy, target=target) for row, target in label.items()}
     rows = tuple((row, (Pair(table.cell("accuracy", row), Ours(values)),)) for row, values in found.items())
     order = ("sgr", "lrc_augmented", "gn", "clean")
-    claim = Claim(
-        "sgr2018.claim.data_cov",
-        "under noise with the images' covariance SGR is above LRC-augmented training, that above gradient-norm "
-        "regularisation, that above plain training",
-        tuple(above(f"{a} - {b}", found[a], found[b]) for a, b in pairwise(order)),
-    )
+    claim = claim_of("sgr2018.claim.data_cov", (above(f"{a} - {b}", found[a], found[b]) for a, b in pairwise(order)))
     return (Comparison(table.caption, (("accuracy", "%"),), rows, (claim,), ("the paper's numbers are of CIFAR-10",)),)
 
 
-def _curves(findings: Findings, run: str, argument: str) -> dict[str, dict[float, tuple[float, ...]]]:
+def _curves(findings: Findings, run: str, argument: str) -> dict[str, dict[float, Measured]]:
     """Accuracies by seed of each net, by what the argument of the noise was."""
-    found: dict[str, dict[float, tuple[float, ...]]] = {}
+    found: dict[str, dict[float, Measured]] = {}
     for row, label in labels(findings, run, _NETS).items():
         cells = {seed: findings[run].all(seed=seed, target=label) for seed in findings.seeds}
         values = sorted({cell.record.attack["arguments"][argument] for cell in next(iter(cells.values()))})
         found[row] = {
-            value: tuple(
+            value: Measured.of(
                 next(cell.accuracy for cell in cells[seed] if cell.record.attack["arguments"][argument] == value)
                 for seed in findings.seeds
             )
@@ -133,7 +120,7 @@ def _curves(findings: Findings, run: str, argument: str) -> dict[str, dict[float
     return found
 
 
-def _series(found: Mapping[str, Mapping[float, tuple[float, ...]]]) -> tuple[Series, ...]:
+def _series(found: Mapping[str, Mapping[float, Measured]]) -> tuple[Series, ...]:
     return tuple(Series(row, tuple(curve), tuple(Ours(values) for values in curve.values())) for row, curve in found.items())
 
 

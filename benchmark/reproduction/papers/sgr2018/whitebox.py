@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from advbench.reproduction.findings import Findings
-from advbench.reproduction.papers.sgr2018.nets import BUDGETS, RADIUS, by_seed, chosen, differs, gaps, labels
+from advbench.reproduction.measured import Figure, Measured, mean_of
+from advbench.reproduction.papers.sgr2018.nets import BUDGETS, RADIUS, by_seed, chosen, differs, labels
 from advbench.reproduction.study import (
-    Claim,
     Comparison,
-    Inequality,
     Ours,
     Pair,
     Plot,
@@ -22,6 +21,7 @@ from advbench.reproduction.study import (
     Settings,
     Study,
     above,
+    claim_of,
 )
 from advbench.results.papers import load
 
@@ -55,8 +55,8 @@ def _compare(findings: Findings) -> Sequence[Comparison]:
     table, label = load("sgr2018").tables["sgr2018.iclr_table1_mnist"], labels(findings, "linf", chosen(_METHODS))
     radii = sorted({cell.radius for cell in findings["linf"].cells})
 
-    def curve(row: str, attack: str) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-        """Accuracy in percent at radius zero and at every other, (radii + 1, seeds)."""
+    def curve(row: str, attack: str) -> list[Measured]:
+        """Accuracy in percent at radius zero and at every other."""
         clean = by_seed(
             findings, "linf", lambda cell: cell.clean_accuracy, target=label[row], attack="fgsm", epsilon=radii[0]
         )
@@ -64,10 +64,10 @@ def _compare(findings: Findings) -> Sequence[Comparison]:
             by_seed(findings, "linf", lambda cell: cell.accuracy, target=label[row], attack=attack, epsilon=radius)
             for radius in radii
         )
-        return np.array([clean, *attacked])
+        return [clean, *attacked]
 
     curves = {(row, attack): curve(row, attack) for row in label for attack in ("uniform-noise", "fgsm", "pgd")}
-    averages = {key: tuple(_average([0.0, *radii], each)) for key, each in curves.items()}
+    averages = {key: _average([0.0, *radii], each) for key, each in curves.items()}
     ratio = {
         row: by_seed(findings, "l2", lambda cell: cell.mean_ratio, target=target, attack="deepfool")
         for row, target in label.items()
@@ -80,7 +80,7 @@ def _compare(findings: Findings) -> Sequence[Comparison]:
         (
             row,
             (
-                Pair(table.cell("test", paper), Ours(tuple(curves[row, "pgd"][0]))),
+                Pair(table.cell("test", paper), Ours(curves[row, "pgd"][0])),
                 Pair(table.cell("wb_rand", paper), Ours(averages[row, "uniform-noise"])),
                 Pair(None, Ours(averages[row, "fgsm"])),
                 Pair(table.cell("wb_pgd", paper), Ours(averages[row, "pgd"])),
@@ -92,10 +92,9 @@ def _compare(findings: Findings) -> Sequence[Comparison]:
         for paper in [row.removesuffix("_sign")]
     )
     claims = (
-        Claim(
+        claim_of(
             "sgr2018.iclr_table1_mnist",
-            "under white-box PGD and DeepFool the regularised nets stand between plain training and PGD training",
-            tuple(
+            (
                 part
                 for row in ("gn", "sgr_sign")
                 for part in (
@@ -106,13 +105,13 @@ def _compare(findings: Findings) -> Sequence[Comparison]:
                 )
             ),
         ),
-        Claim(
+        claim_of(
             "sgr2018.label_leaking",
-            "the SGR net is no better on images perturbed with their true labels than on clean ones",
             (
-                Inequality(
+                above(
                     "clean - FGSM with true labels at the largest radius",
-                    gaps(tuple(curves["sgr_sign", "fgsm"][0]), tuple(curves["sgr_sign", "fgsm"][-1])),
+                    curves["sgr_sign", "fgsm"][0],
+                    curves["sgr_sign", "fgsm"][-1],
                 ),
             ),
         ),
@@ -131,10 +130,7 @@ def _compare(findings: Findings) -> Sequence[Comparison]:
             "linf radius (1/255)",
             "accuracy (%)",
             tuple(
-                Series(
-                    row, tuple(255 * r for r in (0.0, *radii)), tuple(Ours(tuple(point)) for point in curves[row, attack])
-                )
-                for row in label
+                Series(row, tuple(255 * r for r in (0.0, *radii)), tuple(map(Ours, curves[row, attack]))) for row in label
             ),
         )
         for attack, said in (("fgsm", "FGSM"), ("pgd", "PGD"))
@@ -143,9 +139,14 @@ def _compare(findings: Findings) -> Sequence[Comparison]:
     return (Comparison(table.caption, columns, rows, claims, (note,), plots),)
 
 
-def _average(radii: Sequence[float], accuracy: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> Sequence[float]:
-    """The mean of each column over the radii, by the trapezoid rule."""
-    return [float(area) / radii[-1] for area in np.atleast_1d(np.trapezoid(accuracy, radii, axis=0))]
+def _average(radii: Sequence[float], accuracy: Sequence[Measured]) -> Measured:
+    """The mean over the radii, by the trapezoid rule."""
+    strips = [mean_of((low, high)) for low, high in pairwise(accuracy)]
+    widths = [(high - low) / radii[-1] for low, high in pairwise(radii)]
+    total = strips[0] * widths[0]
+    for strip, width in zip(strips[1:], widths[1:], strict=True):
+        total = total + strip * width
+    return total
 
 
 def _smooth_runs(scale: Scale) -> Mapping[str, Settings]:
@@ -163,21 +164,18 @@ def _smooth_runs(scale: Scale) -> Mapping[str, Settings]:
 
 def _smooth(findings: Findings) -> Sequence[Comparison]:
     run, label = findings["lines"], labels(findings, "lines", chosen(("clean", "sgr_sign")))
-    bend: dict[str, list[float]] = {row: [] for row in label}
+    bend: dict[str, list[Figure]] = {row: [] for row in label}
     lines: dict[str, list[Tensor]] = {row: [] for row in label}
     for row, target in label.items():
         for seed in findings.seeds:
             cell = run.one(seed=seed, target=target)
             x, x_adv = run.images(cell)
             answers = along(run.defended(cell).model, x, x_adv)
-            bend[row].append(float(second_differences(answers).mean()))
+            bends = second_differences(answers).double().mean(dim=(0, 2)).numpy()
+            bend[row].append(Figure(bends, cell.examples.index))
             lines[row].append(answers.gather(2, torch.from_numpy(cell.examples.label).view(1, -1, 1).expand(_POINTS, -1, 1)))
-    found = {row: tuple(values) for row, values in bend.items()}
-    claim = Claim(
-        "sgr2018.fig6_smoothness",
-        "along straight lines to adversarials the SGR net's softmax bends less than the plain net's",
-        (above("clean - sgr", found["clean"], found["sgr_sign"]),),
-    )
+    found = {row: Measured.of(values) for row, values in bend.items()}
+    claim = claim_of("sgr2018.fig6_smoothness", (above("clean - sgr", found["clean"], found["sgr_sign"]),))
     positions = tuple(float(each) for each in torch.linspace(0, 1, _POINTS))
     plot = Plot(
         "The true label's probability on the way from an image (0) to its adversarial (1), mean over images",

@@ -5,9 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from advbench.reproduction.findings import Findings
+from advbench.reproduction.measured import Measured
 from advbench.reproduction.papers.shaham2015.nets import CIFAR, CIFAR_RADII, MNIST, NETS, RADII, differs, differs_cifar
 from advbench.reproduction.papers.shaham2015.sweep import sweep_runs
-from advbench.reproduction.study import Claim, Comparison, Inequality, Ours, Pair, Plot, Scale, Series, Settings, Study
+from advbench.reproduction.study import (
+    Claim,
+    Comparison,
+    Ours,
+    Pair,
+    Plot,
+    Scale,
+    Series,
+    Settings,
+    Study,
+    at_most,
+    claim_of,
+)
 from advbench.reproduction.watching import Course, courses
 
 _NEAR = 0.5
@@ -27,7 +40,7 @@ def _figure5(findings: Findings) -> Sequence[Comparison]:
     watched = courses(run, [cell for each in cells.values() for cell in each])
     n = len(findings.seeds)
     by_net = {net: watched[i * n : (i + 1) * n] for i, net in enumerate(NETS)}
-    epochs = {net: tuple(float(_converged(course)) for course in found) for net, found in by_net.items()}
+    epochs = {net: Measured((_converged(course) for course in found), step=1.0) for net, found in by_net.items()}
     last = {net: [(course.clean[-1], course.attacked[-1]) for course in found] for net, found in by_net.items()}
     rows = tuple(
         (
@@ -51,17 +64,12 @@ def _figure5(findings: Findings) -> Sequence[Comparison]:
     return (Comparison("Convergence of the baseline and of the robust nets", columns, rows, (_claim(epochs),), plots=plots),)
 
 
-def _claim(epochs: Mapping[str, tuple[float, ...]]) -> Claim:
+def _claim(epochs: Mapping[str, Measured]) -> Claim:
     """epochs: by net, for each seed how many it took."""
-    return Claim(
+    return claim_of(
         "shaham2015.claim.epochs",
-        f"robust nets come within {_NEAR} points of their last accuracy in at most {_LONGER} times the baseline's epochs",
-        tuple(
-            Inequality(
-                f"{_LONGER} x epochs of the baseline - epochs of {net}",
-                tuple(_LONGER * base - own for base, own in zip(epochs["baseline"], epochs[net], strict=True)),
-                above=-0.1,  # multiples of a fifth: at most, not less
-            )
+        (
+            at_most(f"epochs of {net} - {_LONGER} x those of the baseline", epochs[net] - _LONGER * epochs["baseline"], 0.0)
             for net in NETS
             if net != "baseline"
         ),

@@ -9,7 +9,9 @@ import numpy as np
 
 from advbench.reports.images import around_grey, image_grid
 from advbench.reports.section import ImageGrid
+from advbench.reproduction.clean import clean_by_seed
 from advbench.reproduction.findings import Findings, ScoredCell
+from advbench.reproduction.measured import PERCENT, Measured, mean_of, ratio
 from advbench.reproduction.papers.shaham2015.nets import (
     BASELINE,
     CIFAR,
@@ -23,7 +25,7 @@ from advbench.reproduction.papers.shaham2015.nets import (
     differs,
     differs_cifar,
 )
-from advbench.reproduction.study import Claim, Comparison, Ours, Pair, Scale, Settings, Study, above
+from advbench.reproduction.study import Comparison, Ours, Pair, Scale, Settings, Study, above, claim_of
 from advbench.results.papers import load
 from advbench.results.statistics import Values, clean_correct
 
@@ -57,7 +59,7 @@ def _fixed_table(findings: Findings, *, table_id: str, column: str) -> Sequence[
     table = load("shaham2015").tables[table_id]
     clean = {net: _clean(findings, defense) for net, defense in NETS.items()}
     fixed = {net: {norm: _on_fixed_set(findings, norm, defense) for norm in NORMS} for net, defense in NETS.items()}
-    whole = {net: tuple(np.mean([by_norm[norm] for norm in NORMS], axis=0)) for net, by_norm in fixed.items()}
+    whole = {net: mean_of(by_norm[norm] for norm in NORMS) for net, by_norm in fixed.items()}
     columns = (("clean", "%"), ("fixed set", "%"), *((f"fixed set, {norm} part", "%") for norm in NORMS))
     rows = tuple(
         (
@@ -71,25 +73,20 @@ def _fixed_table(findings: Findings, *, table_id: str, column: str) -> Sequence[
         for net in NETS
     )
     claims = (
-        Claim(
+        claim_of(
             "shaham2015.claim.clean",
-            "every robust net is more accurate on clean images than the baseline",
-            tuple(
-                above(f"clean {net} - clean baseline", clean[net], clean["baseline"]) for net in NETS if net != "baseline"
-            ),
+            (above(f"clean {net} - clean baseline", clean[net], clean["baseline"]) for net in NETS if net != "baseline"),
         ),
-        Claim(
+        claim_of(
             "shaham2015.claim.fixed_set",
-            "on the fixed set: linf above l2 above l1 above the baseline",
-            tuple(
+            (
                 above(f"fixed set, {better} - {worse}", whole[better], whole[worse])
                 for better, worse in (("robust_linf", "robust_l2"), ("robust_l2", "robust_l1"), ("robust_l1", "baseline"))
             ),
         ),
-        Claim(
+        claim_of(
             "shaham2015.claim.best_clean",
-            "the linf net has the best clean accuracy",
-            tuple(
+            (
                 above(f"clean robust_linf - clean {net}", clean["robust_linf"], clean[net])
                 for net in NETS
                 if net != "robust_linf"
@@ -128,19 +125,23 @@ def _samples(findings: Findings) -> tuple[ImageGrid, ...]:
     return tuple(grids)
 
 
-def _clean(findings: Findings, defense: str) -> tuple[float, ...]:
+def _clean(findings: Findings, defense: str) -> Measured:
     run = findings["linf"]
-    return tuple(run.first(seed=seed, defense=defense).clean_accuracy for seed in findings.seeds)
+    return clean_by_seed(run, [run.first(seed=seed, defense=defense) for seed in findings.seeds])
 
 
-def _on_fixed_set(findings: Findings, norm: str, defense: str) -> tuple[float, ...]:
-    """Accuracy on the baseline's adversarials of one norm, by seed, in percent."""
+def _on_fixed_set(findings: Findings, norm: str, defense: str) -> Measured:
+    """Accuracy on the baseline's adversarials of one norm, by seed, in percent.
+
+    An image is in the set as often as the baseline has an adversarial of it: another draw of images would give another set.
+    """
     found = []
     for seed in findings.seeds:
         chosen = _set(findings, norm, seed)
-        answers = np.stack([_answers(cell) for cell in _from_baseline(findings, norm, defense, seed)])
-        found.append(100.0 * float(answers[chosen].mean()) if chosen.any() else float("nan"))
-    return tuple(found)
+        cells = _from_baseline(findings, norm, defense, seed)
+        answers = np.stack([_answers(cell) for cell in cells])
+        found.append(ratio((answers * chosen).sum(axis=0), chosen.sum(axis=0), cells[0].examples.index, PERCENT))
+    return Measured.of(found)
 
 
 def _set(findings: Findings, norm: str, seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:

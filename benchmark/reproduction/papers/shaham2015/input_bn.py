@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from advbench.reproduction.clean import clean_by_seed
 from advbench.reproduction.findings import Findings
+from advbench.reproduction.measured import Measured
 from advbench.reproduction.papers.shaham2015.nets import MNIST, NETS, NORMS, RADII, defenses, differs
-from advbench.reproduction.study import Claim, Comparison, Ours, Pair, Scale, Settings, Study, above
+from advbench.reproduction.study import Comparison, Ours, Pair, Scale, Settings, Study, above, claim_of
 
 _PLAIN = "shaham2015/convnet"
 _INPUT_BN = "shaham2015/convnet-bn"
@@ -36,8 +38,8 @@ def _input_bn(findings: Findings) -> Sequence[Comparison]:
         for net in nets
         for architecture in (_PLAIN, _INPUT_BN)
     }
-    clean = {key: tuple(cell.clean_accuracy for cell in cells) for key, cells in found.items()}
-    own = {key: tuple(cell.accuracy for cell in cells) for key, cells in found.items()}
+    clean = {key: clean_by_seed(run, cells) for key, cells in found.items()}
+    own = {key: Measured.of(cell.accuracy for cell in cells) for key, cells in found.items()}
     rows = tuple(
         (
             net + (", batch norm of the input" if architecture == _INPUT_BN else ""),
@@ -48,14 +50,11 @@ def _input_bn(findings: Findings) -> Sequence[Comparison]:
     with_layer = ("baseline", _INPUT_BN)
     robust = [net for net in nets if net != "baseline"]
     claims = tuple(
-        Claim(
+        claim_of(
             f"shaham2015.input_bn.{which}",
-            f"without the layer that only their robust nets had, each robust net beats the baseline with it, {text}",
-            tuple(
-                above(f"{net} - baseline with input batch norm", values[net, _PLAIN], values[with_layer]) for net in robust
-            ),
+            (above(f"{net} - baseline with input batch norm", values[net, _PLAIN], values[with_layer]) for net in robust),
         )
-        for which, text, values in (("clean", "on clean images", clean), ("own", "on one's own adversarials", own))
+        for which, values in (("clean", clean), ("own", own))
     )
     columns = (("clean", "%"), (f"own fast-sign, ε {RADII['linf']:g}", "%"))
     caption = (

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+from advbench.reproduction.clean import clean_by_seed
 from advbench.reproduction.findings import Findings
+from advbench.reproduction.measured import Measured
 from advbench.reproduction.papers.shaham2015.nets import (
     CIFAR,
     CIFAR_PIXELS_PER_UNIT,
@@ -19,7 +21,7 @@ from advbench.reproduction.papers.shaham2015.nets import (
     differs,
     differs_cifar,
 )
-from advbench.reproduction.study import Claim, Comparison, Ours, Plot, Scale, Series, Settings, Study, above
+from advbench.reproduction.study import Comparison, Ours, Plot, Scale, Series, Settings, Study, above, claim_of
 
 
 def sweep_runs(budget: Settings, radii: Mapping[str, float], factors: Sequence[float]) -> Mapping[str, Settings]:
@@ -51,19 +53,18 @@ def _sweep(findings: Findings, *, unit: float) -> Sequence[Comparison]:
     radii = run.plan.config.epsilon or ()
     curves = {
         net: {
-            epsilon: tuple(run.one(seed=seed, defense=defense, epsilon=epsilon).accuracy for seed in findings.seeds)
+            epsilon: Measured.of(run.one(seed=seed, defense=defense, epsilon=epsilon).accuracy for seed in findings.seeds)
             for epsilon in radii
         }
         for net, defense in NETS.items()
     }
     clean = {
-        net: tuple(run.one(seed=seed, defense=defense, epsilon=radii[0]).clean_accuracy for seed in findings.seeds)
+        net: clean_by_seed(run, [run.one(seed=seed, defense=defense, epsilon=radii[0]) for seed in findings.seeds])
         for net, defense in NETS.items()
     }
-    claim = Claim(
+    claim = claim_of(
         "shaham2015.claim.own_gradient",
-        "at every radius each robust net is more accurate on its own fast-sign adversarials than the baseline on its own",
-        tuple(
+        (
             above(f"{net} - baseline at ε {epsilon:.3g}", curves[net][epsilon], curves["baseline"][epsilon])
             for net in NETS
             if net != "baseline"
