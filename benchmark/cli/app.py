@@ -377,8 +377,8 @@ def reproduce(
 ) -> None:
     """Run a paper's experiments and compare its tables with ours.
 
-    Every claim gets a verdict over the training seeds: holds, fails, or undecided. Finished work is kept: after an
-    interruption, run the same command to continue.
+    Every claim gets a verdict over training seeds and test images: holds, fails, or undecided, with the scale that it was
+    tested at. Finished work is kept: after an interruption, run the same command to continue.
 
     Exit codes: 0 complete, regardless of the verdicts; 1 some part could not be run, 2 bad input, 130 interrupted.
     """
