@@ -77,8 +77,8 @@ class Keys:
         return self._members(value)
 
     def _members(self, value: object) -> str:
-        members = (f"{name}{self._text(getattr(value, attribute))}" for name, attribute in _names(type(value)))
-        return f"{{{','.join(members)}}}"
+        names = _names(type(value))  # type: ignore[arg-type]
+        return f"{{{','.join(f'{name}{self._text(getattr(value, attribute))}' for name, attribute in names)}}}"
 
 
 _SHARED = (Component, Images, ThreatModel, Budget, Attacked)
