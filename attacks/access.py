@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import TracebackType
 from typing import Self, TypeAlias
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal
+from advbench.attacks.waiting import Doubt, on_host
 from advbench.modes import evaluating
 
 Loss: TypeAlias = Callable[[Tensor, Goal], Tensor]
@@ -90,6 +92,39 @@ class Evaluation:
     loss: Tensor
     gradient: Tensor
     logits: Tensor
+
+    @property
+    def sloped(self) -> bool | None:
+        """Whether every gradient is known to have a component other than zero; None if nobody has looked."""
+        return None
+
+
+class Unchecked(Evaluation):
+    """An evaluation on an accelerator, whose gradient is looked at when it is asked for (`advbench.attacks.waiting`).
+
+    raw: the gradient as it comes. doubt: whether it has a component that is no number, and whether that of some example has
+    none but zeros. mended: the gradient with finite components in place of those that are no numbers.
+    """
+
+    raw: Tensor
+    doubt: Doubt
+    mended: Callable[[], Tensor]
+
+    def __init__(self, found: Evaluation, doubt: Doubt, mended: Callable[[], Tensor]) -> None:
+        self.__dict__.update(raw=found.gradient, doubt=doubt, mended=mended)
+        object.__setattr__(self, "loss", found.loss)
+        object.__setattr__(self, "logits", found.logits)
+
+    @cached_property
+    def gradient(self) -> Tensor:
+        """That of each example's loss, (n, c, h, w)."""
+        found: Tensor = self.mended() if self.doubt.answers[0] else self.raw
+        return found
+
+    @property
+    def sloped(self) -> bool:
+        """Whether every gradient has a finite component other than zero."""
+        return not self.doubt.answers[1]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -182,7 +217,7 @@ class Access:
     beside the model, whose every score is counted with the forward that it belongs to.
 
     The attribute `stochastic` says whether answers are random: those of the model or those of its detector. `per_example`
-    says whether the model is a `PerExample`.
+    says whether the model is a `PerExample`. `doubts`: what an accelerator has not been asked yet about past answers.
     """
 
     def __init__(
@@ -195,6 +230,7 @@ class Access:
         ledger: Ledger | None = None,
         rows: Tensor | None = None,
         detector: DetectorView | None = None,
+        doubts: list[Doubt] | None = None,
     ) -> None:
         if draws < 1:
             raise ValueError(f"Expected `draws` >= 1, got {draws}")
@@ -208,6 +244,7 @@ class Access:
         n = len(rng.index)
         self.ledger = Ledger.zeros(n, rng.index.device) if ledger is None else ledger
         self.rows = torch.arange(n, device=rng.index.device) if rows is None else rows
+        self.doubts = [] if doubts is None else doubts
         self._frozen = frozen(model)
 
     def __enter__(self) -> Self:
@@ -238,6 +275,7 @@ class Access:
             ledger=self.ledger,
             rows=self.rows[rows],
             detector=None if self.detector is None else self.detector.select(rows),
+            doubts=self.doubts,
         )
 
     def averaging(self, draws: int) -> Self:
@@ -250,6 +288,7 @@ class Access:
             ledger=self.ledger,
             rows=self.rows,
             detector=self.detector,
+            doubts=self.doubts,
         )
 
     def _count(self, column: Tensor, times: int) -> None:
@@ -313,6 +352,12 @@ def _differentiable(logits: Tensor) -> Tensor:
     )
 
 
+def _suspicions(gradient: Tensor) -> Tensor:
+    """Whether a component of gradients (n, c, h, w) is no number, and whether those of an example are all zero; (2,)."""
+    sloped = ((gradient != 0) & gradient.isfinite()).flatten(1).any(dim=1)
+    return torch.stack((~gradient.sum().isfinite(), ~sloped.all()))
+
+
 def in_precision(logits: Tensor, dtype: torch.dtype) -> Tensor:
     """Logits (n, classes) in the precision of the images, in which attacks reckon.
 
@@ -353,6 +398,10 @@ class WhiteBox(Access):
         def beside(access: Self, near: Tensor, rows: Tensor) -> Tensor:
             return access._evaluation(near, goal.select(rows), loss).gradient
 
+        if not on_host(x):
+            doubt = Doubt(_suspicions(found.gradient))
+            self.doubts.append(doubt)
+            return Unchecked(found, doubt, lambda: self._mended(found.gradient, x, beside))
         gradient = self._mended(found.gradient, x, beside)
         return found if gradient is found.gradient else replace(found, gradient=gradient)
 

@@ -6,6 +6,7 @@ clean images `x` lie inside the box. l0 counts changed values (each channel of a
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Norm, ThreatModel
+from advbench.attacks.waiting import on_host
 
 _ORDERS = {"linf": float("inf"), "l2": 2.0, "l1": 1.0, "l0": 0.0}
 
@@ -21,6 +23,9 @@ _HALVINGS = 200
 
 _NEWTON_STEPS = 12
 """Newton's steps of the l1 projection before every other one is a halving."""
+
+_LEVELS = 16
+"""Newton's steps to a water level on an accelerator; images need fewer."""
 
 _SAFE = 1e-15
 """Between this length and its inverse the squares of a gradient that matter neither vanish nor overflow in float32."""
@@ -85,10 +90,13 @@ def project(x_adv: Tensor, x: Tensor, threat: ThreatModel, radius: Tensor | None
         return boxed.clamp(x - per_example(radius, x), x + per_example(radius, x))
     # A clipped point inside the ball is the projection already, and images inside keep their bits. The rest start from the
     # unclipped point: clipping first would change which point of the intersection is the nearest.
-    outside = (distance(boxed - x, threat.norm) > radius).nonzero().squeeze(1)
+    beyond = distance(boxed - x, threat.norm) > radius
+    nearest = {"l2": stretch, "l1": _project_l1, "l0": _project_l0}[threat.norm]
+    if not on_host(beyond):
+        return torch.where(per_example(beyond, x), nearest(x_adv, x, threat, radius), boxed)
+    outside = beyond.nonzero().squeeze(1)
     if not len(outside):
         return boxed
-    nearest = {"l2": stretch, "l1": _project_l1, "l0": _project_l0}[threat.norm]
     if len(outside) == len(x):
         return nearest(x_adv, x, threat, radius)
     return boxed.index_copy(0, outside, nearest(x_adv[outside], x[outside], threat, radius[outside]))
@@ -131,9 +139,9 @@ def stretch(x_adv: Tensor, x: Tensor, threat: ThreatModel, radius: Tensor | None
             reach = radius.unsqueeze(1)
             factor = (reach / rates).where((room >= reach) & (rates > 0), torch.inf).amin(dim=1)
         case "l2":
-            factor = water_level(rates.square(), room.square(), radius.square()).sqrt()
+            factor = water_level(rates.square(), room.square(), radius.square(), capped=threat.box is not None).sqrt()
         case _:
-            factor = water_level(rates, room, radius)
+            factor = water_level(rates, room, radius, capped=threat.box is not None)
     lengths = (factor.clamp(max=torch.finfo(x.dtype).max).unsqueeze(1) * rates).minimum(room)
     return _boxed(x + delta.sign() * lengths.view_as(x), threat)
 
@@ -145,7 +153,7 @@ def finite(gradient: Tensor) -> Tensor:
     rounding error: the direction is that of the limit, every sign is kept, nothing overflows. Other images keep their bits.
     """
     infinite = gradient.isinf()
-    if not infinite.any():
+    if on_host(gradient) and not infinite.any():
         return gradient.nan_to_num()
     rest = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     outweighed = infinite.flatten(1).any(dim=1)
@@ -185,13 +193,20 @@ def _normalised(gradient: Tensor) -> Tensor:
     length = distance(gradient, "l2")
     extreme = ~((length > _SAFE) & (length < 1 / _SAFE))  # NaN too
     direction = gradient / per_example(length, gradient)
+    if not on_host(gradient):
+        return torch.where(per_example(extreme, gradient), _rescaled(gradient), direction)
     if extreme.any():
         rows = extreme.nonzero().squeeze(1)
-        rest = finite(gradient[rows])
-        size = distance(rest, "linf")
-        rest = rest / per_example(size.where(size > 0, 1), rest)
-        direction = direction.index_copy(0, rows, rest / per_example(distance(rest, "l2").clamp(min=1), rest))
+        direction = direction.index_copy(0, rows, _rescaled(gradient[rows]))
     return direction
+
+
+def _rescaled(gradient: Tensor) -> Tensor:
+    """The gradients at l2 length 1, or zero, of any magnitude."""
+    rest = finite(gradient)
+    size = distance(rest, "linf")
+    rest = rest / per_example(size.where(size > 0, 1), rest)
+    return rest / per_example(distance(rest, "l2").clamp(min=1), rest)
 
 
 def sparse_step(gradient: Tensor, x_adv: Tensor, threat: ThreatModel, length: float, share: float) -> Tensor:
@@ -318,13 +333,16 @@ def headroom(delta: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
     return torch.lerp(x - low, high - x, (delta > 0).to(x.dtype)).clamp(min=0)  # exact at 0 and 1, and faster than a choice
 
 
-def water_level(rates: Tensor, caps: Tensor, volume: float | Tensor) -> Tensor:
+def water_level(rates: Tensor, caps: Tensor, volume: float | Tensor, *, capped: bool = True) -> Tensor:
     """The smallest t, shape (n,), with sum_i min(t rates_i, caps_i) = volume; infinite where the caps hold less.
 
     The sum is increasing, concave and piecewise linear in t, so Newton's steps from t = 0 rise to the root without passing
-    it, and end there after finitely many: each step caps what has overflowed and shares the rest among the others.
+    it, and end there after finitely many: each step caps what has overflowed and shares the rest among the others. On an
+    accelerator, which is not asked whether they have ended, `_LEVELS` steps are made; what is missing then stays below the
+    root.
 
-    rates, caps: non-negative, shape (n, d). volume: one number, or one per example, shape (n,).
+    rates, caps: non-negative, shape (n, d). volume: one number, or one per example, shape (n,). capped: whether any cap is
+    finite.
 
     The first value is capped at 0.5, so that the second has to give the rest of the volume:
 
@@ -333,7 +351,10 @@ def water_level(rates: Tensor, caps: Tensor, volume: float | Tensor) -> Tensor:
     """
     level = (volume / rates.sum(dim=1)).nan_to_num(posinf=torch.inf)
     caps = caps.clamp(max=torch.finfo(caps.dtype).max)
-    while True:
+    host = on_host(rates)
+    for step in itertools.count():
+        if not host and step == (_LEVELS if capped else 0):
+            return level
         # One Newton step: with the values that are full at this level held at their caps, the level at which the others hold
         # the rest. By concavity it is never above the root. Rounding may put it below the last level, so the higher of the
         # two counts, and the loop ends when no level rises.
@@ -341,9 +362,10 @@ def water_level(rates: Tensor, caps: Tensor, volume: float | Tensor) -> Tensor:
         free = ((1 - full) * rates).sum(dim=1)
         rest = volume - (full * caps).sum(dim=1)
         risen = level.maximum(torch.where(free > 0, rest / free, torch.inf))
-        if not (risen > level).any():
+        if host and not (risen > level).any():
             return level
         level = risen
+    raise AssertionError  # the steps are not counted out
 
 
 def _project_l1(x_adv: Tensor, x: Tensor, threat: ThreatModel, radius: Tensor) -> Tensor:
@@ -359,6 +381,7 @@ def _project_l1(x_adv: Tensor, x: Tensor, threat: ThreatModel, radius: Tensor) -
     shift = low = torch.zeros_like(radius)
     high = size.amax(dim=1)
     enough = 4 * torch.finfo(size.dtype).eps * radius
+    host = on_host(x)
     for step in range(_HALVINGS):
         lengths = (size - shift.unsqueeze(1)).clamp_(min=0).minimum(room)
         surplus = lengths.sum(dim=1) - radius
@@ -370,7 +393,7 @@ def _project_l1(x_adv: Tensor, x: Tensor, threat: ThreatModel, radius: Tensor) -
         inside = (newton > low) & (newton < high) & (step < _NEWTON_STEPS or step % 2 == 0)
         ahead = newton.where(inside, (low + high) / 2)
         done = (surplus.abs() <= enough) | (newton == shift) | (ahead == shift)
-        if done.all():
+        if (host or step % _NEWTON_STEPS == _NEWTON_STEPS - 1) and done.all():
             break
         shift = shift.where(done, ahead)
     return _boxed(x + delta.sign() * lengths.view_as(x), threat)

@@ -76,7 +76,8 @@ class DDN:
             achieved = keep_nearest(search, x_adv, evaluation.logits, threat)
             x_adv, norm, achieved, gradient = search.keep(x_adv, norm, achieved, evaluation.gradient)
             alpha = self.final_step_size + (self.step_size - self.final_step_size) * cosine(step, self.steps)
-            delta = torch.add(x_adv - search.x, unit_gradient(gradient, search.rng.at(step)), alpha=alpha)
+            direction = unit_gradient(gradient, search.rng.at(step), evaluation.sloped)
+            delta = torch.add(x_adv - search.x, direction, alpha=alpha)
             norm = norm * torch.where(achieved, 1 - self.gamma, 1 + self.gamma)
             x_adv = self._at_length(delta, norm, search.x, threat)
         if search:

@@ -98,12 +98,12 @@ class FMN:
         for step in range(self.steps):
             loss = log_odds if boxed and step < self.smooth * self.steps else margin
             evaluation = search.access.loss_gradient(x_adv, search.goal, loss)
-            lead, gradient = margin(evaluation.logits, search.goal), evaluation.gradient.nan_to_num(0, 0, 0)
+            lead = margin(evaluation.logits, search.goal)
             achieved = keep_nearest(search, x_adv, evaluation.logits, threat)
             if not search:
                 return
             x_adv, radius, nearest, achieved = search.keep(x_adv, radius, nearest, achieved)
-            lead, gradient, largest = search.keep(lead, gradient, largest)
+            lead, gradient, largest = search.keep(lead, evaluation.gradient.nan_to_num(0, 0, 0), largest)
             length = balls.distance(x_adv - search.x, threat.norm)
             nearest = nearest.minimum(length.where(achieved, torch.inf))
             annealing = cosine(step, self.steps)
@@ -116,7 +116,8 @@ class FMN:
                 estimate = length + _boundary_distance(lead, gradient, threat)
                 radius = (estimate * (1 + gamma) if boxed else estimate).where(nearest.isinf(), radius)
             radius = radius.clamp(min=least).minimum(largest)
-            direction = unit_gradient(gradient, search.rng.at(step)) if boxed else balls.steepest(gradient, _L2)
+            sloped = evaluation.sloped if boxed else True
+            direction = unit_gradient(gradient, search.rng.at(step), sloped)
             ahead = torch.add(x_adv, direction, alpha=alpha)
             x_adv = (balls.project if boxed else _ball_then_box)(ahead, search.x, threat, radius)
         keep_nearest(search, x_adv, search.access.logits(x_adv), threat)

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from advbench.attacks.access import Access, Loss, ScoreBased, WhiteBox
+from advbench.attacks.balls import per_example
 from advbench.attacks.progress import tell
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal
+from advbench.attacks.waiting import on_host, positions
 
 Stop: TypeAlias = Literal["success", "never"]
 """``success``: an example is left alone once its goal is achieved. ``never``: every example is attacked to the end."""
@@ -43,13 +45,24 @@ class BestSoFar:
         loss = loss.detach().to(self.loss.dtype)
         held, least = (self.achieved, self.loss) if rows is None else (self.achieved[rows], self.loss[rows])
         gained = achieved & ~held & ~loss.isnan()
-        better = (gained | ((achieved == held) & (loss > least))).nonzero().squeeze(1)
+        wins = gained | ((achieved == held) & (loss > least))
+        if not on_host(wins):
+            self._update(x_adv, achieved, loss, rows, wins)
+            return
+        better = wins.nonzero().squeeze(1)
         if not len(better):
             return
         rows = better if rows is None else rows[better]
         self.x_adv.index_copy_(0, rows, x_adv.detach().index_select(0, better))
         self.achieved[rows] = achieved[better]
         self.loss[rows] = loss[better]
+
+    def _update(self, x_adv: Tensor, achieved: Tensor, loss: Tensor, rows: Tensor | None, wins: Tensor) -> None:
+        """Keep the iterates where `wins`, (m,) bool, on an accelerator, which is not asked where that is."""
+        rows = torch.arange(len(wins), device=wins.device) if rows is None else rows
+        for held, new in ((self.x_adv, x_adv.detach()), (self.achieved, achieved), (self.loss, loss)):
+            old = held.index_select(0, rows)
+            held.index_copy_(0, rows, torch.where(per_example(wins, old), new, old))
 
 
 class Contenders:
@@ -77,12 +90,18 @@ class Contenders:
         weak = self.loss.masked_fill(self.achieved & ~self.achieved.all(dim=0), torch.inf)
         place, example = weak.argmin(dim=0), torch.arange(len(loss), device=loss.device)
         held, least = self.achieved[place, example], self.loss[place, example]
-        better = ((achieved & ~held & ~loss.isnan()) | ((achieved == held) & (loss > least))).nonzero().squeeze(1)
+        wins = (achieved & ~held & ~loss.isnan()) | ((achieved == held) & (loss > least))
+        self.latest = x_adv.detach()
+        if not on_host(wins):
+            self.x_adv[place, example] = torch.where(per_example(wins, x_adv), self.latest, self.x_adv[place, example])
+            self.achieved[place, example] = torch.where(wins, achieved, held)
+            self.loss[place, example] = torch.where(wins, loss, least)
+            return
+        better = wins.nonzero().squeeze(1)
         place = place[better]
-        self.x_adv[place, better] = x_adv.detach()[better]
+        self.x_adv[place, better] = self.latest[better]
         self.achieved[place, better] = achieved[better]
         self.loss[place, better] = loss[better]
-        self.latest = x_adv.detach()
 
     def settled(
         self, access: WhiteBox | ScoreBased, goal: Goal, loss: Loss, draws: int = 8
@@ -142,11 +161,14 @@ class Search(Generic[AccessT]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def record(self, x_adv: Tensor, logits: Tensor, loss: Tensor, within: Tensor | None = None) -> None:
+    def record(
+        self, x_adv: Tensor, logits: Tensor, loss: Tensor, within: Tensor | None = None, leaving: Tensor | None = None
+    ) -> None:
         """Note the iterates of the live examples, shape (m, c, h, w), with their logits (m, classes) and losses (m,).
 
         With ``stop="success"`` those that achieved their goal leave: the search's own fields shrink at once, and `keep`
         shrinks everything else. within: which iterates may count as a success at all, shape (m,), bool; all if None.
+        leaving: examples that go whatever they achieved, as more steps would tell nothing new, (m,), bool; none if None.
         """
         achieved = self.goal.achieved(logits)
         if within is not None:
@@ -156,8 +178,11 @@ class Search(Generic[AccessT]):
             self.contenders.update(x_adv, achieved, loss)
         tell(self.access.rows, achieved)
         self._kept = None
-        if self._leaving and achieved.any():
-            self._kept = (~achieved).nonzero().squeeze(1)
+        if self._leaving:
+            leaving = achieved if leaving is None else leaving | achieved
+        if leaving is not None:
+            self._kept = positions(~leaving, self.access.doubts)
+        if self._kept is not None:
             self._shrink(self._kept)
 
     def keep(self, *values: Tensor) -> tuple[Tensor, ...]:
@@ -168,22 +193,15 @@ class Search(Generic[AccessT]):
     def run(self) -> Iterator[Search[AccessT]]:
         """One of several runs: a search of the same live examples, with the same best iterates.
 
-        An example that leaves a run without success (`leave`) is live again afterwards, one that leaves with success is not.
+        An example that leaves a run without success is live again afterwards, one that leaves with success is not.
         """
         run = copy.copy(self)
         yield run
         if self._leaving:
-            live = ~self.best.achieved[self.rows]
-            if not live.all():
-                self._shrink(live.nonzero().squeeze(1))
+            kept = positions(~self.best.achieved[self.rows], self.access.doubts)
+            if kept is not None:
+                self._shrink(kept)
         self._kept = None
-
-    def leave(self, leaving: Tensor) -> None:
-        """Let the live examples `leaving`, shape (m,), bool, go: more steps would tell nothing new. `keep` the rest then."""
-        self._kept = None
-        if leaving.any():
-            self._kept = (~leaving).nonzero().squeeze(1)
-            self._shrink(self._kept)
 
     def _shrink(self, kept: Tensor) -> None:
         self.access, self.goal, self.rng = self.access.select(kept), self.goal.select(kept), self.rng.select(kept)

@@ -64,9 +64,14 @@ def log_odds(logits: Tensor, goal: Goal) -> Tensor:
     return odds if isinstance(goal, Targeted) else -odds
 
 
-def unit_gradient(gradient: Tensor, rng: ExampleRNG) -> Tensor:
-    """The gradient at l2 length 1, in a random direction where it is zero (as DDN's authors do); shape (n, c, h, w)."""
+def unit_gradient(gradient: Tensor, rng: ExampleRNG, sloped: bool | None = None) -> Tensor:
+    """The gradient at l2 length 1, in a random direction where it is zero (as DDN's authors do); shape (n, c, h, w).
+
+    sloped: whether it is known that none is zero, as `Evaluation.sloped` says; None if that is to be looked at.
+    """
     direction = balls.steepest(gradient, _L2)
+    if sloped:
+        return direction
     lost = balls.distance(direction, "l2") == 0
     if lost.any():
         noise = rng.select(lost).normal(tuple(gradient.shape[1:]), gradient.dtype)

@@ -15,6 +15,7 @@ from advbench.attacks.iterates import Search, Stop, look, settle
 from advbench.attacks.losses import loss_named
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, ThreatModel
+from advbench.attacks.waiting import on_host
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,16 +82,13 @@ class PGD:
             if not search:
                 return
             evaluation = search.access.loss_gradient(x_adv, search.goal, loss_named(self.loss))
-            search.record(x_adv, evaluation.logits, evaluation.loss)
-            here = Landmark(*search.keep(x_adv, evaluation.loss))
+            here = Landmark(x_adv, evaluation.loss)
+            again = None if landmark is None else here.repeats(landmark)
+            search.record(x_adv, evaluation.logits, evaluation.loss, leaving=again)
             x_adv, gradient = search.keep(x_adv, evaluation.gradient)
-            if landmark is not None:
-                landmark = Landmark(*search.keep(*landmark))
-                search.leave(here.repeats(landmark))
-                x_adv, gradient, *kept = search.keep(x_adv, gradient, *here, *landmark)
-                here, landmark = Landmark(*kept[:2]), Landmark(*kept[2:])
             if may_cycle and step.bit_count() == 1:  # Brent's algorithm: a new landmark at steps 1, 2, 4, 8, ...
                 landmark = here
+            landmark = None if landmark is None else Landmark(*search.keep(*landmark))
             x_adv = balls.project(x_adv + self._step(gradient, x_adv, threat), search.x, threat)
         look(search, x_adv, loss_named(self.loss))
 
@@ -110,6 +108,8 @@ class Landmark(NamedTuple):
     def repeats(self, earlier: Landmark) -> Tensor:
         """Which iterates equal those of `earlier` bit for bit, shape (m,), bool; images are compared where losses agree."""
         same = self.loss == earlier.loss
+        if not on_host(same):
+            return same & (self.x_adv == earlier.x_adv).flatten(1).all(dim=1)
         rows = same.nonzero().squeeze(1)
         if len(rows):
             equal = (self.x_adv[rows] == earlier.x_adv[rows]).flatten(1).all(dim=1)

@@ -74,7 +74,9 @@ class ExampleRNG:
 
     def at(self, draw: int | Tensor) -> ExampleRNG:
         """The same stream at another draw, a number or one per example, in [0, 2**32)."""
-        return replace(self, draw=torch.as_tensor(draw, device=self.index.device).to(torch.int64).expand_as(self.index))
+        if isinstance(draw, Tensor):
+            return replace(self, draw=draw.to(self.index).expand_as(self.index))
+        return replace(self, draw=torch.full_like(self.index, draw))
 
     def select(self, rows: Tensor) -> ExampleRNG:
         """The streams of the given rows: a bool mask or int64 positions."""
@@ -110,8 +112,9 @@ class ExampleRNG:
     def integers(self, high: int | Tensor, shape: tuple[int, ...] = ()) -> Tensor:
         """Uniform integers in [0, high), shape (n, *shape), int64; `high` up to 2**31, one number or one per example."""
         bits = self.bits(max(1, math.prod(shape))).view(-1, *shape)
-        high = torch.as_tensor(high, device=bits.device).to(torch.int64)
-        return bits * high.view(-1, *([1] * len(shape))) >> 32
+        if isinstance(high, Tensor):
+            return bits * high.to(bits).view(-1, *([1] * len(shape))) >> 32
+        return bits * high >> 32
 
 
 def _box_muller(bits: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +33,7 @@ class TIFGSM(MIFGSM):
 
     def _evaluate(self, search: Search[WhiteBox], x_adv: Tensor, step: int) -> Evaluation:
         evaluation = MIFGSM._evaluate(self, search, x_adv, step)
-        return dataclasses.replace(evaluation, gradient=smoothed(evaluation.gradient, self.kernel_size))
+        return Evaluation(evaluation.loss, smoothed(evaluation.gradient, self.kernel_size), evaluation.logits)
 
 
 def smoothed(gradient: Tensor, kernel_size: int) -> Tensor:

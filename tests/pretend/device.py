@@ -4,7 +4,7 @@
 Its tensors hold a tensor of the processor (`PretendTensor.host`). What a GPU refuses is refused: an operation on tensors of
 two devices (those without dimensions may lie on the processor, and so may indices), a generator of another device, `numpy`.
 What makes the processor wait for a GPU is counted by `waits`: reading a number or a truth value, positions of true entries,
-a copy to the processor.
+a copy to the processor, a blocking one from it.
 """
 
 from __future__ import annotations
@@ -231,6 +231,8 @@ def _count(func: Any, name: str, args: Any, on_device: bool, given: list[Tensor]
         func in (aten.copy_.default, aten._copy_from.default) and _leaves(func, args)
     ):
         _waits_for("copy to cpu")
+    elif func is aten.copy_.default and not isinstance(args[1], PretendTensor) and not any(args[2:]):
+        _waits_for("copy to device")
     elif func in _INDEXING:
         masks = [each for each in _tensors(args[1]) if each.dtype == torch.bool]
         filled = func is not aten.index.Tensor and len(masks) == 1 and args[2].numel() == 1
@@ -323,7 +325,7 @@ def register() -> None:
         library.impl(op._name.removeprefix("aten::"), _factory(op), "PrivateUse1")
     library.impl(
         "_copy_from",
-        lambda source, target, non_blocking=False: computed(aten.copy_.default, (target, source), {}),
+        lambda source, target, non_blocking=False: computed(aten.copy_.default, (target, source, non_blocking), {}),
         "PrivateUse1",
     )
     torch.Generator = PretendGenerator  # type: ignore[misc]

@@ -63,8 +63,11 @@ def test_its_generator_is_not_the_processors(device):
         (lambda x: x.tolist(), {"copy to cpu": 1}),
         (lambda x: torch.equal(x, x), {"equal": 1}),
         (lambda x: torch.zeros(3).copy_(x), {"copy to cpu": 1}),
+        (lambda x: torch.zeros(3).to(x.device), {"copy to device": 1}),
+        (lambda x: torch.zeros(3).to(x.device, non_blocking=True), {}),
+        (lambda x: torch.tensor([1.0], device=x.device), {"copy to device": 1}),
         (lambda x: x.masked_fill(x > 0, 2).where(x > 1, x).sum(), {}),
-        (lambda x: x[torch.tensor([0], device=x.device)], {}),
+        (lambda x: x[torch.arange(1, device=x.device)], {}),
         (lambda x: len(x) and x.shape, {}),
     ],
 )
