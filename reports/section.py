@@ -81,9 +81,10 @@ def shown(table: Table) -> list[int] | None:
     """
     if len(table.rows) <= table.longest:
         return None
-    others = range(FIRST, len(table.rows))
+    first = min(FIRST, len(table.rows))
+    others = range(first, len(table.rows))
     marked = (i for i in others if any(entry.tone in ("best", "warning") for entry in table.rows[i]))
-    return [*range(FIRST), *islice(marked, FIRST)]
+    return [*range(first), *islice(marked, FIRST)]
 
 
 def drop_constant(table: Table, names: Sequence[str]) -> Table:

@@ -69,7 +69,7 @@
       this.words = [];
       this.choices = new Map();
       this.sorting = null;
-      this.room = STEP;
+      this.room = shown.length;
       for (const column of columns) {
         column.texts = column.entries.map((entry) => `${entry[TEXT] ?? ""} ${entry[NOTE] ?? ""}`.toLowerCase());
       }
