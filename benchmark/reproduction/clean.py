@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from advbench.reproduction.findings import RunFindings, ScoredCell
-from advbench.reproduction.measured import Figure, Measured, percent
+from advbench.reproduction.measured import Figure, SeedFigure, percent
 from advbench.reproduction.oblivious import answers
 from advbench.tasks.artefacts import read, save, whole
 
@@ -32,11 +32,11 @@ def clean_accuracy(run: RunFindings, cell: ScoredCell) -> Figure:
     return percent(kept["correct"].astype(np.float64), kept["index"].astype(np.int64))
 
 
-def clean_by_seed(run: RunFindings, cells: Sequence[ScoredCell]) -> Measured:
+def clean_by_seed(run: RunFindings, cells: Sequence[ScoredCell]) -> SeedFigure:
     """The clean accuracies of one cell per training seed, on all test images, in percent."""
-    return Measured.of(clean_accuracy(run, cell) for cell in cells)
+    return SeedFigure.of(clean_accuracy(run, cell) for cell in cells)
 
 
 def _kept(run: RunFindings, cell: ScoredCell) -> Path:
     """Named by the weights, which the studies of a paper share, and the data."""
-    return run.plan.config.out / "store" / "clean" / f"{cell.record.details['model_key']}.npz"
+    return run.plan.config.out / "store" / "clean-on-all" / f"{cell.record.details['model_key']}.npz"

@@ -1,6 +1,6 @@
 """Figures by training seed that know the images behind them, so that a verdict counts both.
 
-A `Figure` is a number of one training with its value on every image; a `Measured` is such a number for each seed. Both do
+A `Figure` is a number of one training with its value on every image; a `SeedFigure` is such a number for each seed. Both do
 arithmetic: the difference of two accuracies on the same images is a difference on every image.
 """
 
@@ -61,7 +61,7 @@ def ratio(numerator: Values, denominator: Values, index: Indices, scale: float =
     return Figure(scale * (value + (numerator - value * denominator) / share), index)
 
 
-class Measured(Sequence[float]):
+class SeedFigure(Sequence[float]):
     """A figure by training seed.
 
     values: one per seed. table: on every image, (seeds, n), or None where only the seeds' values are known. places, step:
@@ -80,7 +80,7 @@ class Measured(Sequence[float]):
         self.images = 0 if places is None else len(places)
 
     @classmethod
-    def bootstrapped(cls, statistics: Sequence[Callable[[Indices], float]], images: int, draws: int = 200) -> Measured:
+    def bootstrapped(cls, statistics: Sequence[Callable[[Indices], float]], images: int, draws: int = 200) -> SeedFigure:
         """A statistic that is no mean, with its bootstrap over images, which the seeds share.
 
         statistics: for each seed, the statistic of the images at some positions, each of which may come more than once.
@@ -91,7 +91,7 @@ class Measured(Sequence[float]):
         return made
 
     @classmethod
-    def of(cls, figures: Iterable[float]) -> Measured:
+    def of(cls, figures: Iterable[float]) -> SeedFigure:
         """Of one figure per seed; their images count where all have the same ones."""
         found = list(figures)
         known = [one for one in found if isinstance(one, Figure)]
@@ -100,7 +100,7 @@ class Measured(Sequence[float]):
         return cls(found)
 
     @classmethod
-    def _of_table(cls, table: Values, index: Indices, step: float) -> Measured:
+    def _of_table(cls, table: Values, index: Indices, step: float) -> SeedFigure:
         return cls(table.mean(axis=1).tolist(), table, index, step)
 
     def crossed(self) -> CrossedMean:
@@ -127,26 +127,26 @@ class Measured(Sequence[float]):
         return self.values[key]
 
     def __eq__(self, other: object) -> bool:
-        return self.values == (other.values if isinstance(other, Measured) else other)
+        return self.values == (other.values if isinstance(other, SeedFigure) else other)
 
     def __hash__(self) -> int:
         return hash(self.values)
 
     def __repr__(self) -> str:
-        return f"Measured({self.values})"
+        return f"SeedFigure({self.values})"
 
-    def __add__(self, other: Sequence[float] | float) -> Measured:
+    def __add__(self, other: Sequence[float] | float) -> SeedFigure:
         return _combined(self, other, 1.0)
 
-    def __sub__(self, other: Sequence[float] | float) -> Measured:
+    def __sub__(self, other: Sequence[float] | float) -> SeedFigure:
         return _combined(self, other, -1.0)
 
-    def __rsub__(self, whole: float) -> Measured:
+    def __rsub__(self, whole: float) -> SeedFigure:
         return self * -1.0 + whole
 
-    def __mul__(self, factor: float) -> Measured:
+    def __mul__(self, factor: float) -> SeedFigure:
         if self.table is None or self.places is None:
-            made = Measured((factor * value for value in self.values), step=abs(factor) * self.step)
+            made = SeedFigure((factor * value for value in self.values), step=abs(factor) * self.step)
             made.resamples, made.images = None if self.resamples is None else factor * self.resamples, self.images
             return made
         return self._of_table(factor * self.table, self.places, abs(factor) * self.step)
@@ -155,17 +155,17 @@ class Measured(Sequence[float]):
     __rmul__ = __mul__
 
 
-def measured(values: Sequence[float]) -> Measured:
+def measured(values: Sequence[float]) -> SeedFigure:
     """Values by seed as they come, with their images where these are known."""
-    return values if isinstance(values, Measured) else Measured.of(values)
+    return values if isinstance(values, SeedFigure) else SeedFigure.of(values)
 
 
-def difference(ours: Sequence[float], others: Sequence[float]) -> Measured:
+def difference(ours: Sequence[float], others: Sequence[float]) -> SeedFigure:
     """Ours minus the others, seed by seed, and image by image where both know theirs."""
     return measured(ours) - others
 
 
-def mean_of(figures: Iterable[Sequence[float]]) -> Measured:
+def mean_of(figures: Iterable[Sequence[float]]) -> SeedFigure:
     """The mean of several figures, by seed."""
     found = [measured(one) for one in figures]
     total = found[0]
@@ -174,54 +174,54 @@ def mean_of(figures: Iterable[Sequence[float]]) -> Measured:
     return total * (1.0 / len(found))
 
 
-def lowest(figures: Iterable[Sequence[float]]) -> Measured:
+def lowest(figures: Iterable[Sequence[float]]) -> SeedFigure:
     """For each seed the least of several figures, with that one's images."""
     found = [measured(one) for one in figures]
     chosen = [int(np.argmin([one[seed] for one in found])) for seed in range(len(found[0]))]
     first = found[0]
     if first.places is None or any(one.places is None or not np.array_equal(one.places, first.places) for one in found):
-        return Measured(found[which][seed] for seed, which in enumerate(chosen))
+        return SeedFigure(found[which][seed] for seed, which in enumerate(chosen))
     rows = [_table(found[which])[seed] for seed, which in enumerate(chosen)]
-    return Measured._of_table(np.stack(rows), first.places, max(one.step for one in found))
+    return SeedFigure._of_table(np.stack(rows), first.places, max(one.step for one in found))
 
 
-def highest(figures: Iterable[Sequence[float]]) -> Measured:
+def highest(figures: Iterable[Sequence[float]]) -> SeedFigure:
     """For each seed the greatest of several figures, with that one's images."""
     return lowest([measured(one) * -1.0 for one in figures]) * -1.0
 
 
-def _combined(first: Measured, other: Sequence[float] | float, sign: float) -> Measured:
+def _combined(first: SeedFigure, other: Sequence[float] | float, sign: float) -> SeedFigure:
     """first + sign x other. What an image can change by is the larger of a difference's two steps, a sum's both."""
     if isinstance(other, int | float):
         if first.table is None or first.places is None:
-            made = Measured((value + sign * other for value in first.values), step=first.step)
+            made = SeedFigure((value + sign * other for value in first.values), step=first.step)
             made.resamples, made.images = None if first.resamples is None else first.resamples + sign * other, first.images
             return made
-        return Measured._of_table(first.table + sign * other, first.places, first.step)
+        return SeedFigure._of_table(first.table + sign * other, first.places, first.step)
     second = measured(other)
     if len(first) != len(second):
         raise ValueError(f"Expected as many seeds on both sides, got {len(first)} and {len(second)}")
     step = max(first.step, second.step) if sign < 0 else first.step + second.step
     if first.places is None or second.places is None:
         rounded = max(one.step for one in (first, second) if one.places is None)
-        made = Measured((a + sign * b for a, b in zip(first, second, strict=True)), step=rounded)
+        made = SeedFigure((a + sign * b for a, b in zip(first, second, strict=True)), step=rounded)
         if first.resamples is not None and second.resamples is not None and first.images == second.images:
             made.resamples, made.images = first.resamples + sign * second.resamples, first.images
         return made
     if np.array_equal(first.places, second.places):
-        return Measured._of_table(_table(first) + sign * _table(second), first.places, step)
+        return SeedFigure._of_table(_table(first) + sign * _table(second), first.places, step)
     index = np.union1d(first.places, second.places)
     spread = _on(first, index) + sign * _on(second, index)
-    return Measured._of_table(spread, index, step * len(index) / min(len(first.places), len(second.places)))
+    return SeedFigure._of_table(spread, index, step * len(index) / min(len(first.places), len(second.places)))
 
 
-def _table(one: Measured) -> Values:
+def _table(one: SeedFigure) -> Values:
     if one.table is None:
         raise ValueError("Expected figures whose images are known")
     return one.table
 
 
-def _on(one: Measured, index: Indices) -> Values:
+def _on(one: SeedFigure, index: Indices) -> Values:
     """A table on more images with the same means: each known image weighs as much as it did, the others say nothing."""
     table, known = _table(one), one.places
     if known is None:

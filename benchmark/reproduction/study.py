@@ -45,7 +45,7 @@ Relation = Literal["above", "at most", "within"]
 class Inequality:
     """A part of a claim: a difference that should exceed a threshold, stay at most at one, or within it on either side.
 
-    text: what is compared. differences: one per training seed, in the unit of the table; a `Measured` where the images are
+    text: what is compared. differences: one per training seed, in the unit of the table; a `SeedFigure` where the images are
     known. bound: the threshold, of `within` the margin. relation: `at most` is a test of non-inferiority, `within` one of
     equivalence (two one-sided tests, Schuirmann 1987): neither follows from a difference that is not significant.
     """

@@ -11,7 +11,7 @@ from scipy import stats
 
 from advbench.reproduction import claim_tables
 from advbench.reproduction.claim_verdicts import judge, judge_claims, said, verdict
-from advbench.reproduction.measured import Figure, Measured, difference, highest, lowest, mean_of, percent, ratio
+from advbench.reproduction.measured import Figure, SeedFigure, difference, highest, lowest, mean_of, percent, ratio
 from advbench.reproduction.study import Claim, Inequality, above, at_most, claim_of, within
 from advbench.results.papers import PAPERS, load
 from advbench.results.power import Deviations, PowerCalculation, Size
@@ -41,9 +41,9 @@ def test_a_verdict_over_seeds_is_wrong_about_as_often_as_its_interval_says():
     assert 0.015 < wrong / 2000 < 0.036  # a one-sided error of 2.5%
 
 
-def accuracies(right: list[list[int]]) -> Measured:
+def accuracies(right: list[list[int]]) -> SeedFigure:
     """By seed, in percent."""
-    return Measured.of(percent(np.array(row), np.arange(len(row))) for row in right)
+    return SeedFigure.of(percent(np.array(row), np.arange(len(row))) for row in right)
 
 
 def test_one_image_of_sixty_decides_nothing():
@@ -198,8 +198,8 @@ def test_figures_on_other_images_keep_their_means_and_their_variances():
     rng = np.random.default_rng(2)
     all_, some = rng.normal(size=4000), np.arange(0, 4000, 4)
     other = rng.normal(size=1000)
-    whole = Measured.of(Figure(all_, np.arange(4000)) for _ in range(3))
-    part = Measured.of(Figure(other, some) for _ in range(3))
+    whole = SeedFigure.of(Figure(all_, np.arange(4000)) for _ in range(3))
+    part = SeedFigure.of(Figure(other, some) for _ in range(3))
     gap = whole - part
     assert tuple(gap) == pytest.approx([all_.mean() - other.mean()] * 3)
     together = np.zeros(4000)
@@ -224,15 +224,15 @@ def test_a_ratio_has_the_variance_of_the_delta_method():
 def test_a_bootstrapped_statistic_counts_its_images():
     rng = np.random.default_rng(8)
     images = rng.normal(size=400)
-    found = Measured.bootstrapped([lambda rows: float(np.median(images[rows]))] * 3, 400)
+    found = SeedFigure.bootstrapped([lambda rows: float(np.median(images[rows]))] * 3, 400)
     assert tuple(found) == pytest.approx([np.median(images)] * 3)
     half = (2.0 - found).crossed().interval()
     assert (half.high - half.low) / 2 == pytest.approx(1.96 * 1.2533 / 20, rel=0.3)
 
 
 def test_values_without_images_are_over_seeds_and_never_certain():
-    rounded = Measured((4.0, 4.0, 4.0), step=1.0)
-    found = (rounded - Measured((3.0, 3.0, 3.0), step=1.0)).crossed()
+    rounded = SeedFigure((4.0, 4.0, 4.0), step=1.0)
+    found = (rounded - SeedFigure((3.0, 3.0, 3.0), step=1.0)).crossed()
     assert found.variance == pytest.approx(1 / 12 / 3)
     mixed = accuracies([[1, 0]] * 3) - (1.0, 2.0, 3.0)
     assert tuple(mixed) == (49.0, 48.0, 47.0)

@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from advbench.reports.images import image_grid
-from advbench.reproduction import claim_tables, engine, rendering, studies
+from advbench.reproduction import claim_tables, clean, engine, rendering, studies
 from advbench.reproduction.findings import Findings
-from advbench.reproduction.measured import Measured
+from advbench.reproduction.measured import SeedFigure
 from advbench.reproduction.study import Claim, Comparison, Ours, Pair, Plot, Series, Study, above
 from advbench.results.papers import PAPERS, load
 
@@ -56,11 +57,11 @@ def test_an_unknown_name_gets_the_nearest_one():
 
 
 def _compare(findings: Findings) -> list[Comparison]:
-    accuracy = Ours(Measured.of(findings["tiny"].one(seed=seed, attack="fgsm").accuracy for seed in findings.seeds))
+    accuracy = Ours(SeedFigure.of(findings["tiny"].one(seed=seed, attack="fgsm").accuracy for seed in findings.seeds))
     train = findings["tiny"].train_error(seed=0, defense="none", architecture="gu2014/n100-100-10")
     assert 0 <= train < 60
     cells = [findings["tiny"].one(seed=seed, attack="fgsm") for seed in findings.seeds]
-    clean = Measured.of(cell.clean_accuracy for cell in cells)
+    clean = SeedFigure.of(cell.clean_accuracy for cell in cells)
     claim = Claim("gu2014.table1", "attacks hurt", (above("clean - robust", clean, accuracy.values),))
     return [
         Comparison(
@@ -134,6 +135,30 @@ def test_a_study_goes_from_its_runs_to_its_reports_and_is_not_run_twice(tmp_path
     again = engine.reproduce("gu2014", scale="smoke", out=tmp_path, jobs=1)
     assert again.outcomes[0].comparisons == outcome.comparisons
     assert records == sorted(path.stat().st_mtime_ns for path in (tmp_path / "records").rglob("record.json"))
+
+
+def test_clean_accuracy_is_that_of_all_test_images_and_is_measured_once(tmp_path, monkeypatch, cache):
+    found = []
+
+    def compare(findings: Findings) -> list[Comparison]:
+        run = findings["tiny"]
+        cells = [run.one(seed=seed, attack="fgsm") for seed in findings.seeds]
+        found.append((run, cells[0], clean.clean_by_seed(run, cells)))
+        return []
+
+    monkeypatch.setattr(studies, "STUDIES", (_study(compare),))
+    engine.reproduce("gu2014.tiny", scale="smoke", out=tmp_path, seeds=(0, 1), jobs=1)
+    ((run, cell, accuracy),) = found
+    test = run.plan.data.test
+    assert accuracy.table.shape == (2, len(test))
+    assert len(cell.examples) == 20 < len(test)
+    with torch.no_grad():
+        right = run.defended(cell).model.eval()(test.x).argmax(dim=1) == test.y
+    assert accuracy[0] == pytest.approx(100 * float(right.double().mean()))
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "store" / "clean-on-all").glob("*.npz")}
+    assert len(kept) == 2
+    assert clean.clean_by_seed(run, [cell]).values == accuracy.values[:1]
+    assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "store" / "clean-on-all").glob("*.npz")}
 
 
 def test_a_study_that_cannot_be_compared_says_so_and_keeps_the_rest(tmp_path, monkeypatch, cache):

@@ -8,14 +8,14 @@ from torch import nn
 
 from advbench.config import make_config
 from advbench.registry.specs import Spec
-from advbench.reproduction.measured import Measured
+from advbench.reproduction.measured import SeedFigure
 from advbench.reproduction.papers.sgr2018 import covariance, whitebox
 from advbench.reproduction.papers.sgr2018.nets import RADIUS, methods
 from advbench.reproduction.papers.sgr2018.studies import STUDIES
 
 
 def test_a_mean_over_radii_weighs_them_by_their_distance():
-    accuracy = [Measured(row) for row in ((100.0, 90.0), (50.0, 90.0), (0.0, 90.0))]
+    accuracy = [SeedFigure(row) for row in ((100.0, 90.0), (50.0, 90.0), (0.0, 90.0))]
     average = whitebox._average([0.0, 0.1, 0.4], accuracy)
     assert tuple(average) == pytest.approx((0.1 / 0.4 * 75 + 0.3 / 0.4 * 25, 90.0))
 

@@ -12,7 +12,7 @@ from statistics import fmean
 
 from advbench.registry.specs import Spec
 from advbench.reproduction.findings import Findings, ScoredCell
-from advbench.reproduction.measured import Measured
+from advbench.reproduction.measured import SeedFigure
 from advbench.reproduction.oblivious import crafted, error, scored
 from advbench.reproduction.papers.gu2014.nets import NETS, attacked, training_of
 from advbench.reproduction.study import Claim, Scale, Settings, above, claim_of
@@ -88,17 +88,17 @@ def cell_of(findings: Findings, net: str, defense: Spec | None, seed: int) -> Sc
     raise ValueError(f"Expected a cell of {wanted} on {net} with seed={seed}; got none")
 
 
-def clean_error(findings: Findings, net: str, defense: Spec) -> Measured:
+def clean_error(findings: Findings, net: str, defense: Spec) -> SeedFigure:
     """The defended net's error on the clean images that are attacked, by seed."""
-    return Measured.of(
+    return SeedFigure.of(
         error(findings[run_of(net)].defended(cell_of(findings, net, defense, seed)), scored(findings[net]), seed=seed)
         for seed in findings.seeds
     )
 
 
-def oblivious_error(findings: Findings, net: str, defense: Spec) -> Measured:
+def oblivious_error(findings: Findings, net: str, defense: Spec) -> SeedFigure:
     """The defended net's error on the adversarials of the bare net, by seed."""
-    return Measured.of(
+    return SeedFigure.of(
         error(
             findings[run_of(net)].defended(cell_of(findings, net, defense, seed)),
             adversarials(findings, net, seed),
@@ -108,9 +108,9 @@ def oblivious_error(findings: Findings, net: str, defense: Spec) -> Measured:
     )
 
 
-def adaptive_error(findings: Findings, net: str, defense: Spec | None) -> Measured:
+def adaptive_error(findings: Findings, net: str, defense: Spec | None) -> SeedFigure:
     """The error under the attacker who knows the defense, by seed."""
-    return 100.0 - Measured.of(cell_of(findings, net, defense, seed).accuracy for seed in findings.seeds)
+    return 100.0 - SeedFigure.of(cell_of(findings, net, defense, seed).accuracy for seed in findings.seeds)
 
 
 def verdict_of_the_attacker(

@@ -8,7 +8,7 @@ import torch
 
 from advbench.registry.specs import Spec
 from advbench.reproduction.findings import Findings
-from advbench.reproduction.measured import Measured
+from advbench.reproduction.measured import SeedFigure
 from advbench.reproduction.oblivious import crafted, distortion, scored
 from advbench.reproduction.papers.gu2014.attacker import (
     SHOWN,
@@ -123,7 +123,7 @@ def _pair(paper: float, ours: Sequence[float] | None) -> Pair:
     return Pair(paper, None if ours is None else Ours(ours))
 
 
-def _stack_distortion(findings: Findings, net: str) -> tuple[Measured, Measured]:
+def _stack_distortion(findings: Findings, net: str) -> tuple[SeedFigure, SeedFigure]:
     """The mean distortions of the paper's attack on the stack and on the bare net, on the same images, by seed."""
     run, bare = findings[_stacked(net)], findings[net]
     clean, all_of_bare = scored(run), scored(bare)
@@ -134,7 +134,7 @@ def _stack_distortion(findings: Findings, net: str) -> tuple[Measured, Measured]
         stacks.append(distortion(run.defended(stack), clean, crafted(run, stack), seed=seed))
         shown = crafted(bare, alone).select(rows)
         nets.append(distortion(bare.defended(alone), all_of_bare.select(rows), shown, seed=seed))
-    return Measured.of(stacks), Measured.of(nets)
+    return SeedFigure.of(stacks), SeedFigure.of(nets)
 
 
 # --- table 4
@@ -153,7 +153,7 @@ def _table4_runs(scale: Scale) -> Mapping[str, Settings]:
 def _table4(findings: Findings) -> Sequence[Comparison]:
     table, nets, judged = table_of("table4"), found(findings), []
     rows: list[tuple[str, tuple[Pair, ...]]] = []
-    shown: dict[tuple[str, float], Measured] = {}
+    shown: dict[tuple[str, float], SeedFigure] = {}
     for sigma in _DEVIATIONS:
         clean = {net: clean_error(findings, net, _denoiser(net, sigma)) for net in nets}
         known = {net: adaptive_error(findings, net, _denoiser(net, sigma)) for net in nets}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from advbench.reproduction.clean import clean_by_seed
 from advbench.reproduction.findings import Findings, RunFindings, ScoredCell
-from advbench.reproduction.measured import Measured
+from advbench.reproduction.measured import SeedFigure
 from advbench.reproduction.study import Scale, Settings
 
 NETS = {
@@ -73,14 +73,14 @@ def found(findings: Findings) -> list[str]:
     return [net for net in NETS if net in findings.runs]
 
 
-def plain(findings: Findings, net: str, figure: str, attack: str = "lbfgs") -> Measured:
+def plain(findings: Findings, net: str, figure: str, attack: str = "lbfgs") -> SeedFigure:
     """A figure of a net's plain training, by seed."""
     run = findings[net]
     return figure_of(run, [run.one(seed=seed, attack=attack) for seed in findings.seeds], figure)
 
 
-def figure_of(run: RunFindings, cells: Sequence[ScoredCell], figure: str) -> Measured:
+def figure_of(run: RunFindings, cells: Sequence[ScoredCell], figure: str) -> SeedFigure:
     """A figure of one cell per seed by its name; clean errors are those on all test images."""
     if figure == "clean_error":
         return 100.0 - clean_by_seed(run, cells)
-    return Measured.of(getattr(cell, figure) for cell in cells)
+    return SeedFigure.of(getattr(cell, figure) for cell in cells)

@@ -10,7 +10,7 @@ from advbench.defenses.inference.layer_noise import LayerNoise
 from advbench.defenses.inference.noise import InputNoise
 from advbench.registry.specs import Spec
 from advbench.reproduction.findings import Findings
-from advbench.reproduction.measured import Figure, Measured, lowest
+from advbench.reproduction.measured import Figure, SeedFigure, lowest
 from advbench.reproduction.oblivious import error, scored
 from advbench.reproduction.papers.gu2014.attacker import (
     SHOWN,
@@ -163,7 +163,7 @@ def _fig1(findings: Findings) -> Sequence[Comparison]:
     return (Comparison(caption, columns, tuple(rows), (recovers, recovered, adaptive), (line,), plots),)
 
 
-def _sweep(findings: Findings, net: str, where: str) -> list[tuple[Measured, Measured]]:
+def _sweep(findings: Findings, net: str, where: str) -> list[tuple[SeedFigure, SeedFigure]]:
     """Clean and adversarial errors, by seed, at every deviation; on every fifth image, at most a thousand."""
     points: list[list[tuple[Figure, Figure]]] = [[] for _ in _SWEPT]
     for seed in findings.seeds:
@@ -174,7 +174,7 @@ def _sweep(findings: Findings, net: str, where: str) -> list[tuple[Measured, Mea
             noisy = _in_noise(bare, where, sigma, findings, net)
             clean, adversarial = (error(noisy, split, seed=seed) for split in images)
             point.append((clean, adversarial))
-    return [(Measured.of(c for c, _ in point), Measured.of(a for _, a in point)) for point in points]
+    return [(SeedFigure.of(c for c, _ in point), SeedFigure.of(a for _, a in point)) for point in points]
 
 
 def _in_noise(bare: Defended, where: str, sigma: float, findings: Findings, net: str) -> Defended:

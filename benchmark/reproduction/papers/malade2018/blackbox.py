@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from advbench.reproduction.findings import Findings, RunFindings, ScoredCell
-from advbench.reproduction.measured import Measured
+from advbench.reproduction.measured import SeedFigure
 from advbench.reproduction.papers.malade2018.nets import (
     DEFENSES,
     NAMES,
@@ -60,7 +60,7 @@ def _pair_runs(scale: Scale) -> Mapping[str, Settings]:
     return {classifier: black_box(scale, classifier, defenses) for classifier in PAIRS[scale]}
 
 
-def pair_accuracies(run: RunFindings, label: str) -> dict[str, Measured]:
+def pair_accuracies(run: RunFindings, label: str) -> dict[str, SeedFigure]:
     """Accuracies by seed under FGSM from the substitute of that label, by the paper's columns."""
     return {
         column: by_seed(run, accuracy, matrix="black-box", defense=name, source=label, epsilon=RADIUS)
@@ -69,7 +69,7 @@ def pair_accuracies(run: RunFindings, label: str) -> dict[str, Measured]:
 
 
 def _pairs(findings: Findings) -> Sequence[Comparison]:
-    printed, rows, beats_mala, beats, gains = table("table1"), [], [], list[Inequality](), list[Measured]()
+    printed, rows, beats_mala, beats, gains = table("table1"), [], [], list[Inequality](), list[SeedFigure]()
     for classifier, run in findings.runs.items():
         unharmed = {
             column: by_seed(run, clean, defense=name, source=substitutes(run)[0]) for column, name in DEFENSES.items()
@@ -101,7 +101,7 @@ def _pairs(findings: Findings) -> Sequence[Comparison]:
     return (Comparison(printed.caption, columns, tuple(rows), claims, notes),)
 
 
-def _fidelity(run: RunFindings, label: str) -> Measured:
+def _fidelity(run: RunFindings, label: str) -> SeedFigure:
     """The share of held-out images that the substitute labels as MALADE does, in percent, by seed."""
 
     def agreement(cell: ScoredCell) -> float:

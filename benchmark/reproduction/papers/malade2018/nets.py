@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from advbench.reproduction.findings import RunFindings, ScoredCell
-from advbench.reproduction.measured import Measured
+from advbench.reproduction.measured import SeedFigure
 from advbench.reproduction.study import Scale, Settings
 from advbench.results.papers import PaperTable, load
 
@@ -144,7 +144,7 @@ def substitutes(run: RunFindings) -> list[str]:
 
 def by_seed(
     run: RunFindings, figure: Callable[[ScoredCell], float], arguments: Mapping[str, object] | None = None, **facts: object
-) -> Measured:
+) -> SeedFigure:
     """A figure of the one cell with these facts, for each training seed of the run.
 
     arguments: of the defense, where several of one name ran. Raises ValueError unless there is one such cell per seed.
@@ -156,7 +156,7 @@ def by_seed(
             said = ", ".join(f"{name}={value}" for name, value in {**facts, **(arguments or {})}.items())
             raise ValueError(f"Expected one cell with seed={seed}, {said}; got {len(cells)}")
         found.append(figure(cells[0]))
-    return Measured.of(found)
+    return SeedFigure.of(found)
 
 
 def _has(cell: ScoredCell, arguments: Mapping[str, object]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from advbench.reproduction.findings import Findings, RunFindings, ScoredCell
-from advbench.reproduction.measured import Measured
+from advbench.reproduction.measured import SeedFigure
 from advbench.reproduction.papers.malade2018.nets import (
     RADIUS,
     accuracy,
@@ -55,7 +55,7 @@ def _run(scale: Scale, defenses: Sequence[Settings]) -> Settings:
     return one_pair(scale, _SWEPT[scale], defenses)
 
 
-def _both(run: RunFindings, arguments: Mapping[str, object], name: str = "malade") -> tuple[Measured, Measured]:
+def _both(run: RunFindings, arguments: Mapping[str, object], name: str = "malade") -> tuple[SeedFigure, SeedFigure]:
     """Clean and attacked accuracies, by seed, of a defense with these arguments."""
     facts = {"defense": name, "source": substitutes(run)[-1]}
     return by_seed(run, clean, arguments, **facts), by_seed(run, accuracy, arguments, **facts)
@@ -161,7 +161,7 @@ def _by_schedule(run: RunFindings) -> Comparison:
     return Comparison(caption, columns, tuple(rows), (claim,), (f"pair {pair_of(run)}; {how}",))
 
 
-def _chosen(run: RunFindings, arguments: Mapping[str, object]) -> tuple[Measured, ...]:
+def _chosen(run: RunFindings, arguments: Mapping[str, object]) -> tuple[SeedFigure, ...]:
     """The a_0 and d_0 that the search found, by seed."""
     facts = {"defense": "malade", "source": substitutes(run)[-1]}
     return tuple(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from advbench.reproduction.findings import Findings, RunFindings, ScoredCell
-from advbench.reproduction.measured import Measured, highest, lowest, percent
+from advbench.reproduction.measured import SeedFigure, highest, lowest, percent
 from advbench.reproduction.papers.malade2018.blackbox import pair_accuracies
 from advbench.reproduction.papers.malade2018.nets import (
     CLASSIFIERS,
@@ -170,7 +170,7 @@ def _reported(classifier: str, column: str) -> float:
     return min(table("table2").cell(column, attack, classifier) for attack in ("FGSM", "R+FGSM"))
 
 
-def _smallest(run: RunFindings, name: str, attack: str, figure: Callable[[ScoredCell], float]) -> Measured:
+def _smallest(run: RunFindings, name: str, attack: str, figure: Callable[[ScoredCell], float]) -> SeedFigure:
     """A figure of a defense by seed under one of the paper's attacks; of the adaptive ones the smallest."""
     found = []
     for seed in run.plan.config.seed:
@@ -178,7 +178,7 @@ def _smallest(run: RunFindings, name: str, attack: str, figure: Callable[[Scored
         if not cells:
             raise ValueError(f"Expected a cell of {attack} on {name} with seed={seed}; got none")
         found.append(min(figure(cell) for cell in cells))
-    return Measured.of(found)
+    return SeedFigure.of(found)
 
 
 def _is(cell: ScoredCell, attack: str) -> bool:
@@ -187,14 +187,14 @@ def _is(cell: ScoredCell, attack: str) -> bool:
     return name == _ATTACKS[attack] if attack in _ATTACKS else name not in _ATTACKS.values()
 
 
-def _least_white_box(findings: Findings, classifier: str, column: str) -> Measured:
+def _least_white_box(findings: Findings, classifier: str, column: str) -> SeedFigure:
     """What the strongest white-box attacker within the radius leaves, by seed: per example the worst of all attacks."""
     run, found = findings[classifier], []
     for seed in run.plan.config.seed:
         cells = run.all(seed=seed, matrix="white-box", defense=DEFENSES[column])
         left = worst_case([(cell.record, cell.examples) for cell in cells]).values
         found.append(percent(left, cells[0].examples.index))
-    return Measured.of(found)
+    return SeedFigure.of(found)
 
 
 def _broken(findings: Findings) -> list[str]:
@@ -223,7 +223,7 @@ def _headline(findings: Findings) -> Claim:
     return claim_of("malade2018.claim.headline", parts)
 
 
-def _least(findings: Findings, classifier: str, column: str) -> Measured:
+def _least(findings: Findings, classifier: str, column: str) -> SeedFigure:
     """The smallest accuracy of a defense by seed, over its substitutes and the adaptive attacker."""
     run = findings[_substitutes_of(classifier)]
     found = [pair_accuracies(run, label)[column] for label in substitutes(run)]

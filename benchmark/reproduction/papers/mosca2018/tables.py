@@ -10,7 +10,7 @@ from scipy import stats
 
 from advbench.reproduction.clean import clean_by_seed
 from advbench.reproduction.findings import Findings, RunFindings
-from advbench.reproduction.measured import Measured, mean_of
+from advbench.reproduction.measured import SeedFigure, mean_of
 from advbench.reproduction.papers.mosca2018.nets import CONTROL, EPSILONS, VARIANTS, differs, medians, runs
 from advbench.reproduction.study import Claim, Comparison, Inequality, Pair, Study, claim_of, within
 from advbench.results.papers import load
@@ -47,13 +47,13 @@ def _table5(findings: Findings) -> Sequence[Comparison]:
     )
 
 
-Accuracies = Mapping[tuple[str, str, float], Measured]
+Accuracies = Mapping[tuple[str, str, float], SeedFigure]
 """(setting, variant, epsilon) -> accuracy by seed."""
 
 
 def _accuracies(findings: Findings, *, shared: bool) -> Accuracies:
     return {
-        (setting, variant, epsilon): Measured.of(_accuracy(run, defense, epsilon, seed, shared) for seed in findings.seeds)
+        (setting, variant, epsilon): SeedFigure.of(_accuracy(run, defense, epsilon, seed, shared) for seed in findings.seeds)
         for setting, run in findings.runs.items()
         for variant, defense in VARIANTS.items()
         for epsilon in EPSILONS
@@ -130,7 +130,7 @@ def _fgsm_claims(which: str, found: Accuracies, findings: Findings) -> tuple[Cla
     )
 
 
-def _gain(found: Accuracies, setting: str, epsilon: float) -> Measured:
+def _gain(found: Accuracies, setting: str, epsilon: float) -> SeedFigure:
     return found[setting, "sgm", epsilon] - found[setting, "control", epsilon]
 
 

@@ -14,7 +14,7 @@ from advbench.reports.images import around_grey, image_grid
 from advbench.reports.section import ImageGrid
 from advbench.reproduction.clean import clean_accuracy
 from advbench.reproduction.findings import Findings, RunFindings
-from advbench.reproduction.measured import Measured, difference
+from advbench.reproduction.measured import SeedFigure, difference
 from advbench.reproduction.papers.sgr2018.nets import BUDGETS, COEFFICIENT, RADIUS, by_seed, differs, labels
 from advbench.reproduction.study import (
     Comparison,
@@ -93,7 +93,7 @@ def _changes(run: RunFindings, seed: int, attack: str) -> Tensor:
 
 def _bootstrapped(
     findings: Findings, attack: str, changes: Sequence[Tensor], statistic: Callable[[Tensor], float]
-) -> Measured:
+) -> SeedFigure:
     """A statistic of perturbations by seed; images are drawn from all that were attacked, of which each seed broke some."""
 
     def of_seed(broken: NDArray[np.bool_], found: Tensor) -> Callable[[NDArray[np.int64]], float]:
@@ -106,7 +106,7 @@ def _bootstrapped(
         return of_rows
 
     masks = [findings["attacks"].one(seed=seed, attack=attack).broken for seed in findings.seeds]
-    return Measured.bootstrapped([of_seed(*pair) for pair in zip(masks, changes, strict=True)], len(masks[0]))
+    return SeedFigure.bootstrapped([of_seed(*pair) for pair in zip(masks, changes, strict=True)], len(masks[0]))
 
 
 def _length(changes: Tensor) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from advbench.reproduction.clean import clean_by_seed
 from advbench.reproduction.findings import Findings, ScoredCell
-from advbench.reproduction.measured import Measured, difference
+from advbench.reproduction.measured import SeedFigure, difference
 from advbench.reproduction.papers.sgr2018.nets import BUDGETS, GRADIENT_METHODS, by_seed, chosen, differs, labels, methods
 from advbench.reproduction.study import (
     SCALES,
@@ -29,7 +29,7 @@ _RADII = {"appx_mnist_a": 32, "appx_mnist_b": 64, "appx_cifar10_a": 4, "appx_cif
 _CIFAR: Settings = {"dataset": "cifar10", "epochs": 50, "architecture": ["sgr2018/cifar-cnn"], "augmentation": "crop-flip"}
 _FEWER = ("clean", "wdecay", "pgd", "gn", "sgr_sign")
 
-Accuracies = Mapping[tuple[str, str], Measured]
+Accuracies = Mapping[tuple[str, str], SeedFigure]
 
 
 def _study(name: str) -> Study:
@@ -103,7 +103,7 @@ def _accuracy(cell: ScoredCell) -> float:
     return cell.accuracy
 
 
-def _clean_kept(clean: Mapping[str, Measured], gradient: Sequence[str], most: float) -> Claim:
+def _clean_kept(clean: Mapping[str, SeedFigure], gradient: Sequence[str], most: float) -> Claim:
     return claim_of(
         "sgr2018.claim.clean_kept",
         (at_most(f"clean - {row}", difference(clean["clean"], clean[row]), most) for row in gradient),

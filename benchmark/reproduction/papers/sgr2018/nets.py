@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from advbench.reproduction.findings import Findings, ScoredCell
-from advbench.reproduction.measured import Measured
+from advbench.reproduction.measured import SeedFigure
 from advbench.reproduction.study import Scale, Settings
 
 COEFFICIENT = 0.3
@@ -61,9 +61,9 @@ def labels(findings: Findings, run: str, trainings: Mapping[str, Settings]) -> d
     }
 
 
-def by_seed(findings: Findings, run: str, figure: Callable[[ScoredCell], float], **facts: object) -> Measured:
+def by_seed(findings: Findings, run: str, figure: Callable[[ScoredCell], float], **facts: object) -> SeedFigure:
     """A figure of the one cell with these facts, for each training seed."""
-    return Measured.of(figure(findings[run].one(seed=seed, **facts)) for seed in findings.seeds)
+    return SeedFigure.of(figure(findings[run].one(seed=seed, **facts)) for seed in findings.seeds)
 
 
 def differs(scale: Scale) -> Sequence[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from advbench.reproduction.findings import Findings
-from advbench.reproduction.measured import Measured, difference
+from advbench.reproduction.measured import SeedFigure, difference
 from advbench.reproduction.papers.sgr2018.nets import BUDGETS, COEFFICIENT, by_seed, differs, labels
 from advbench.reproduction.study import (
     Comparison,
@@ -104,14 +104,14 @@ def _data(findings: Findings) -> Sequence[Comparison]:
     return (Comparison(table.caption, (("accuracy", "%"),), rows, (claim,), ("the paper's numbers are of CIFAR-10",)),)
 
 
-def _curves(findings: Findings, run: str, argument: str) -> dict[str, dict[float, Measured]]:
+def _curves(findings: Findings, run: str, argument: str) -> dict[str, dict[float, SeedFigure]]:
     """Accuracies by seed of each net, by what the argument of the noise was."""
-    found: dict[str, dict[float, Measured]] = {}
+    found: dict[str, dict[float, SeedFigure]] = {}
     for row, label in labels(findings, run, _NETS).items():
         cells = {seed: findings[run].all(seed=seed, target=label) for seed in findings.seeds}
         values = sorted({cell.record.attack["arguments"][argument] for cell in next(iter(cells.values()))})
         found[row] = {
-            value: Measured.of(
+            value: SeedFigure.of(
                 next(cell.accuracy for cell in cells[seed] if cell.record.attack["arguments"][argument] == value)
                 for seed in findings.seeds
             )
@@ -120,7 +120,7 @@ def _curves(findings: Findings, run: str, argument: str) -> dict[str, dict[float
     return found
 
 
-def _series(found: Mapping[str, Mapping[float, Measured]]) -> tuple[Series, ...]:
+def _series(found: Mapping[str, Mapping[float, SeedFigure]]) -> tuple[Series, ...]:
     return tuple(Series(row, tuple(curve), tuple(Ours(values) for values in curve.values())) for row, curve in found.items())
 
 

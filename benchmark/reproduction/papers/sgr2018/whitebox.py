@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from advbench.reproduction.findings import Findings
-from advbench.reproduction.measured import Figure, Measured, mean_of
+from advbench.reproduction.measured import Figure, SeedFigure, mean_of
 from advbench.reproduction.papers.sgr2018.nets import BUDGETS, RADIUS, by_seed, chosen, differs, labels
 from advbench.reproduction.study import (
     Comparison,
@@ -55,7 +55,7 @@ def _compare(findings: Findings) -> Sequence[Comparison]:
     table, label = load("sgr2018").tables["sgr2018.iclr_table1_mnist"], labels(findings, "linf", chosen(_METHODS))
     radii = sorted({cell.radius for cell in findings["linf"].cells})
 
-    def curve(row: str, attack: str) -> list[Measured]:
+    def curve(row: str, attack: str) -> list[SeedFigure]:
         """Accuracy in percent at radius zero and at every other."""
         clean = by_seed(
             findings, "linf", lambda cell: cell.clean_accuracy, target=label[row], attack="fgsm", epsilon=radii[0]
@@ -139,7 +139,7 @@ def _compare(findings: Findings) -> Sequence[Comparison]:
     return (Comparison(table.caption, columns, rows, claims, (note,), plots),)
 
 
-def _average(radii: Sequence[float], accuracy: Sequence[Measured]) -> Measured:
+def _average(radii: Sequence[float], accuracy: Sequence[SeedFigure]) -> SeedFigure:
     """The mean over the radii, by the trapezoid rule."""
     strips = [mean_of((low, high)) for low, high in pairwise(accuracy)]
     widths = [(high - low) / radii[-1] for low, high in pairwise(radii)]
@@ -174,7 +174,7 @@ def _smooth(findings: Findings) -> Sequence[Comparison]:
             bends = second_differences(answers).double().mean(dim=(0, 2)).numpy()
             bend[row].append(Figure(bends, cell.examples.index))
             lines[row].append(answers.gather(2, torch.from_numpy(cell.examples.label).view(1, -1, 1).expand(_POINTS, -1, 1)))
-    found = {row: Measured.of(values) for row, values in bend.items()}
+    found = {row: SeedFigure.of(values) for row, values in bend.items()}
     claim = claim_of("sgr2018.fig6_smoothness", (above("clean - sgr", found["clean"], found["sgr_sign"]),))
     positions = tuple(float(each) for each in torch.linspace(0, 1, _POINTS))
     plot = Plot(

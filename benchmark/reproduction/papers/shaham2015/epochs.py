@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from advbench.reproduction.findings import Findings
-from advbench.reproduction.measured import Measured
+from advbench.reproduction.measured import SeedFigure
 from advbench.reproduction.papers.shaham2015.nets import CIFAR, CIFAR_RADII, MNIST, NETS, RADII, differs, differs_cifar
 from advbench.reproduction.papers.shaham2015.sweep import sweep_runs
 from advbench.reproduction.study import (
@@ -40,7 +40,7 @@ def _figure5(findings: Findings) -> Sequence[Comparison]:
     watched = courses(run, [cell for each in cells.values() for cell in each])
     n = len(findings.seeds)
     by_net = {net: watched[i * n : (i + 1) * n] for i, net in enumerate(NETS)}
-    epochs = {net: Measured((_converged(course) for course in found), step=1.0) for net, found in by_net.items()}
+    epochs = {net: SeedFigure((_converged(course) for course in found), step=1.0) for net, found in by_net.items()}
     last = {net: [(course.clean[-1], course.attacked[-1]) for course in found] for net, found in by_net.items()}
     rows = tuple(
         (
@@ -64,7 +64,7 @@ def _figure5(findings: Findings) -> Sequence[Comparison]:
     return (Comparison("Convergence of the baseline and of the robust nets", columns, rows, (_claim(epochs),), plots=plots),)
 
 
-def _claim(epochs: Mapping[str, Measured]) -> Claim:
+def _claim(epochs: Mapping[str, SeedFigure]) -> Claim:
     """epochs: by net, for each seed how many it took."""
     return claim_of(
         "shaham2015.claim.epochs",

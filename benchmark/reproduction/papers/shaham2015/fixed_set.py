@@ -11,7 +11,7 @@ from advbench.reports.images import around_grey, image_grid
 from advbench.reports.section import ImageGrid
 from advbench.reproduction.clean import clean_by_seed
 from advbench.reproduction.findings import Findings, ScoredCell
-from advbench.reproduction.measured import PERCENT, Measured, mean_of, ratio
+from advbench.reproduction.measured import PERCENT, SeedFigure, mean_of, ratio
 from advbench.reproduction.papers.shaham2015.nets import (
     BASELINE,
     CIFAR,
@@ -125,12 +125,12 @@ def _samples(findings: Findings) -> tuple[ImageGrid, ...]:
     return tuple(grids)
 
 
-def _clean(findings: Findings, defense: str) -> Measured:
+def _clean(findings: Findings, defense: str) -> SeedFigure:
     run = findings["linf"]
     return clean_by_seed(run, [run.first(seed=seed, defense=defense) for seed in findings.seeds])
 
 
-def _on_fixed_set(findings: Findings, norm: str, defense: str) -> Measured:
+def _on_fixed_set(findings: Findings, norm: str, defense: str) -> SeedFigure:
     """Accuracy on the baseline's adversarials of one norm, by seed, in percent.
 
     An image is in the set as often as the baseline has an adversarial of it: another draw of images would give another set.
@@ -141,7 +141,7 @@ def _on_fixed_set(findings: Findings, norm: str, defense: str) -> Measured:
         cells = _from_baseline(findings, norm, defense, seed)
         answers = np.stack([_answers(cell) for cell in cells])
         found.append(ratio((answers * chosen).sum(axis=0), chosen.sum(axis=0), cells[0].examples.index, PERCENT))
-    return Measured.of(found)
+    return SeedFigure.of(found)
 
 
 def _set(findings: Findings, norm: str, seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:

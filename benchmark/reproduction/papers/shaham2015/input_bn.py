@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from advbench.reproduction.clean import clean_by_seed
 from advbench.reproduction.findings import Findings
-from advbench.reproduction.measured import Measured
+from advbench.reproduction.measured import SeedFigure
 from advbench.reproduction.papers.shaham2015.nets import MNIST, NETS, NORMS, RADII, defenses, differs
 from advbench.reproduction.study import Comparison, Ours, Pair, Scale, Settings, Study, above, claim_of
 
@@ -39,7 +39,7 @@ def _input_bn(findings: Findings) -> Sequence[Comparison]:
         for architecture in (_PLAIN, _INPUT_BN)
     }
     clean = {key: clean_by_seed(run, cells) for key, cells in found.items()}
-    own = {key: Measured.of(cell.accuracy for cell in cells) for key, cells in found.items()}
+    own = {key: SeedFigure.of(cell.accuracy for cell in cells) for key, cells in found.items()}
     rows = tuple(
         (
             net + (", batch norm of the input" if architecture == _INPUT_BN else ""),

@@ -7,7 +7,7 @@ from functools import partial
 
 from advbench.reproduction.clean import clean_by_seed
 from advbench.reproduction.findings import Findings
-from advbench.reproduction.measured import Measured
+from advbench.reproduction.measured import SeedFigure
 from advbench.reproduction.papers.shaham2015.nets import (
     CIFAR,
     CIFAR_PIXELS_PER_UNIT,
@@ -53,7 +53,7 @@ def _sweep(findings: Findings, *, unit: float) -> Sequence[Comparison]:
     radii = run.plan.config.epsilon or ()
     curves = {
         net: {
-            epsilon: Measured.of(run.one(seed=seed, defense=defense, epsilon=epsilon).accuracy for seed in findings.seeds)
+            epsilon: SeedFigure.of(run.one(seed=seed, defense=defense, epsilon=epsilon).accuracy for seed in findings.seeds)
             for epsilon in radii
         }
         for net, defense in NETS.items()
