@@ -27,6 +27,7 @@ from advbench.engine.places import Slots
 from advbench.engine.sharing import pickled
 from advbench.engine.suspects import Suspects
 from advbench.engine.work import Work
+from advbench.errors import debugging
 from advbench.files import locked
 from advbench.plan.plan import Plan
 from advbench.tasks.context import Context
@@ -138,7 +139,7 @@ class DaskEngine:
     # --- the cluster
 
     def _connect(self) -> None:
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)
+        _be_quiet()
         address, count = self._cluster.address, 1
         if address is None:
             count = self._cluster.places.count
@@ -250,6 +251,14 @@ class DaskEngine:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _be_quiet() -> None:
+    """Show none of dask's tracebacks, unless they are wanted: what matters to the run is said in one line."""
+    if not debugging():
+        for name in list(logging.root.manager.loggerDict):
+            if name.partition(".")[0] == "distributed":
+                logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _own_cluster(workers: int) -> LocalCluster:
