@@ -96,7 +96,7 @@ def heat_map(
     from matplotlib.patches import Rectangle
 
     if values.size > _MOST_CELLS:
-        return _raster(values, rows, columns, f"{caption}. The numbers are in the table.", alt)
+        return _raster(values, rows, columns, f"{caption}. The numbers are in the table.", alt, framed, divider)
     row_names, column_names = [shorten(name) for name in rows], [shorten(name) for name in columns]
     left = 0.25 + 0.075 * max(map(len, row_names))
     slanted = max(map(len, column_names)) > 9
@@ -118,8 +118,18 @@ def heat_map(
     return _drawing((left + width + right, height + top), draw, alt, caption)
 
 
-def _raster(values: Values, rows: Sequence[str], columns: Sequence[str], caption: str, alt: str) -> Drawing:
+def _raster(
+    values: Values,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    caption: str,
+    alt: str,
+    framed: Sequence[tuple[int, int]],
+    divider: int | None,
+) -> Drawing:
     """A large matrix as one image with a scale beside it; where there is no room, only every few names are written."""
+    from matplotlib.patches import Rectangle
+
     row_names, column_names = [shorten(name) for name in rows], [shorten(name) for name in columns]
     left, top = (0.25 + 0.065 * max(map(len, names)) for names in (row_names, column_names))
     width, height = (min(0.22 * count, limit) for count, limit in zip(values.shape[::-1], _LARGEST, strict=True))
@@ -129,6 +139,10 @@ def _raster(values: Values, rows: Sequence[str], columns: Sequence[str], caption
     def draw(figure: Figure, _: str) -> None:
         axes = figure.add_axes((left / size[0], 0.0, width / size[0], height / size[1]))
         image = axes.imshow(values, cmap=_shades(), vmin=0, vmax=1, aspect="auto", interpolation="none")
+        for row, column in framed:
+            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="#ffffff", linewidth=0.8))
+        if divider is not None:
+            axes.axhline(divider - 0.5, color=_INK, linewidth=1.5)
         axes.xaxis.tick_top()
         axes.tick_params(length=0, pad=4, labelsize=7.5)
         for axis, names, room in ((axes.xaxis, column_names, width), (axes.yaxis, row_names, height)):

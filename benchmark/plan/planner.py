@@ -457,10 +457,8 @@ class Planner:
             attack=self._once(lambda: _facts_of(attack, minimal), "facts", attack.spec, minimal),
             candidates=tuple(self._candidate(name, craft) for name, craft in crafts.items()),
         )
-        key, label = (
-            self._keys.of(content),
-            content.label(str(attack.spec), source.label if source else "itself", target.label),
-        )
+        key, origin = self._keys.of(content), source.label if source else "itself"
+        label = content.label(str(attack.spec), origin, target.label)
         self.tasks.setdefault(key, ScoreTask(key, content, label, float(target.draws), facts))
         self.cells.append(key)
 

@@ -57,9 +57,12 @@ def test_markdown_names_the_rows_that_it_leaves_out():
 
 def test_a_large_matrix_is_one_image():
     names = [f"model {i}" for i in range(60)]
-    drawing = heat_map(np.eye(60), rows=names, columns=names, words=[[""] * 60] * 60, caption="Shares", alt="")
+    words = [[""] * 60] * 60
+    framed = [(i, i) for i in range(60)]
+    drawing = heat_map(np.eye(60), rows=names, columns=names, words=words, caption="Shares", alt="", framed=framed)
     assert drawing.svg.count("<image") == 2  # and that of the scale
     assert "<text" in drawing.svg
+    assert drawing.svg.count('stroke="#ffffff"') == 60
     assert len(drawing.svg) < 100_000
     assert drawing.caption.endswith("The numbers are in the table.")
 
