@@ -100,6 +100,14 @@ def claim_of(
     return Claim(id_, f"{text} ({where})" if where else text, tuple(parts), untested, tuple(attributable))
 
 
+def ambiguity(id_: str) -> str:
+    """What a paper leaves open and how it is read here, from the paper's file. Raises ValueError for an unknown id."""
+    known = load(id_.split(".")[0]).ambiguities
+    if id_ not in known:
+        raise ValueError(f"Expected an ambiguity among {', '.join(known)}, got {id_!r}")
+    return known[id_]
+
+
 @dataclass(frozen=True, slots=True)
 class Series:
     """A line of a plot.

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from advbench.reproduction import claim_tables
+from advbench.reproduction import claim_tables, study
 from advbench.reproduction.claim_verdicts import judge, judge_claims, said, verdict
 from advbench.reproduction.measured import Figure, SeedFigure, difference, highest, lowest, mean_of, percent, ratio
-from advbench.reproduction.study import Claim, Inequality, above, at_most, claim_of, within
+from advbench.reproduction.study import Claim, Inequality, above, ambiguity, at_most, claim_of, within
 from advbench.results.papers import PAPERS, load
 from advbench.results.power import Deviations, PowerCalculation, Size
 
@@ -267,3 +269,16 @@ def test_a_claim_has_the_words_of_the_papers_file():
     assert claim.text == "SGM is more accurate under FGSM than the control, the mean over all cells (here)"
     with pytest.raises(ValueError, match=r"Expected a claim among gu2014.claim.headline, .*, got 'gu2014.claim.none'"):
         claim_of("gu2014.claim.none", ())
+
+
+def test_an_ambiguity_has_the_words_of_the_papers_file():
+    said = "Eqs. 15 and 21 accumulate updates over epochs without bound. Read as: persistent buffer, no clipping;"
+    assert ambiguity("mosca2018.amb.persistence").startswith(said)
+    with pytest.raises(ValueError, match=r"Expected an ambiguity among .*, got 'mosca2018.amb.none'"):
+        ambiguity("mosca2018.amb.none")
+
+
+def test_no_claim_is_worded_in_the_code():
+    """Claims are made by `claim_of`, which has their words from the papers' files."""
+    root = Path(study.__file__).parent / "papers"
+    assert not [path for path in root.rglob("*.py") if re.search(r"(?<![A-Za-z_])Claim\(", path.read_text())]

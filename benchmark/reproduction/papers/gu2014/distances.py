@@ -18,7 +18,7 @@ from advbench.reproduction.papers.gu2014.nets import (
     plain_runs,
     training_of,
 )
-from advbench.reproduction.study import Comparison, Ours, Pair, Scale, Settings, Study, above, at_most, claim_of
+from advbench.reproduction.study import Comparison, Ours, Pair, Scale, Settings, Study, above, ambiguity, at_most, claim_of
 from advbench.results.papers import load
 
 _CONDITIONS = {
@@ -139,8 +139,8 @@ def _differs(scale: Scale) -> Sequence[str]:
             "100 test images, and no contractive training",
             "full": "optimizer and schedule, which the paper does not print",
         }[scale],
-        "the target label is drawn uniformly from the wrong ones, and images that the net gets wrong are not attacked "
-        "(the paper prints neither)",
+        ambiguity("gu2014.amb.target_label"),
+        ambiguity("gu2014.amb.images_attacked"),
         "one constant c per net, the largest that breaks 99% of held-out validation images, the smallest tried where none "
         "does",
     )

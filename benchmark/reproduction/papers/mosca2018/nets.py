@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from advbench.reproduction.study import Ours, Scale, Settings
+from advbench.reproduction.study import Ours, Scale, Settings, ambiguity
 
 EPSILONS = (0.001, 0.01, 0.1, 0.2)
 CONTROL, SGM = "none", "smooth-gradient"
@@ -85,5 +85,5 @@ def differs(scale: Scale) -> Sequence[str]:
     return (
         sizes[scale],
         "medians over the training seeds, three where the paper has five runs",
-        "every image's own gradient moves it (the text leaves open whether it is the batch's mean)",
+        ambiguity("mosca2018.amb.gradient_scale"),
     )

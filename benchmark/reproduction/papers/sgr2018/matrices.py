@@ -18,6 +18,7 @@ from advbench.reproduction.study import (
     Settings,
     Study,
     above,
+    ambiguity,
     at_most,
     claim_of,
     within,
@@ -51,8 +52,8 @@ def _study(name: str) -> Study:
 
     def told(scale: Scale) -> Sequence[str]:
         fewer = ("five of the nine trainings",) if scale == "smoke" else ()
-        protocol = f"the radius is read as {_RADII[name]}/255 for the caption is lost; PGD has 20 steps"
-        return (*(differs(scale) if mnist else differs("full")[1:]), *fewer, protocol)
+        read = ambiguity("sgr2018.amb.eps_of_matrices")
+        return (*(differs(scale) if mnist else differs("full")[1:]), *fewer, read, "PGD has 20 steps")
 
     return Study(
         f"sgr2018.{name}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from advbench.reproduction.study import Scale, Settings
+from advbench.reproduction.study import Scale, Settings, ambiguity
 
 NORMS = ("l1", "l2", "linf")
 PIXELS_PER_UNIT = 0.275
@@ -69,7 +69,7 @@ def differs(scale: Scale) -> Sequence[str]:
     }
     return (
         sizes[scale],
-        "radii are the public scripts' (0.2, 2, 2 standard deviations for linf, l2, l1), for the text prints none",
+        ambiguity("shaham2015.amb.radius_units"),
         "images of 28 x 28 are attacked in units of pixels; the paper's are 32 x 32, standardised",
     )
 
