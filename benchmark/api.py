@@ -106,6 +106,7 @@ def run(
     calibration_examples: held-out images on which attacks are calibrated.
     batch: images per compute batch, measured if None.
     compile: whether deterministic models are compiled to be attacked.
+    precision: ``float32``, ``tf32`` or ``bfloat16`` while models are attacked; scores are always of float32.
     unit_test: whether attacks are tested on models with planted adversarial images. unit_test_images: on how many images.
 
     Where it runs

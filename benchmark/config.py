@@ -91,6 +91,7 @@ class RunSettings(TypedDict, total=False):
     epsilon: Numbers | None
     clip: bool | None
     compile: bool | None
+    precision: str | None
     outputs: str | None
     seed: int | str | Sequence[int] | None
     n_examples: int | None
@@ -144,9 +145,10 @@ class Config(BaseModel):
     images per compute batch, measured where absent. unit_test: whether the attacks are tested on `unit_test_images` of the
     scored images on models with a planted adversarial image (`advbench.tasks.planting`): those of the white-box matrix, and
     those that ask the model itself. compile: whether deterministic models are compiled to be attacked; scores always take
-    the model as it is. outputs: what the user's networks (architectures ``own:TARGET``) return, logits where absent. engine:
-    where tasks run, on this machine by default. address: of a dask scheduler that is there already. time_limit: seconds that
-    one task may take, without end where absent. slots_per_device: tasks side by side on each device, in place of `jobs`.
+    the model as it is. precision: of a model's products while it is attacked; scores are always of float32. outputs: what
+    the user's networks (architectures ``own:TARGET``) return, logits where absent. engine: where tasks run, on this
+    machine by default. address: of a dask scheduler that is there already. time_limit: seconds that one task may take,
+    without end where absent. slots_per_device: tasks side by side on each device, in place of `jobs`.
     pilots: jobs of the engine slurm, one where absent. slurm: their parameters, such as ``{partition = "gpu"}``.
     """
 
@@ -165,6 +167,7 @@ class Config(BaseModel):
     epsilon: Annotated[tuple[float, ...] | None, BeforeValidator(_numbers)] = None
     clip: bool = True
     compile: bool = False
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     outputs: Outputs | None = None
     seed: Annotated[tuple[int, ...], BeforeValidator(_numbers)] = (0,)
     n_examples: int | None = Field(default=None, ge=1, le=_LARGEST)

@@ -197,6 +197,7 @@ DETAILS = part(
         "train": _OBJECT,
         "train_seconds": real(),
         "train_facts": by_name(real(-math.inf, missing=True)),
+        "precision": by_name(_TEXT),
         "calibration": each(_OBJECT),
         "preparation": by_name(_DRAWS),
         "draws": by_name(whole(1)),

@@ -139,6 +139,7 @@ class DetailsPart(TypedDict, total=False):
     read. preparation: values found for each surrogate. draws: passes averaged per question, by candidate. candidates: the
     robust accuracy that each candidate alone would leave, None for one that gave no gradient. diagnosis: symptoms of the
     gradients and the number of images that were looked at. unit_test: what the attacks found of planted adversarial images.
+    precision: of the model's products when the images were crafted and when they were scored; older records have none.
     """
 
     compute_batch: int
@@ -147,6 +148,7 @@ class DetailsPart(TypedDict, total=False):
     train: dict[str, Any]
     train_seconds: float
     train_facts: dict[str, float | None]
+    precision: dict[str, str]
     calibration: list[dict[str, Plain]]
     preparation: dict[str, dict[str, Any]]
     draws: dict[str, int]

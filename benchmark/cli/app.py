@@ -155,6 +155,10 @@ def run(
     compile: Annotated[
         bool, typer.Option("--compile", help="Attack compiled models; scoring always uses the uncompiled model.")
     ] = False,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Precision of attacked models: float32, tf32 or bfloat16; scores are always of float32."),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Recompute everything, ignoring finished results.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan without running it.")] = False,
     debug: _Debug = False,

@@ -103,6 +103,10 @@ def make_plan(config: Config, *, measure: bool = True, data: DataSet | None = No
     registry.datasets.check(config.dataset)
     if config.compile and place is None:
         check_compiler(resolve_devices(config.device)[0])
+    if config.precision == "tf32" and config.backend == "threading" and config.jobs != 1:
+        raise ValueError(
+            "Expected `backend` loky or one job for `precision` tf32, got threads, which share torch's switch for it"
+        )
     planner, suite = Planner(config, measure, data, place), suite_of(config)
     for seed in config.seed:
         targets = [

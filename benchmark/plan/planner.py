@@ -361,7 +361,11 @@ class Planner:
         usual = None if attack.by_gradients else USUAL_DRAWS
         draws = (self.config.draws or usual) if view.stochastic else 1
         asked = self._once(
-            lambda: Attacked(source, view.name, draws, self.config.compile), "attacked", source, view.name, draws
+            lambda: Attacked(source, view.name, draws, self.config.compile, precision=self.config.precision),
+            "attacked",
+            source,
+            view.name,
+            draws,
         )
         attacked = self._prepared(asked, view, label, epsilon, images)
         runs = self._once(
@@ -456,6 +460,7 @@ class Planner:
             source=source,
             attack=self._once(lambda: _facts_of(attack, minimal), "facts", attack.spec, minimal),
             candidates=tuple(self._candidate(name, craft) for name, craft in crafts.items()),
+            precision=self.config.precision,
         )
         key, origin = self._keys.of(content), source.label if source else "itself"
         label = content.label(str(attack.spec), origin, target.label)

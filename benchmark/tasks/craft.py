@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -28,9 +29,11 @@ from advbench.tasks.components import Component, attack_of
 from advbench.tasks.context import Context, data_of
 from advbench.tasks.evaluation import Craft, craft
 from advbench.tasks.images import Images, scored_split
+from advbench.tasks.precision import answers, products
 from advbench.tasks.progress import CraftProgress, Reporter
 from advbench.tasks.surrogates import Attacked, attacked_model
 from advbench.tasks.time_limit import TimeIsUp
+from advbench.zoo.data import Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,23 +152,41 @@ class _Crafting:
 
     def attacked(self, block: Block) -> Craft | None:
         """The adversarial images of a block; None if the model gives no gradient."""
-        images = self.content.images
-        split = scored_split(data_of(self.context), images.n)
+        split = scored_split(data_of(self.context), self.content.images.n)
+        part = split if len(block) == len(split) else split.select(slice(block.start, block.stop))
         try:
-            return craft(
-                self.attack,
-                self._model(),
-                split if len(block) == len(split) else split.select(slice(block.start, block.stop)),
-                self.content.threat,
-                seed=images.seed,
-                draws=self.prepared.draws,
-                batch=images.batch,
-                device=self.device,
-                scale=self.prepared.scale,
-                around=self._around,
-            )
+            with products(self.content.attacked.precision):
+                found = self._crafted(self._model(), part)
+            return found if self.content.attacked.precision == "float32" else self._confirmed(found, part)
         except NoGradientError:
             return None
+
+    def _crafted(self, surrogate: Surrogate, part: Split, *, again: bool = False) -> Craft:
+        """The attack of some images; `again` is not followed, as their progress has been told."""
+        images = self.content.images
+        return craft(
+            self.attack,
+            surrogate,
+            part,
+            self.content.threat,
+            seed=images.seed,
+            draws=self.prepared.draws,
+            batch=images.batch,
+            device=self.device,
+            scale=self.prepared.scale,
+            around=nullcontext if again else self._around,
+        )
+
+    def _confirmed(self, found: Craft, part: Split) -> Craft:
+        """The craft with those images attacked again in float32 that fool the model in the lower precision alone."""
+        attacked = dataclasses.replace(self.content.attacked, precision="float32", compile=False)
+        exact, batch = attacked_model(attacked, self.context, self.device), self.content.images.batch
+        if exact.stochastic:  # one draw decides nothing
+            return found
+        claimed = part.y != answers(self._model(), found.x_adv, batch, self.device, self.content.attacked.precision)
+        withstood = part.y == answers(exact, found.x_adv, batch, self.device, "float32")
+        rows = (claimed & withstood).nonzero().squeeze(1)
+        return found if not len(rows) else _replaced(found, self._crafted(exact, part.select(rows), again=True), rows)
 
     def _model(self) -> Surrogate:
         """The attacked model, which a thread keeps for the next block of the same craft.
@@ -223,13 +244,23 @@ def ready_attack(content: CraftContent, context: Context) -> Attack | None:
     return for_transfer(attack) if content.transfer else attack
 
 
+def _replaced(found: Craft, again: Craft, rows: Tensor) -> Craft:
+    """A craft with the images `rows` of a second one, and what both cost."""
+    added = {name: getattr(found.ledger, name).index_add(0, rows, getattr(again.ledger, name)) for name in _COUNTS}
+    seconds = found.measured.seconds + again.measured.seconds
+    peak = max(found.measured.peak_memory_bytes, again.measured.peak_memory_bytes)
+    return Craft(found.x_adv.index_copy(0, rows, again.x_adv), Ledger(**added), Measured(seconds, peak))
+
+
+_COUNTS = ("forwards", "backwards", "queries")
+
+
 def _joined(parts: Sequence[Craft | None]) -> Craft | None:
     """Blocks in order as one craft: all seconds, the largest peak of memory; None if one of them had no gradient."""
     there = [part for part in parts if part is not None]
     if len(there) < len(parts):
         return None
-    fields = ("forwards", "backwards", "queries")
-    ledger = Ledger(*(torch.cat([getattr(part.ledger, field) for part in there]) for field in fields))
+    ledger = Ledger(*(torch.cat([getattr(part.ledger, field) for part in there]) for field in _COUNTS))
     seconds, peak = sum(part.measured.seconds for part in there), max(part.measured.peak_memory_bytes for part in there)
     return Craft(torch.cat([part.x_adv for part in there]), ledger, Measured(seconds, peak))
 
@@ -242,7 +273,7 @@ def _save(path: Path, found: Craft | None) -> None:
     save(
         path,
         x_adv=found.x_adv.numpy(),
-        **{field: getattr(found.ledger, field).numpy() for field in ("forwards", "backwards", "queries")},
+        **{field: getattr(found.ledger, field).numpy() for field in _COUNTS},
         seconds=np.array(found.measured.seconds),
         peak_memory_bytes=np.array(found.measured.peak_memory_bytes),
     )
@@ -257,7 +288,7 @@ def read_craft(path: Path, images: int | None = None) -> Craft | None:
     found = read(path, rows=images, older=images is None)
     if "blind" in found:
         return None
-    ledger = Ledger(*(torch.from_numpy(found[name]) for name in ("forwards", "backwards", "queries")))
+    ledger = Ledger(*(torch.from_numpy(found[name]) for name in _COUNTS))
     measured = Measured(float(found["seconds"]), int(found["peak_memory_bytes"]))
     return Craft(torch.from_numpy(found["x_adv"]), ledger, measured)
 

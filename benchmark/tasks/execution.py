@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from advbench.tasks.clean import CleanContent
 from advbench.tasks.context import Context
 from advbench.tasks.craft import CraftContent
 from advbench.tasks.diagnose import DiagnoseContent
+from advbench.tasks.precision import products
 from advbench.tasks.score import ScoreContent
 from advbench.tasks.substitute import SubstituteContent
 from advbench.tasks.task import BlockTask, ScoreTask, Task
@@ -59,7 +61,8 @@ def execute(task: Task, context: Context, device: str, perform: Perform | None =
     place, no_room, refused = torch.device(device), False, False
     with stopwatch(place) as measured, signals() as seen:
         try:
-            with single_thread():
+            # Trainings are as torch's defaults make them; what is scored is never rounded to TF32.
+            with single_thread(), nullcontext() if task.kind in ("train", "substitute") else products("float32"):
                 (perform or _perform_alone)(task, context, place)
             why = ""
         except BaseException as error:

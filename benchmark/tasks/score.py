@@ -35,6 +35,7 @@ from advbench.tasks.craft import read_craft
 from advbench.tasks.diagnose import read_diagnosis
 from advbench.tasks.evaluation import Craft, ViolationError, score, verified
 from advbench.tasks.images import Images, scored_split
+from advbench.tasks.precision import Precision
 from advbench.tasks.substitute import read_substitute
 from advbench.tasks.train import read_training
 from advbench.tasks.unit_test import read_unit_test
@@ -173,13 +174,15 @@ class Candidate:
 class ScoreFacts:
     """What the record of a cell shows beside its content.
 
-    source: None if the target itself was attacked. candidates: in the order of the content's crafts.
+    source: None if the target itself was attacked. candidates: in the order of the content's crafts. precision: in which
+    they were crafted.
     """
 
     target: TargetFacts
     source: SourceFacts | None
     attack: AttackFacts
     candidates: tuple[Candidate, ...]
+    precision: Precision = "float32"
 
 
 def failed_record(key: str, content: ScoreContent, facts: ScoreFacts, reason: str) -> Record:
@@ -305,6 +308,7 @@ def _details(content: ScoreContent, facts: ScoreFacts, context: Context) -> Deta
         "crafts": list(content.crafts),
         "train": asdict(context.trainings[content.target].budget),
         "train_seconds": trained.seconds,
+        "precision": {"crafted": facts.precision, "scored": "float32"},
     }
     if trained.facts:
         details["train_facts"] = {name: _finite(value) for name, value in trained.facts.items()}

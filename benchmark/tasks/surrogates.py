@@ -12,6 +12,7 @@ from advbench.tasks.artefacts import artefact
 from advbench.tasks.compiling import compiled
 from advbench.tasks.components import architecture_of
 from advbench.tasks.context import Context, data_of, defended_of
+from advbench.tasks.precision import Precision, in_precision
 from advbench.zoo import checkpoints, training
 
 
@@ -22,7 +23,8 @@ class Attacked:
     model: key of the task that trained it or, as a substitute, learned its labels. surrogate: which of a defended model's
     surrogates is differentiated, the model itself if None. draws: passes averaged per question; None if a calibration, the
     `preparation`, finds how many on held-out images. compile: whether its forward is compiled. preparation: key of the
-    calibration that says what every attack on this surrogate must know; None if nothing is open.
+    calibration that says what every attack on this surrogate must know; None if nothing is open. precision: in which its
+    products are taken (`advbench.tasks.precision`).
     """
 
     model: str
@@ -30,6 +32,7 @@ class Attacked:
     draws: int | None
     compile: bool
     preparation: str | None = None
+    precision: Precision = "float32"
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -39,7 +42,7 @@ class Attacked:
 
 def attacked_model(attacked: Attacked, context: Context, device: torch.device) -> Surrogate:
     """What is differentiated: a surrogate of a defended model, or a black-box substitute."""
-    found = _plain_model(attacked, context, device)
+    found = in_precision(_plain_model(attacked, context, device), attacked.precision)
     return compiled(found) if attacked.compile else found
 
 
