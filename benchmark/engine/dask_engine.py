@@ -157,7 +157,8 @@ class DaskEngine:
 
     def _capacities(self) -> dict[str, int]:
         """How many tasks each worker takes side by side: by its threads on the CPU, by its GPUs else."""
-        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        # Asked for directly: the client keeps an answer without workers, which now and then takes the place of this one.
+        workers = self._client.sync(self._client.scheduler.identity, n_workers=-1)["workers"]
         if self._cluster.device == "cpu":
             return {address: int(worker["nthreads"]) for address, worker in workers.items()}
         return {address: int(worker["resources"].get(GPU, 0)) for address, worker in workers.items()}
@@ -268,9 +269,9 @@ def _own_cluster(workers: int) -> LocalCluster:
         threads_per_worker=1,
         processes=True,
         memory_limit=0,  # a worker keeps no data for dask; its limit would end tasks that need much memory
-        dashboard_address=None,
+        dashboard_address=None,  # no dashboard; its port would be open all the same, and collide with the next run's
         silence_logs=logging.CRITICAL,
-        scheduler_kwargs={"allowed_failures": _DEATHS - 1},
+        scheduler_kwargs={"allowed_failures": _DEATHS - 1, "dashboard_address": "127.0.0.1:0"},
     )
 
 

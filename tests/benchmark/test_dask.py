@@ -178,7 +178,7 @@ def test_a_cluster_that_is_there_is_used_or_refused_in_one_line(settings, cache,
 
     with pytest.raises(ValueError, match=r"^Expected a dask scheduler at tcp://127.0.0.1:9, got none"):
         DaskEngine(context, Cluster("tcp://127.0.0.1:9", places, "cpu", None), work)
-    with LocalCluster(n_workers=1, threads_per_worker=3, dashboard_address=None, memory_limit=0) as cluster:
+    with LocalCluster(n_workers=1, threads_per_worker=3, dashboard_address="127.0.0.1:0", memory_limit=0) as cluster:
         address = cluster.scheduler_address
         used = DaskEngine(context, Cluster(address, places, "cpu", None), work)
         assert used.slots == 3
