@@ -37,7 +37,7 @@ class Clock:
 
 def owner(name="a"):
     """An owner on a machine that is not this one, so that only its silence tells that it is lost."""
-    return Owner("elsewhere", "another machine", 1, "1", name)
+    return Owner("elsewhere", "another machine", 1, "1", f"token {name}")
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_an_owner_that_comes_back_neither_removes_nor_touches_what_another_has_t
     first.touch()
     assert path.stat().st_mtime_ns == 1
     first.give_back("task")
-    assert json.loads(path.read_text())["owner"]["token"] == "b"
+    assert json.loads(path.read_text())["owner"]["token"] == "token b"
     second.give_back("task")
     assert not path.exists()
 
