@@ -44,7 +44,7 @@ model.eval()
 data = np.load("images.npz")
 x, y = torch.from_numpy(data["x_test"]), torch.from_numpy(data["y_test"])
 attack = AutoAttack(model, norm="Linf", eps=0.3, version="standard", device="cpu", seed=0)
-x_adv = attack.run_standard_evaluation(x, y, bs=250)
+x_adv = attack.run_standard_evaluation(x, y, batch_size=250)
 if isinstance(x_adv, tuple):
     x_adv = x_adv[0]
 with torch.no_grad():
