@@ -13,6 +13,7 @@ import os
 import tomllib
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -114,12 +115,16 @@ class Saved:
         )
 
     def write(self, out: Path) -> None:
-        """Write it into a run's folder, in place of an earlier one."""
+        """Write it into a run's folder, in place of another one."""
         content = {"schema": _SCHEMA, **asdict(self)}
         if self.place is not None:
             batches = {name: [found.fastest, found.divisible] for name, found in self.place.batches.items()}
             content |= {"place": asdict(self.place) | {"batches": batches}}
-        write_atomically(out / NAME, json.dumps(content, indent=1, sort_keys=True) + "\n")
+        text = json.dumps(content, indent=1, sort_keys=True) + "\n"
+        with suppress(OSError):
+            if (out / NAME).read_bytes() == text.encode():
+                return
+        write_atomically(out / NAME, text)
 
     @staticmethod
     def read(out: Path) -> Saved:

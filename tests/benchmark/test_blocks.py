@@ -295,7 +295,7 @@ def test_two_starts_of_one_run_do_no_task_twice(problem, monkeypatch):
     monkeypatch.setattr(type(two), "pending", lambda self: waiting)
     recorders, engine_for = recorded(two, 1)
     assert not run_plan(two, None, engine_for).failures
-    assert len(recorders[0].tasks) == len(waiting) > 0
+    assert len(waiting) > 0 == len(recorders[0].tasks)
     assert {path: path.stat().st_mtime_ns for path in config.out.rglob("*") if path.is_file()} == written
 
 
