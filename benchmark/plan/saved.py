@@ -154,14 +154,14 @@ def same_plan(saved: Saved, out: Path, **given: object) -> Plan:
 
 
 def token() -> str:
-    """What tells the model cache of this process from others, made at the first call for a cache."""
+    """What tells the model cache of this process from others, made at the first call; empty for one that is read-only."""
     path = checkpoints.cache_dir() / _TOKEN
-    for _ in range(2):
-        try:
-            return path.read_text(encoding="ascii").strip()
-        except FileNotFoundError:
+    try:
+        if not path.is_file():
             write_atomically(path, uuid.uuid4().hex)
-    return path.read_text(encoding="ascii").strip()
+        return path.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 def use_cache(saved: Saved) -> None:
@@ -172,7 +172,7 @@ def use_cache(saved: Saved) -> None:
         found = (place / _TOKEN).read_text(encoding="ascii").strip()
     except OSError:
         found = ""
-    if found != saved.token:
+    if saved.token and found != saved.token:
         raise ValueError(
             f"Expected the model cache of the run, {saved.cache} there, got another one, {place}: set ADVBENCH_CACHE to a "
             "folder that all machines share"
