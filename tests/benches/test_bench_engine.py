@@ -14,7 +14,7 @@ def test_all_tasks_of_the_bench_run_in_worker_processes_and_write_nothing(tmp_pa
     assert len(plan.pending()) == len(plan.trainings) == 30
     assert engine.run_plan(plan, engine_for=engine._process_engine).ran == 30
     assert len(plan.pending()) == 30
-    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"plan.json", "token"}  # of the run, not of tasks
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"plan.json", "token"}  # the run's own
 
 
 def test_a_task_that_fails_is_no_measurement(tmp_path, monkeypatch):
