@@ -102,8 +102,8 @@ MUTANTS = (
     Mutant(
         "ti-fgsm: without its kernel",
         "attacks/translation.py",
-        "gradient=smoothed(evaluation.gradient, self.kernel_size)",
-        "gradient=evaluation.gradient",
+        "smoothed(evaluation.gradient, self.kernel_size)",
+        "evaluation.gradient",
         (TRANSFER,),
     ),
     default("ti-fgsm: kernel of 1", "attacks/translation.py", "kernel_size: int = 15", "kernel_size: int = 1"),
@@ -159,15 +159,15 @@ MUTANTS = (
     Mutant(
         "best iterate: the last one",
         "attacks/iterates.py",
-        "((achieved == held) & (loss > least))).nonzero().squeeze(1)\n        if not len(better):",
-        "(achieved == held)).nonzero().squeeze(1)\n        if not len(better):",
+        "wins = gained | ((achieved == held) & (loss > least))",
+        "wins = gained | (achieved == held)",
         (f"{A}iterates.py -k never",),
     ),
     Mutant(
         "best iterate: the loss alone",
         "attacks/iterates.py",
-        "(gained | ((achieved == held) & (loss > least))).nonzero().squeeze(1)\n        if not len(better):",
-        "(loss > least).nonzero().squeeze(1)\n        if not len(better):",
+        "wins = gained | ((achieved == held) & (loss > least))",
+        "wins = loss > least",
         (f"{A}iterates.py -k never",),
     ),
     Mutant(
