@@ -21,7 +21,6 @@ from advbench.registry.registry import Registry, UnknownNameError
 from advbench.registry.schemes import KINDS, SCHEMES, scheme_of
 from advbench.registry.specs import Spec
 from advbench.reports import reproduce
-from advbench.user_models import held
 from advbench.zoo import image_folder, npz, whitened
 from advbench.zoo.architectures import torchvision_models
 
@@ -364,10 +363,10 @@ def test_the_prefixes_that_names_are_built_from_are_those_of_the_table():
         image_folder.PREFIX,
         whitened.PREFIX,
         torchvision_models.PREFIX,
-        held.PREFIX,
+        schemes.HELD,
         schemes.OWN,
     }
-    assert (reproduce._OWN, reproduce._PREFIX, reproduce._HELD) == ("own", schemes.OWN, held.PREFIX)
+    assert (reproduce._OWN, reproduce._PREFIX, reproduce._HELD) == ("own", schemes.OWN, schemes.HELD)
 
 
 # --- what people are shown

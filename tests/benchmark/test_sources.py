@@ -376,11 +376,11 @@ def test_the_changed_code_of_a_kind_is_another_task(plan_of, monkeypatch, kind):
 def test_planning_hashes_a_model_once_and_its_looks_once(plan_of, monkeypatch):
     asked = []
 
-    def counted(content, spell=keys.canonical):
-        asked.append(content["task"])
-        return spell(content)
+    def counted(self, content, of=keys.Keys.of):
+        asked.append(content.kind)
+        return of(self, content)
 
-    monkeypatch.setattr(keys, "canonical", counted)
+    monkeypatch.setattr(keys.Keys, "of", counted)
     plan = plan_of(epsilon="0.1,0.2", attack="fgsm,pgd(steps=3)")
     models = sum(task.kind == "train" for task in plan.tasks.values())
     assert asked.count("clean") == models
