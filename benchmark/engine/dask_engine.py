@@ -234,14 +234,12 @@ class DaskEngine:
         task = self._running.pop(future)
         if future.status not in ("finished", "error"):
             raise OSError(f"the dask scheduler {self._client.scheduler.addr} is gone: what is finished is kept")
-        error = future.exception()
-        if error is None:
-            outcome: TaskOutcome = future.result()
-        elif not isinstance(error, KilledWorker):
-            raise error
-        elif not self._suspects.accuse(task):
-            return None
-        else:
+        outcome: TaskOutcome
+        try:
+            outcome = future.result()
+        except KilledWorker:  # even of a task that had finished: what it gave is lost with the worker that held it
+            if not self._suspects.accuse(task):
+                return None
             outcome = TaskOutcome(
                 task.key, 0.0, "the worker died: all dask workers that were given the task have died of it"
             )
