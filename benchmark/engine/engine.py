@@ -18,7 +18,7 @@ class Engine(Protocol):
 
     @property
     def slots(self) -> int:
-        """How many tasks run side by side, at least one."""
+        """How many tasks run side by side; 0 if workers that come by themselves do all of them."""
         ...
 
     def submit(self, task: Task) -> None:

@@ -19,7 +19,12 @@ from advbench.tasks.task import Task
 
 
 def slots(plan: Plan) -> int:
-    """How many tasks run side by side: one per core on the CPU, one per GPU, unless the configuration says."""
+    """How many tasks run side by side: one per core on the CPU, one per GPU, unless the configuration says.
+
+    None run here if the plan is for devices of other machines.
+    """
+    if not plan.devices:
+        return 0
     if plan.config.jobs:
         return plan.config.jobs
     if plan.config.slots_per_device:

@@ -162,7 +162,7 @@ def _context(plan: Plan, folder: Path | None) -> Context:
         data_dir=config.data_dir,
         trainings=plan.trainings,
         substitutes=plan.substitutes,
-        tasks_beside=slots(plan) - 1,
+        tasks_beside=max(0, slots(plan) - 1),
         progress=folder,
         every=progress.EVERY,
         time_limit=config.time_limit,

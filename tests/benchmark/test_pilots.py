@@ -148,6 +148,19 @@ def test_a_dry_run_for_gpus_of_other_machines_needs_none_here(small):
     assert not any(plan.done(task) for task in plan.tasks.values())
 
 
+def test_a_run_for_gpus_is_watched_and_reported_where_none_is(small, tmp_path):
+    """As on a login node: the plan is told, no device is here, and others do or fail the tasks."""
+    config = make_config(**small | {"device": "cuda", "defense": "none"} | {"jobs": None})
+    plan = make_plan(config, measure=False, place=Place("cuda", "Some GPU"))
+    assert plan.devices == []
+    (train,) = plan.trainings
+    claims = SharedClaims(config.out)
+    claims.failures.write(train, "no memory left")
+    result = run_plan(plan, engine_for=lambda *_: Watching(), claims=claims)
+    assert set(result.failures) == set(plan.cells)
+    assert {plan.store.read(key).measured["device"] for key in plan.cells} == {"Some GPU"}
+
+
 def make_plan_with_batches(small):
     return make_plan(make_config(**small | {"batch": None})).place
 
