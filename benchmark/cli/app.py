@@ -12,6 +12,7 @@ import typer
 from advbench import __version__
 from advbench.cli.choices import BenchName, ListKind, OutputsChoice, Scale, TableFormat
 from advbench.cli.completion import names_of
+from advbench.cli.options import Address, DataDir, Fresh, Jobs, SlotsPerDevice, TimeLimit, UnitTest, UnitTestImages
 from advbench.cli.pilot_commands import work
 from advbench.cli.record_commands import baseline, check, gc, publish, report
 from advbench.cli.terminal import complain, fail, print_plan, print_result, print_verdicts, refuse, say, watcher
@@ -83,9 +84,7 @@ def run(
             help="A data set's name, npz:PATH or folder:PATH. \\[default: digits]", autocompletion=names_of("datasets")
         ),
     ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Directory containing the data sets. \\[default: $ADVBENCH_DATA]")
-    ] = None,
+    data_dir: DataDir = None,
     architecture: Annotated[
         str | None,
         typer.Option(
@@ -119,38 +118,25 @@ def run(
     n_examples: Annotated[int | None, typer.Option(help="Number of test images to score. \\[default: all]")] = None,
     train_examples: Annotated[int | None, typer.Option(help="Number of training images. \\[default: all]")] = None,
     epochs: Annotated[int | None, typer.Option(help="Training epochs. \\[default: set by the data set]")] = None,
-    unit_test: Annotated[
-        bool,
-        typer.Option(
-            "--unit-test", help="Also test whether the attacks find adversarial images that are planted and known to exist."
-        ),
-    ] = False,
-    unit_test_images: Annotated[
-        int | None, typer.Option(help="Number of images that the unit test plants one for. \\[default: 64]")
-    ] = None,
+    unit_test: UnitTest = False,
+    unit_test_images: UnitTestImages = None,
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda, xpu, mps, or cuda:0,cuda:1. \\[default: auto]")
     ] = None,
-    jobs: Annotated[int | None, typer.Option(help="Number of parallel tasks. \\[default: one per core, or per GPU]")] = None,
+    jobs: Jobs = None,
     backend: Annotated[str | None, typer.Option(help="Processes (loky) or threads (threading). \\[default: loky]")] = None,
-    slots_per_device: Annotated[
-        int | None, typer.Option(help="Number of parallel tasks on each device, instead of --jobs.")
-    ] = None,
+    slots_per_device: SlotsPerDevice = None,
     engine: Annotated[
         str | None, typer.Option(help="Where tasks run: local, dask, pilots or slurm. \\[default: local]")
     ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="A running dask scheduler, such as tcp://host:8786; only with --engine dask.")
-    ] = None,
+    address: Address = None,
     pilots: Annotated[
         int | None, typer.Option(help="Number of Slurm jobs; only with --engine slurm. \\[default: 1]")
     ] = None,
     slurm: Annotated[
         str | None, typer.Option(help="Parameters of Slurm jobs, such as partition=gpu,gpus_per_node=1,timeout_min=600.")
     ] = None,
-    time_limit: Annotated[
-        float | None, typer.Option(help="Seconds that one task may take; one that takes longer fails. \\[default: no limit]")
-    ] = None,
+    time_limit: TimeLimit = None,
     out: Annotated[Path | None, typer.Option(help="Output directory. \\[default: advbench-out]")] = None,
     compile: Annotated[
         bool, typer.Option("--compile", help="Attack compiled models; scoring always uses the uncompiled model.")
@@ -159,7 +145,7 @@ def run(
         str | None,
         typer.Option(help="Precision of attacked models: float32, tf32 or bfloat16; scores are always of float32."),
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Recompute everything, ignoring finished results.")] = False,
+    fresh: Fresh = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan without running it.")] = False,
     debug: _Debug = False,
 ) -> None:
@@ -200,9 +186,7 @@ def evaluate(
     dataset: Annotated[
         str, typer.Option(help="A data set's name, npz:PATH or folder:PATH.", autocompletion=names_of("datasets"))
     ],
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Directory containing the data sets. \\[default: $ADVBENCH_DATA]")
-    ] = None,
+    data_dir: DataDir = None,
     norm: Annotated[str | None, typer.Option(help="linf, l2 or l1, or none for corruptions. \\[default: linf]")] = None,
     epsilon: Annotated[
         str | None, typer.Option(help="The radius, such as 8/255. \\[default: the data set's usual one]")
@@ -231,34 +215,19 @@ def evaluate(
     ] = None,
     stochastic: Annotated[bool, typer.Option("--stochastic", help="The model's output is random.")] = False,
     seed: Annotated[int | None, typer.Option(help="Random seed of the attacks. \\[default: 0]")] = None,
-    unit_test: Annotated[
-        bool,
-        typer.Option(
-            "--unit-test", help="Also test whether the attacks find adversarial images that are planted and known to exist."
-        ),
-    ] = False,
-    unit_test_images: Annotated[
-        int | None, typer.Option(help="Number of images that the unit test plants one for. \\[default: 64]")
-    ] = None,
+    unit_test: UnitTest = False,
+    unit_test_images: UnitTestImages = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, xpu, mps or cuda:N. \\[default: auto]")] = None,
-    jobs: Annotated[int | None, typer.Option(help="Number of parallel tasks. \\[default: one per core, or per GPU]")] = None,
-    slots_per_device: Annotated[
-        int | None, typer.Option(help="Number of parallel tasks on each device, instead of --jobs.")
-    ] = None,
-    engine: Annotated[
-        str | None, typer.Option(help="Where tasks run: local, dask, pilots or slurm. \\[default: local]")
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="A running dask scheduler, such as tcp://host:8786; only with --engine dask.")
-    ] = None,
-    time_limit: Annotated[
-        float | None, typer.Option(help="Seconds that one task may take; one that takes longer fails. \\[default: no limit]")
-    ] = None,
+    jobs: Jobs = None,
+    slots_per_device: SlotsPerDevice = None,
+    engine: Annotated[str | None, typer.Option(help="Where tasks run: local or dask. \\[default: local]")] = None,
+    address: Address = None,
+    time_limit: TimeLimit = None,
     out: Annotated[Path | None, typer.Option(help="Output directory. \\[default: advbench-out]")] = None,
     json: Annotated[
         Path | None, typer.Option(help="Write all results, including per-example ones, to this JSON file.")
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Recompute everything, ignoring finished results.")] = False,
+    fresh: Fresh = False,
     debug: _Debug = False,
 ) -> None:
     """Attack your own model and report its robustness.
@@ -370,13 +339,11 @@ def reproduce(
         Scale, typer.Option(help="smoke: digits; small: MNIST with short training; full: the papers' budgets, needs a GPU.")
     ] = Scale.small,
     seed: Annotated[str, typer.Option(help="Training seeds; a verdict on a claim needs at least three.")] = "0,1,2",
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Directory containing the data sets. \\[default: $ADVBENCH_DATA]")
-    ] = None,
+    data_dir: DataDir = None,
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda, xpu, mps, or cuda:0,cuda:1. \\[default: auto]")
     ] = None,
-    jobs: Annotated[int | None, typer.Option(help="Number of parallel tasks. \\[default: one per core, or per GPU]")] = None,
+    jobs: Jobs = None,
     out: Annotated[Path, typer.Option(help="Output directory.")] = Path("advbench-reproduction"),
 ) -> None:
     """Run a paper's experiments and compare its tables with ours.

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from advbench.cli.options import Jobs, SlotsPerDevice, TimeLimit
 from advbench.cli.terminal import refuse, say, watcher
 
 
@@ -15,16 +16,12 @@ def work(
         Path, typer.Argument(metavar="OUT", help="The output folder of a run, on a disk that all its workers share.")
     ],
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ... \\[default: as the run says]")] = None,
-    jobs: Annotated[int | None, typer.Option(help="Number of parallel tasks. \\[default: one per core, or per GPU]")] = None,
-    slots_per_device: Annotated[
-        int | None, typer.Option(help="Number of parallel tasks on each device, instead of --jobs.")
-    ] = None,
+    jobs: Jobs = None,
+    slots_per_device: SlotsPerDevice = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Directory containing the data sets. \\[default: as the run says]")
     ] = None,
-    time_limit: Annotated[
-        float | None, typer.Option(help="Seconds that one task may take; one that takes longer fails. \\[default: no limit]")
-    ] = None,
+    time_limit: TimeLimit = None,
     idle: Annotated[float, typer.Option(min=0, help="Seconds without a task after which the worker ends.")] = 600.0,
     lease: Annotated[
         float, typer.Option(min=1, help="Seconds of silence after which other workers take over this one's tasks.")

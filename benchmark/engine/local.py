@@ -41,7 +41,10 @@ def engine_of(plan: Plan, context: Context) -> Engine:
     if plan.config.engine == "dask":
         return _dask(plan, context, places)
     if plan.config.engine != "local":
-        raise ValueError(f"Expected the `engine` local or dask, got {plan.config.engine}, which is not there yet")
+        raise ValueError(
+            f"Expected the `engine` local or dask here, got {plan.config.engine}: begin with one of them, and let workers "
+            f"help with `advbench work {plan.config.out}`"
+        )
     if places.count == 1:
         return InlineEngine(context, places)
     if plan.config.backend == "threading":

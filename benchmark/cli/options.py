@@ -1,0 +1,32 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
+DataDir: TypeAlias = Annotated[
+    Path | None, typer.Option(help="Directory containing the data sets. \\[default: $ADVBENCH_DATA]")
+]
+Jobs: TypeAlias = Annotated[int | None, typer.Option(help="Number of parallel tasks. \\[default: one per core, or per GPU]")]
+SlotsPerDevice: TypeAlias = Annotated[
+    int | None, typer.Option(help="Number of parallel tasks on each device, instead of --jobs.")
+]
+Address: TypeAlias = Annotated[
+    str | None, typer.Option(help="A running dask scheduler, such as tcp://host:8786; only with --engine dask.")
+]
+TimeLimit: TypeAlias = Annotated[
+    float | None, typer.Option(help="Seconds that one task may take; one that takes longer fails. \\[default: no limit]")
+]
+UnitTest: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--unit-test", help="Also test whether the attacks find adversarial images that are planted and known to exist."
+    ),
+]
+UnitTestImages: TypeAlias = Annotated[
+    int | None, typer.Option(help="Number of images that the unit test plants one for. \\[default: 64]")
+]
+Fresh: TypeAlias = Annotated[bool, typer.Option("--fresh", help="Recompute everything, ignoring finished results.")]
