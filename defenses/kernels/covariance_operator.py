@@ -1,12 +1,11 @@
 """Products S g and quadratic forms g^T S g with a covariance S of image perturbations, by FFT or by a dense matrix.
 
-Averaging a covariance along displacements can lose positive semi-definiteness, and a penalty with a negative eigenvalue
-would reward gradients. `operator_of` therefore lifts the negative part of the spectrum to zero and says how much that was.
+`operator_of` makes a function's operator positive semi-definite (`advbench.defenses.kernels.covariance_lift`) and says how
+much of the spectrum was lifted for that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from advbench.defenses.kernels.autograd import AutogradContext
 from advbench.defenses.kernels.covariance import from_torus, matrix_of, padded_fft, parts
+from advbench.defenses.kernels.covariance_lift import LARGEST_TESTED, lift_function, lift_matrix, multiplicity, wrapped
 
 LARGEST_RENEWED = 200
 """The most values (c h w) of an image for which a dense product beats one by FFT, the matrix built for a single batch."""
@@ -56,8 +56,9 @@ class DenseCovariance:
 class SpectralCovariance:
     """A block-circulant matrix on a torus of twice the side, cropped to the image; in O(d log d), never formed.
 
-    spectrum: (c, c, 2h, w + 1), at each frequency Hermitian and positive semi-definite in the channels. shape: channels,
-    height, width. clipped: the share of the spectrum's mass that was negative and was lifted to zero, in [0, 1].
+    spectrum: (c, c, 2h, w + 1), at each frequency Hermitian in the channels; the cropped matrix is positive semi-definite.
+    shape: channels, height, width. clipped: the share of the spectrum's mass that was negative and was lifted to zero, in
+    [0, 1].
     """
 
     spectrum: Tensor
@@ -69,7 +70,7 @@ class SpectralCovariance:
         """The mean variance of a pixel."""
         c, h, w = self.shape
         density = self.spectrum.real.diagonal().sum(dim=(0, 2))
-        return float(density @ _multiplicity(density, w)) / (4 * h * w * c)
+        return float(density @ multiplicity(density, w)) / (4 * h * w * c)
 
     def scaled(self, factor: float) -> SpectralCovariance:
         """`factor` times the covariance."""
@@ -97,7 +98,7 @@ class SpectralCovariance:
         h, w = self.shape[1:]
         product = torch.view_as_real(multiply(self.spectrum, transformed))
         density = (product * torch.view_as_real(transformed)).sum(dim=(1, 2, 4))
-        return density @ _multiplicity(density, w) / (4 * h * w)
+        return density @ multiplicity(density, w) / (4 * h * w)
 
 
 Covariance: TypeAlias = DenseCovariance | SpectralCovariance
@@ -105,19 +106,24 @@ Covariance: TypeAlias = DenseCovariance | SpectralCovariance
 
 
 def operator_of(function: Tensor, *, lasting: bool = False) -> Covariance:
-    """The operator of a covariance function (c, c, 2h - 1, 2w - 1), its negative spectrum lifted to zero.
+    """The operator of a covariance function (c, c, 2h - 1, 2w - 1), positive semi-definite always.
 
-    The spectrum is that of the function on a torus of twice the image's side, whose cropped matrix the operator is: the
-    function's own matrix where nothing was negative, and positive semi-definite always. Dense for small images.
+    Of at most `LARGEST_TESTED` values its matrix is factored by Cholesky: the function's own matrix serves unless it is
+    indefinite, in which case its negative eigenvalues are set to zero. The covariance of larger images is projected on a
+    torus. Dense for small images, and for those whose matrix was lifted, which displacements no longer tell.
 
     lasting: whether the operator serves for many batches, so that a larger matrix pays.
     """
     shape = (len(function), (function.shape[-2] + 1) // 2, (function.shape[-1] + 1) // 2)
-    spectrum, clipped = _lifted(torus_spectrum(function))
-    spectral = SpectralCovariance(spectrum, shape, clipped)
-    if shape[0] * shape[1] * shape[2] > (LARGEST_LASTING if lasting else LARGEST_RENEWED):
-        return spectral
-    return DenseCovariance(matrix_of(spectral.function()), shape, clipped)
+    d = shape[0] * shape[1] * shape[2]
+    if d > LARGEST_TESTED:
+        positive, clipped = lift_function(function)
+        return SpectralCovariance(torus_spectrum(positive), shape, clipped)
+    own = matrix_of(function)
+    matrix, clipped = lift_matrix(own)
+    if matrix is own and d > (LARGEST_LASTING if lasting else LARGEST_RENEWED):
+        return SpectralCovariance(torus_spectrum(function), shape)
+    return DenseCovariance(matrix, shape, clipped)
 
 
 def unit_diagonal(covariance: Covariance) -> Covariance:
@@ -160,9 +166,7 @@ def _inner(g: Tensor, product: Tensor) -> Tensor:
 
 def torus_spectrum(function: Tensor) -> Tensor:
     """The spectrum (c, c, 2h, w + 1), complex, of a covariance function wrapped on a torus of twice the image's side."""
-    rows, columns = function.shape[-2:]
-    wrapped = torch.nn.functional.pad(function, (0, 1, 0, 1)).roll((-(rows // 2), -(columns // 2)), (-2, -1))
-    spectrum: Tensor = torch.fft.rfft2(wrapped).conj().resolve_conj()
+    spectrum: Tensor = torch.fft.rfft2(wrapped(function)).conj().resolve_conj()
     return spectrum
 
 
@@ -172,37 +176,3 @@ def multiply(spectrum: Tensor, transformed: Tensor) -> Tensor:
     for channel in range(1, len(spectrum)):
         product.addcmul_(transformed[:, channel : channel + 1], spectrum[:, channel])
     return product
-
-
-def with_eigenvalues(matrices: Tensor, change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Hermitian matrices (..., c, c) with `change` applied to their eigenvalues, and the eigenvalues before it (..., c)."""
-    if matrices.shape[-1] == 1:
-        values = matrices.real.squeeze(-1)
-        return change(values).unsqueeze(-1).to(matrices.dtype), values
-    values, vectors = torch.linalg.eigh(matrices)
-    return vectors * change(values).unsqueeze(-2).to(matrices.dtype) @ vectors.mH, values
-
-
-def _lifted(spectrum: Tensor) -> tuple[Tensor, float]:
-    """The positive semi-definite part of a spectrum (c, c, 2h, w + 1), and the share of the mass that was negative."""
-    matrices = spectrum.permute(2, 3, 0, 1)
-    weight = _multiplicity(matrices.real, spectrum.shape[-1] - 1).expand(matrices.shape[:2])
-    # Factoring by Cholesky is some twenty times faster than eigenvalues, which only indefinite matrices need.
-    indefinite = torch.linalg.cholesky_ex(matrices)[1] != 0
-    if not indefinite.any():
-        return spectrum, 0.0
-    lifted, values = with_eigenvalues(matrices[indefinite], lambda values: values.clamp_min(0))
-    negative = (values.clamp_max(0).sum(dim=1) * weight[indefinite]).sum().neg()
-    trace = (matrices.real.diagonal(dim1=2, dim2=3).sum(dim=2) * weight).sum()
-    matrices = matrices.clone()
-    matrices[indefinite] = lifted
-    # The mass, the sum of all magnitudes, is the trace plus twice what is negative.
-    mass = float(trace + 2 * negative)
-    return matrices.permute(2, 3, 0, 1).contiguous(), float(negative) / mass if mass > 0 else 0.0
-
-
-def _multiplicity(like: Tensor, width: int) -> Tensor:
-    """How often each column of a half spectrum stands in the whole one, shape (w + 1,): once, twice, ..., twice, once."""
-    weight = torch.full((width + 1,), 2, dtype=like.dtype, device=like.device)
-    weight[0] = weight[-1] = 1
-    return weight

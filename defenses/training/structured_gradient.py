@@ -118,13 +118,15 @@ class Running(Penalised):
 
     def __init__(self, defense: StructuredRunning, shape: tuple[int, int, int]) -> None:
         super().__init__(defense.coefficient)
-        self.centred = defense.centred
+        self.centred, self.period, self.taken = defense.centred, defense.update_period, 0
         self.running = defense.moments(shape, defense.beta)
 
     def take(self, xi: Tensor) -> None:
-        """Take in the perturbations of a batch, (n, c, h, w)."""
+        """Take in the perturbations of a batch, (n, c, h, w); every `update_period` batches the penalty takes them over."""
         self.running.update(xi)
-        self.keep(self.running.covariance(centred=self.centred))
+        if self.taken % self.period == 0:
+            self.keep(self.running.covariance(centred=self.centred, lasting=self.period > 1))
+        self.taken += 1
 
     def facts(self) -> Mapping[str, float]:
         """Those of every penalty, and the covariance's decay length in pixels."""
@@ -165,8 +167,9 @@ class StructuredMoments(Structured):
 
     form: of S. `radial` is a function of the rounded distance of two pixels for each pair of channels, the paper's
     covariance function; `displacement` one of the displacement; `matrix` the full matrix, for images of at most 4096 values.
-    A function's negative spectrum is lifted to zero, because it would reward gradients; the share that was lifted is a fact
-    of the training. centred: moments about the mean image; raw ones otherwise.
+    Where a function's matrix is indefinite its negative eigenvalues are lifted to zero, because they would reward gradients
+    (`advbench.defenses.kernels.covariance_lift`); the share that was lifted is a fact of the training. centred: moments
+    about the mean image; raw ones otherwise.
     """
 
     form: Form = "radial"
@@ -189,14 +192,19 @@ class StructuredRunning(StructuredMoments):
     """Structured gradient regularisation under running moments: S <- (1 - beta) S + beta E[xi xi^T].
 
     beta: the weight of a new batch, in (0, 1], 0.1 in the public version of the paper. The paper's moments are raw.
+    update_period: after how many batches the penalty takes over the moments, >= 1, and its matrix is tested and lifted; the
+    moments take in every batch, of which those of 10 weigh most at a beta of 0.1.
     """
 
     beta: float = 0.1
+    update_period: int = 10
 
     def __post_init__(self) -> None:
         StructuredMoments.__post_init__(self)
         if not 0 < self.beta <= 1:
             raise ValueError(f"Expected `beta` in (0, 1], got {self.beta}")
+        if self.update_period < 1:
+            raise ValueError(f"Expected `update_period` >= 1, got {self.update_period}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -166,6 +166,22 @@ def test_the_covariance_moves_while_training_and_stays_in_validation():
     assert not torch.equal(objective.running.second, before)
 
 
+def test_the_penalty_takes_over_the_moments_of_all_batches_every_update_period():
+    layer, model = softmax_layer()
+    objective = SGR(coefficient=0.3, form="matrix", beta=0.5, update_period=3).start(split())
+    batches = [batch(seed=seed) for seed in range(4)]
+    found = [objective(model, *each, step(6))["structured_gradient"] for each in batches]
+    first, *_, last = gradient = [gradients(layer, *each).detach() for each in batches]
+    second = sum(w * g.sign().T @ g.sign() / 6 for w, g in zip((0.125, 0.25, 0.5, 1.0), gradient, strict=True))
+    running = second / second.diagonal().mean()
+    for penalty, g, s in (
+        (found[0], first, moments(first.sign())),
+        (found[2], gradient[2], moments(first.sign())),
+        (found[3], last, running),
+    ):
+        torch.testing.assert_close(penalty.detach(), 0.15 * form(s, g).mean())
+
+
 def test_every_training_starts_with_a_covariance_of_its_own():
     _, model = softmax_layer()
     defense = SGR(form="displacement")
@@ -235,6 +251,7 @@ def test_the_plan_must_fill_in_the_radius(make):
         (GradientNorm, {"coefficient": -1.0}, "Expected `coefficient` >= 0, got -1.0"),
         (SGR, {"coefficient": float("nan")}, "Expected `coefficient` >= 0, got nan"),
         (SGR, {"form": "dense"}, "Expected `form` among radial, displacement, matrix, got 'dense'"),
+        (SGR, {"update_period": 0}, "Expected `update_period` >= 1, got 0"),
         (SGR, {"beta": 0.0}, r"Expected `beta` in \(0, 1\], got 0.0"),
         (SGR, {"perturbation": "pgd"}, "Expected `perturbation` to be sign or gradient, got 'pgd'"),
         (SGRFGSM, {"epsilon": -0.1}, "Expected `epsilon` > 0, got -0.1"),
