@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from advbench.results.boards import trained_model
+from advbench.results.cells import Cell
 from advbench.results.flags import Flag, flags
 from advbench.results.record import Examples, Record
+from advbench.results.resubmissions import rules_of
 from advbench.results.statistics import Estimate, Outcome, cell_statistics, distance, rate, robust, worst_case
 from advbench.results.unit_tests import PASSED, unit_test_of
 
@@ -74,6 +77,17 @@ class EvaluationResult:
         return rate(self._robust()) if self.outcomes else None
 
     @property
+    def resubmitted(self) -> dict[int, tuple[Estimate, Estimate]]:
+        """Clean and robust accuracy of a random model that is right only if all of N submissions are, by N.
+
+        N = 1 is the mean over fresh draws, `clean` and `robust`. Empty for a model that is not random.
+        """
+        if not (self.outcomes and self._stochastic()):
+            return {}
+        model = trained_model(self.outcomes[0][0].seed, [Cell(*outcome) for outcome in self.outcomes], self._epsilon())
+        return {n: (rate(model.clean_values(n)), rate(model.worst_case(submissions=n))) for n in rules_of([model.draws])}
+
+    @property
     def flags(self) -> list[dict[str, str | int]]:
         """Signs that the evaluation is incomplete, as `advbench.results.flags` finds them."""
         return [asdict(flag) for flag in self._flags()]
@@ -108,6 +122,10 @@ class EvaluationResult:
             "robust": {**_as_json(self.robust), "complete": self.complete, "upper_bound": self._is_bound()}
             if self.robust
             else None,
+            "resubmitted": [
+                {"submissions": n, "clean": _as_json(clean), "robust": _as_json(robust)}
+                for n, (clean, robust) in self.resubmitted.items()
+            ],
             "attacks": [self._attack(record, examples) for record, examples in self.cells],
             "missing": list(self.missing),
             "examples": self._examples() if self.outcomes else None,
@@ -133,6 +151,11 @@ class EvaluationResult:
         rows = [_texts(row, unit_test=bool(tested)) for row in self.rows()]
         lines += [tabulate(rows, names, tablefmt="simple", disable_numparse=True)]
         lines += [f"unit test of {label}, left out: {test.why_not}" for label, test in tested.items() if test.why_not]
+        lines += [
+            f"worst of {n} submissions: clean accuracy {_share(clean)}, robust accuracy {_share(robust)}"
+            for n, (clean, robust) in self.resubmitted.items()
+            if n > 1
+        ]
         lines += [
             f"failed: {record.attack['label']}: {record.reason}" for record, examples in self.cells if examples is None
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -27,7 +27,20 @@ from advbench.results.flags import Flag
 from advbench.results.matrices import RANKED
 from advbench.results.ranking import Ranking, rank
 from advbench.results.record import Record
+from advbench.results.resubmissions import rules_of
 from advbench.results.statistics import OverSeeds, Values, over_seeds
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Resubmitted:
+    """A random target when every image is submitted several times and right only if every answer is.
+
+    clean, robust: accuracies over the training seeds. answers: as a standing's, (n,) for each training seed.
+    """
+
+    clean: OverSeeds
+    robust: OverSeeds
+    answers: tuple[Values, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,7 +56,7 @@ class Standing:
     distortion: the minimal-norm attack with the smallest median distance, and that distance. seconds: attack time per
     example, summed over the attackers of the white-box matrix (of all if it has none), by device.
     lacks: the attackers that other targets on the board have and this one lacks. flags: why its robust accuracy is only an
-    upper bound, although no attacker is missing.
+    upper bound, although no attacker is missing. by_submissions: of a random target, by the number of submissions.
     """
 
     label: str
@@ -61,6 +74,7 @@ class Standing:
     flags: tuple[Flag, ...] = ()
     ranks: tuple[int, int] | None = None
     answers: tuple[Values, ...] = ()
+    by_submissions: Mapping[int, Resubmitted] = field(default_factory=dict)
 
     @property
     def rank_text(self) -> str:
@@ -168,6 +182,7 @@ def _standing(target: BoardTarget, cells: Sequence[Cell], needed: Iterable[tuple
         lacks=(*problems, *_lacks(target.label, scored, needed)),
         flags=target.findings,
         answers=tuple(worst),
+        by_submissions=_by_submissions(target),
     )
 
 
@@ -177,6 +192,19 @@ def _lacks(label: str, scored: Sequence[Cell], needed: Iterable[tuple[Attacker, 
     lacking = wanted - {(seen_attacker(cell.record), cell.record.seed) for cell in scored}
     several = len({seed for _, seed in wanted}) > 1
     return tuple(f"{attacker} (seed {seed})" if several else str(attacker) for attacker, seed in sorted(lacking))
+
+
+def _by_submissions(target: BoardTarget) -> dict[int, Resubmitted]:
+    """A random target by every rule that its fresh draws allow."""
+    models = target.scored
+    if not (target.facts["stochastic"] and models):
+        return {}
+    found = {}
+    for n in rules_of([model.draws for model in models]):
+        worst = tuple(model.worst_case(submissions=n) for model in models)
+        clean = over_seeds([model.clean_values(n) for model in models])
+        found[n] = Resubmitted(clean, over_seeds(worst), worst)
+    return found
 
 
 def _by_matrix(target: BoardTarget) -> dict[str, float]:

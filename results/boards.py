@@ -18,6 +18,7 @@ from advbench.results.cells import Cell
 from advbench.results.flags import Flag, flags
 from advbench.results.matrices import RANKED
 from advbench.results.record import Examples, Facts, Record
+from advbench.results.resubmissions import arrangements
 from advbench.results.statistics import Outcome, Values, reports_of_lowest, robust, selection
 
 Counts: TypeAlias = NDArray[np.int64]
@@ -103,21 +104,29 @@ class TrainedModel:
     failures: Mapping[Attacker, str]
     repeats: tuple[tuple[Attacker, Answers], ...] = ()
 
-    def clean_values(self) -> Values:
-        """The share of correct answers to clean images by example, (n,)."""
-        return self.clean / self.draws
+    def clean_values(self, submissions: int = 1) -> Values:
+        """The share of correct answers to clean images by example, (n,); that all of several submissions are right."""
+        return arrangements(self.clean, submissions) / self._all_right(submissions)
 
-    def worst_case(self, attackers: Collection[Attacker] | None = None) -> Values:
+    def worst_case(self, attackers: Collection[Attacker] | None = None, submissions: int = 1) -> Values:
         """The share of correct answers under the best of `attackers` (all if None) by example, (n,).
 
-        Raises ValueError if none of them has numbers.
+        submissions: how often the attacker submits the image, which is right if every answer is. The attacker with the
+        fewest correct selection draws is the best for any number of them. Raises ValueError if none of `attackers` has
+        numbers, or for more submissions than a random model has draws.
         """
         chosen = [answers for attacker, answers in self._all() if attackers is None or attacker in attackers]
         if not chosen:
             raise ValueError("Expected at least one attacker, got none")
         reports = np.stack([answers.report for answers in chosen])
         selects = np.stack([answers.report if answers.select is None else answers.select for answers in chosen])
-        return reports_of_lowest(selects, reports) / self.draws
+        return reports_of_lowest(selects, arrangements(reports, submissions)) / self._all_right(submissions)
+
+    def _all_right(self, submissions: int) -> float:
+        """`arrangements` of an image that is right in every draw."""
+        if submissions > self.draws:
+            raise ValueError(f"Expected at most {self.draws} submissions, one per draw, got {submissions}")
+        return float(arrangements(np.float64(self.draws), submissions))
 
     def accuracy(self, attacker: Attacker) -> float:
         """The robust accuracy that one attacker alone leaves, the mean over its records."""
@@ -287,7 +296,7 @@ def _target(threat: BoardThreat, label: str, cells: Sequence[Cell], others: Sequ
     facts = facts_of(cells[0].record)
     try:
         by_seed = _grouped(cells, lambda cell: cell.record.seed)
-        models = tuple(_model(seed, group, threat.epsilon) for seed, group in by_seed.items())
+        models = tuple(trained_model(seed, group, threat.epsilon) for seed, group in by_seed.items())
         if len({_indices(group) for group in by_seed.values()} - {b""}) > 1:
             raise ValueError("Expected the same examples for every seed, got others")
         findings = flags(_outcomes(cells), threat.epsilon, _outcomes(others))
@@ -296,8 +305,8 @@ def _target(threat: BoardThreat, label: str, cells: Sequence[Cell], others: Sequ
     return BoardTarget(label, facts, models, tuple(sorted({flag.name for flag in findings})), findings)
 
 
-def _model(seed: int, cells: Sequence[Cell], epsilon: float | None) -> TrainedModel:
-    """A model from its cells. Raises ValueError for cells of different examples or draws."""
+def trained_model(seed: int, cells: Sequence[Cell], epsilon: float | None) -> TrainedModel:
+    """A model from its cells at a threat's epsilon. Raises ValueError for cells of different examples or draws."""
     failures = {
         attacker_of(cell.record): cell.record.reason or cell.record.status for cell in cells if cell.examples is None
     }
