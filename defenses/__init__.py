@@ -38,6 +38,7 @@ DEFENSES: dict[str, str] = {
     "input-noise": f"{_INFERENCE}.noise:InputNoise",
     "gaussian-blur": f"{_INFERENCE}.blur:GaussianBlur",
     "layer-noise": f"{_INFERENCE}.layer_noise:LayerNoise",
+    "vote": f"{_INFERENCE}.vote:Vote",
     "autoencoder": f"{_INFERENCE}.autoencoder:Autoencoder",
     "denoising-autoencoder": f"{_INFERENCE}.autoencoder:DenoisingAutoencoder",
     "bit-depth": f"{_INFERENCE}.bit_depth:BitDepth",

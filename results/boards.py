@@ -106,7 +106,8 @@ class TrainedModel:
 
     def clean_values(self, submissions: int = 1) -> Values:
         """The share of correct answers to clean images by example, (n,); that all of several submissions are right."""
-        return arrangements(self.clean, submissions) / self._all_right(submissions)
+        shares: Values = arrangements(self.clean, submissions) / self._all_right(submissions)
+        return shares
 
     def worst_case(self, attackers: Collection[Attacker] | None = None, submissions: int = 1) -> Values:
         """The share of correct answers under the best of `attackers` (all if None) by example, (n,).
@@ -120,13 +121,14 @@ class TrainedModel:
             raise ValueError("Expected at least one attacker, got none")
         reports = np.stack([answers.report for answers in chosen])
         selects = np.stack([answers.report if answers.select is None else answers.select for answers in chosen])
-        return reports_of_lowest(selects, arrangements(reports, submissions)) / self._all_right(submissions)
+        reported = reports_of_lowest(selects.astype(np.float64), arrangements(reports, submissions))
+        return reported / self._all_right(submissions)
 
     def _all_right(self, submissions: int) -> float:
         """`arrangements` of an image that is right in every draw."""
         if submissions > self.draws:
             raise ValueError(f"Expected at most {self.draws} submissions, one per draw, got {submissions}")
-        return float(arrangements(np.float64(self.draws), submissions))
+        return float(arrangements(self.draws, submissions))
 
     def accuracy(self, attacker: Attacker) -> float:
         """The robust accuracy that one attacker alone leaves, the mean over its records."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from advbench.results.statistics import Values
 
@@ -16,14 +17,14 @@ RULES = (1, 2, 5, 10)
 """The numbers of submissions that are shown; one is the mean over fresh draws."""
 
 
-def arrangements(correct: Values, n: int) -> Values:
+def arrangements(correct: ArrayLike, n: int) -> Values:
     """In how many ways n of `correct` draws can be taken one after the other, c (c - 1) ... (c - n + 1), of any shape."""
     steps = np.arange(n).reshape(-1, *[1] * np.ndim(correct))
     ways: Values = np.clip(np.asarray(correct, dtype=np.float64) - steps, 0, None).prod(axis=0)
     return ways
 
 
-def outlasts(correct: Values, draws: int, n: int) -> Values:
+def outlasts(correct: ArrayLike, draws: int, n: int) -> Values:
     """The probability that n further answers are all right, from `correct` right ones of `draws`, of any shape.
 
     C(c, n) / C(K, n) is the only estimate that is unbiased whatever the share is (Hoeffding 1948); (c / K) ** n is too high.
@@ -36,7 +37,7 @@ def outlasts(correct: Values, draws: int, n: int) -> Values:
     """
     if not 1 <= n <= draws:
         raise ValueError(f"Expected 1 <= n <= {draws} draws, got {n}")
-    chance: Values = arrangements(correct, n) / arrangements(np.float64(draws), n)
+    chance: Values = arrangements(correct, n) / arrangements(draws, n)
     return chance
 
 
