@@ -144,8 +144,9 @@ def pooled(rows: Sequence[Row]) -> list[tuple[object, ...]]:
     for name in dict.fromkeys(row.attack for row in fixed):
         own = [row for row in fixed if row.attack == name]
         n = sum(len(row.ours.distances) for row in own)
+        fewer = sum(broken(row.theirs) - broken(row.ours) for row in own)
         ours, theirs = (1 - sum(broken(getattr(row, side)) for row in own) / n for side in ("ours", "theirs"))
-        loses = "LOSES" if ours - theirs > POOLED else ""
+        loses = "LOSES" if fewer > POOLED * n else ""
         cells.append((name, n, f"{100 * ours:.1f}", f"{100 * theirs:.1f}", f"{100 * (ours - theirs):+.2f}", loses))
     return cells
 

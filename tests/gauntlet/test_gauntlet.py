@@ -133,6 +133,13 @@ def test_the_bar_of_a_radius_is_mcnemars() -> None:
     assert pooled([row(1.0, outcome(*[INF] * 8), theirs)])[0][-1] == "LOSES"
 
 
+def test_the_pooled_bar_counts_images() -> None:
+    """One image of 500 is 0.2 points, the bar itself, which rounded shares must not turn into more."""
+    theirs = outcome(*[1.0] * 129, *[INF] * 371)
+    assert pooled([row(1.0, outcome(*[1.0] * 128, *[INF] * 372), theirs)])[0][-2:] == ("+0.20", "")
+    assert pooled([row(1.0, outcome(*[1.0] * 127, *[INF] * 373), theirs)])[0][-2:] == ("+0.40", "LOSES")
+
+
 def test_the_split_is_eight_and_twelve_and_no_network_is_on_both_sides() -> None:
     halves = {half: [recipe for recipe in MODELS.values() if recipe.half == half] for half in ("choosing", "judging")}
     assert {half: len(recipes) for half, recipes in halves.items()} == {"choosing": 8, "judging": 12}
