@@ -19,6 +19,7 @@ MODULES = [
     "advbench.attacks.threat",
     "advbench.clocks",
     "advbench.defenses.kernels.covariance",
+    "advbench.defenses.kernels.covariance_operator",
     "advbench.defenses.kernels.jacobian",
     "advbench.defenses.kernels.layers",
     "advbench.defenses.kernels.projection",

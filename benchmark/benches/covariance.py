@@ -1,9 +1,13 @@
-"""Covariance kernels: g^T S g by FFT beside the dense matrix and the bandwidth limit, and what training with it costs.
+"""Covariance kernels: g^T S g beside the dense matrix, the transforms that it needs and the bandwidth limit; SGR's steps.
 
-A case is a batch of gradients and a covariance function. The bandwidth limit is the time in which a copy moves the bytes
-that a pass cannot avoid: forward, the gradients and the spectrum read; backward, the gradients of the form written besides.
-The copy is of a large buffer and takes turns with the kernel. Arithmetic, not memory, is what the transforms wait for: an
-FFT of d values makes some 5 d log2(d) operations.
+A case is a batch of gradients and a covariance function, and its kernel the form that `operator_of` chooses on the device.
+The transforms are those that an FFT cannot avoid, done alone and in the same parts: one for the form, one more, back, for
+its gradient. What the kernel takes beyond them is the product with the spectrum and the inner product.
+
+The bandwidth limit is the time in which a copy moves the bytes that a pass cannot avoid: forward, the gradients and the
+spectrum read; backward, the gradients of the form written besides. The copy is of a large buffer and takes turns with the
+kernel. Arithmetic, not memory, is what the transforms wait for: an FFT of d values makes some 5 d log2(d) operations.
+No form comes near the limit: the transforms alone take some forty times as long.
 
 A training step with a penalty on input gradients goes through a double backward pass. Of a network of convolutions and ReLUs
 plain training makes three passes of equal work (forward, gradients of the features, gradients of the weights), and a double
@@ -12,7 +16,7 @@ backward pass adds three more at least. Twice the time of plain training is its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,11 +24,12 @@ from torch import Tensor, nn
 
 from advbench.benches.bench import COPY_BYTES, BenchRow, copier, fastest, peak_bytes
 from advbench.clocks import device_name
-from advbench.defenses.kernels.covariance import exponential, matrix_of
+from advbench.defenses.kernels.covariance import cropped_ifft, exponential, matrix_of, padded_fft, parts
 from advbench.defenses.kernels.covariance_operator import (
     Covariance,
     DenseCovariance,
     SpectralCovariance,
+    dense_pays,
     quadratic_form,
     torus_spectrum,
     unit_diagonal,
@@ -57,13 +62,19 @@ LARGEST_MATRIX = 12288
 WITHIN_PLAIN = 1.3
 """Bar of a training step on the CPU: times plain training's."""
 
-WITHIN_DENSE = 1 / 3
-"""Bar of 3 x 64 x 64 on the CPU: times the dense matrix's."""
+WITHIN_TRANSFORMS = 1.5
+"""Bar of the form with its gradient on the CPU: times the transforms there and back."""
+
+WITHIN_DENSE = 1.0
+"""Bar on the CPU: times the dense matrix's."""
 
 MOST_BYTES = 2 * 2**30
 """Bar of the memory at 3 x 224 x 224."""
 
 PASSES = ("forward", "forward + backward")
+
+TRANSFORMS = ("the transform there", "the transforms there and back")
+"""What each of the passes is beside."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,40 +110,75 @@ def rows(device: torch.device) -> Iterator[BenchRow]:
 
 
 def _forms(case: CovarianceCase, device: torch.device) -> Iterator[BenchRow]:
-    d = case.g[0].numel()
-    dense = DenseCovariance(matrix_of(case.function), case.spectral.shape) if d <= LARGEST_MATRIX else None
+    """The chosen form beside its limits, and the one by FFT beside the dense one if that is chosen."""
+    d, chosen = case.g[0].numel(), "dense" if dense_pays(case.spectral.shape, device) else "FFT"
+    operators: dict[str, Covariance] = {"FFT": case.spectral}
+    if d <= LARGEST_MATRIX:
+        operators["dense"] = DenseCovariance(matrix_of(case.function), case.spectral.shape)
     for backward, measure in enumerate(PASSES):
-        fft = _call(case.g, case.spectral, bool(backward))
-        calls = {"fft": fft, "copy": copier(device)}
-        if dense is not None:
-            calls["dense"] = _call(case.g, dense, bool(backward))
-        seconds = fastest(calls, device, rounds=60, seconds=4)
-        limits = {"bandwidth limit": case.bytes(bool(backward)) * seconds["copy"] / COPY_BYTES}
-        if dense is not None:
-            limits[f"dense matrix of {4 * d * d / 2**20:.3g} MiB"] = seconds["dense"]
-        peak = peak_bytes(fft, device)
-        for against, reference in limits.items():
-            asked = against.startswith("dense") and d == LARGEST_MATRIX and device.type == "cpu"
+        forms = {name: _call(case.g, operator, bool(backward)) for name, operator in operators.items()}
+        others = {"transforms": _transforms(case.g, bool(backward)), "copy": copier(device)}
+        seconds = fastest(forms | others, device, rounds=60, seconds=4)
+        peak = peak_bytes(forms[chosen], device)
+        for against, reference, bar in _references(case, bool(backward), seconds):
             yield BenchRow(
-                case=case.name,
+                case=f"{case.name}, {chosen}",
                 measure=measure,
                 device=device_name(device),
                 against=against,
-                seconds=seconds["fft"],
+                seconds=seconds[chosen],
                 reference_seconds=reference,
-                bar=WITHIN_DENSE if asked else None,
+                bar=bar if device.type == "cpu" else None,
                 peak_bytes=peak,
             )
-        if d > LARGEST_MATRIX:
+        if chosen == "dense":
             yield BenchRow(
-                case=case.name,
-                measure=f"peak memory, {measure}",
+                case=f"{case.name}, FFT",
+                measure=measure,
                 device=device_name(device),
-                against="2 GiB",
-                seconds=peak,
-                reference_seconds=MOST_BYTES,
-                bar=1.0,
+                against="the dense form, which is chosen",
+                seconds=seconds["FFT"],
+                reference_seconds=seconds["dense"],
             )
+        if d > LARGEST_MATRIX:
+            yield _memory(case, measure, peak, device)
+
+
+def _references(
+    case: CovarianceCase, backward: bool, seconds: Mapping[str, float]
+) -> Iterator[tuple[str, float, float | None]]:
+    """What a form is held beside: its name, its seconds and the bar on the CPU."""
+    yield "bandwidth limit", case.bytes(backward) * seconds["copy"] / COPY_BYTES, None
+    yield TRANSFORMS[backward], seconds["transforms"], WITHIN_TRANSFORMS if backward else None
+    if "dense" in seconds:
+        d = case.g[0].numel()
+        yield f"dense matrix of {4 * d * d / 2**20:.3g} MiB", seconds["dense"], WITHIN_DENSE
+
+
+def _memory(case: CovarianceCase, measure: str, peak: int, device: torch.device) -> BenchRow:
+    return BenchRow(
+        case=case.name,
+        measure=f"peak memory, {measure}",
+        device=device_name(device),
+        against="2 GiB",
+        seconds=peak,
+        reference_seconds=MOST_BYTES,
+        bar=1.0,
+    )
+
+
+def _transforms(g: Tensor, back: bool) -> Callable[[], object]:
+    """What an FFT cannot avoid: every image's padded transform, and where `back` the one that returns it."""
+
+    def call() -> object:
+        out = torch.empty_like(g)
+        for rows in parts(g):
+            spectrum = padded_fft(g[rows])
+            if back:
+                out[rows] = cropped_ifft(spectrum, (g.shape[2], g.shape[3]))
+        return out
+
+    return call
 
 
 def _renewal(case: CovarianceCase, device: torch.device) -> Iterator[BenchRow]:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from advbench.defenses.kernels.covariance import torus_size
+
 LARGEST_TESTED = 1024
 """The most values (c h w) of an image whose matrix is factored, in 5 ms, and where it must be lifted decomposed, in 70 ms
 (784 values, single precision, one CPU thread)."""
@@ -35,10 +37,10 @@ def lift_matrix(matrix: Tensor) -> tuple[Tensor, float]:
 def lift_function(function: Tensor, rounds: int = ROUNDS) -> tuple[Tensor, float]:
     """A covariance function (c, c, 2h - 1, 2w - 1) near to `function` whose matrix is positive semi-definite, and the share.
 
-    For images whose matrix is too large: alternating projections (von Neumann) between the functions on a torus of twice the
-    side that are positive semi-definite there and those that are `function` where displacements lie in the image. A cropped
-    torus is positive semi-definite. The share is what the last projection lifted, in [0, 1]: of exp(-r / 16) on 3 x 32 x 32
-    it is 10% after one round and 0.2% after twenty.
+    For images whose matrix is too large: alternating projections (von Neumann) between the functions on a torus without
+    wrapping that are positive semi-definite there and those that are `function` where displacements lie in the image. A
+    cropped torus is positive semi-definite. The share is what the last projection lifted, in [0, 1]: of exp(-r / 16) on
+    3 x 32 x 32 it is 10% after one round and 0.2% after twenty.
     """
     torus, share = wrapped(function), 0.0
     for _ in range(rounds):
@@ -47,11 +49,11 @@ def lift_function(function: Tensor, rounds: int = ROUNDS) -> tuple[Tensor, float
         if share == 0:
             break
         torus = _restored(lifted, function)
-    return cropped(lifted), share
+    return cropped(lifted, function), share
 
 
 def lift_spectrum(spectrum: Tensor) -> tuple[Tensor, float]:
-    """The positive semi-definite part of a spectrum (c, c, 2h, w + 1), and the share of its mass that was negative."""
+    """The positive semi-definite part of a spectrum (c, c, p, q / 2 + 1), and the share of its mass that was negative."""
     matrices = spectrum.permute(2, 3, 0, 1)
     weight = multiplicity(matrices.real, spectrum.shape[-1] - 1).expand(matrices.shape[:2])
     # Factoring by Cholesky is some twenty times faster than eigenvalues, which only indefinite matrices need.
@@ -78,16 +80,17 @@ def with_eigenvalues(matrices: Tensor, change: Callable[[Tensor], Tensor]) -> tu
 
 
 def wrapped(function: Tensor) -> Tensor:
-    """A covariance function (c, c, 2h - 1, 2w - 1) on the torus of twice the image's side, (c, c, 2h, 2w), origin first."""
+    """A covariance function (c, c, 2h - 1, 2w - 1) on the image's torus (`torus_size`), (c, c, p, q), origin first."""
     rows, columns = function.shape[-2:]
-    padded: Tensor = torch.nn.functional.pad(function, (0, 1, 0, 1))
+    p, q = torus_size(rows // 2 + 1, columns // 2 + 1)
+    padded: Tensor = torch.nn.functional.pad(function, (0, q - columns, 0, p - rows))
     return padded.roll((-(rows // 2), -(columns // 2)), (-2, -1))
 
 
-def cropped(torus: Tensor) -> Tensor:
-    """The displacements that lie in the image of a function on the torus, (c, c, 2h, 2w): (c, c, 2h - 1, 2w - 1)."""
-    h, w = torus.shape[-2] // 2, torus.shape[-1] // 2
-    return torus.roll((h - 1, w - 1), (-2, -1))[..., : 2 * h - 1, : 2 * w - 1]
+def cropped(torus: Tensor, like: Tensor) -> Tensor:
+    """The displacements of a function on the torus (c, c, p, q) that `like` has, (c, c, 2h - 1, 2w - 1)."""
+    rows, columns = like.shape[-2:]
+    return torus.roll((rows // 2, columns // 2), (-2, -1))[..., :rows, :columns]
 
 
 def multiplicity(like: Tensor, width: int) -> Tensor:
@@ -99,10 +102,10 @@ def multiplicity(like: Tensor, width: int) -> Tensor:
 
 def _restored(torus: Tensor, function: Tensor) -> Tensor:
     """A function on the torus with `function` back where displacements lie in the image."""
-    h, w = torus.shape[-2] // 2, torus.shape[-1] // 2
-    middle = torus.roll((h - 1, w - 1), (-2, -1))
-    middle[..., : 2 * h - 1, : 2 * w - 1] = function
-    return middle.roll((1 - h, 1 - w), (-2, -1))
+    rows, columns = function.shape[-2:]
+    middle = torus.roll((rows // 2, columns // 2), (-2, -1))
+    middle[..., :rows, :columns] = function
+    return middle.roll((-(rows // 2), -(columns // 2)), (-2, -1))
 
 
 def _shifted(matrix: Tensor, slack: float) -> Tensor:

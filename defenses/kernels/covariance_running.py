@@ -55,8 +55,8 @@ class RunningMoments(ABC):
         """The covariance function (c, c, 2h - 1, 2w - 1), about the running mean where `centred`."""
 
     @abstractmethod
-    def covariance(self, *, centred: bool = False, lasting: bool = False) -> Covariance:
-        """The positive semi-definite operator, about the running mean where `centred`; lasting: as in `operator_of`."""
+    def covariance(self, *, centred: bool = False) -> Covariance:
+        """The positive semi-definite operator, about the running mean where `centred`."""
 
     def _seen(self) -> None:
         if not self.weight:
@@ -78,7 +78,7 @@ class RunningMatrix(RunningMoments):
         mean = self.mean.flatten()
         return self.second - torch.outer(mean, mean) if centred else self.second
 
-    def covariance(self, *, centred: bool = False, lasting: bool = False) -> DenseCovariance:  # noqa: ARG002
+    def covariance(self, *, centred: bool = False) -> DenseCovariance:
         """The matrix as an operator; nothing is clipped, for a matrix of moments is positive semi-definite."""
         return DenseCovariance(self.matrix(centred=centred), self.shape)
 
@@ -109,9 +109,9 @@ class RunningFunction(RunningMoments):
             function = function - autocorrelation(self.mean.unsqueeze(0))
         return radial(function) if self.isotropic else function
 
-    def covariance(self, *, centred: bool = False, lasting: bool = False) -> Covariance:
+    def covariance(self, *, centred: bool = False) -> Covariance:
         """The function's operator, its negative spectrum lifted to zero."""
-        return operator_of(self.function(centred=centred), lasting=lasting)
+        return operator_of(self.function(centred=centred))
 
     def _second(self, xi: Tensor) -> Tensor:
         return power(xi)

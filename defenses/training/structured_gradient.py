@@ -125,7 +125,7 @@ class Running(Penalised):
         """Take in the perturbations of a batch, (n, c, h, w); every `update_period` batches the penalty takes them over."""
         self.running.update(xi)
         if self.taken % self.period == 0:
-            self.keep(self.running.covariance(centred=self.centred, lasting=self.period > 1))
+            self.keep(self.running.covariance(centred=self.centred))
         self.taken += 1
 
     def facts(self) -> Mapping[str, float]:
@@ -309,7 +309,7 @@ class SGRCorrelated(Structured):
         """The objective, under the noise's covariance."""
         c, h, w = training.x.shape[1:]
         function = exponential((c, h, w), self.decay_length, self.channel_correlation).to(training.x)
-        return Given(self.coefficient, function, operator_of(function, lasting=True))
+        return Given(self.coefficient, function, operator_of(function))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -326,5 +326,5 @@ class SGRData(StructuredMoments):
         c, h, w = training.x.shape[1:]
         moments = self.moments((c, h, w), 1.0)
         moments.update(training.x)
-        covariance = moments.covariance(centred=self.centred, lasting=True)
+        covariance = moments.covariance(centred=self.centred)
         return Given(self.coefficient, moments.function(centred=self.centred), covariance)

@@ -46,6 +46,21 @@ def _form(operator, g, backward):
     return torch.autograd.grad(form, g) if backward else form
 
 
+@pytest.mark.parametrize(("n", "shape", "chosen"), [(2, (1, 8, 8), "dense"), (2, (3, 32, 32), "FFT")])
+def test_the_chosen_form_stands_beside_the_transforms_and_the_dense_matrix(monkeypatch, n, shape, chosen):
+    """Three seconds by FFT, two by the dense matrix, one for the transforms."""
+    taken = {"FFT": 3.0, "dense": 2.0, "transforms": 1.0, "copy": 1.0}
+    monkeypatch.setattr(covariance, "fastest", lambda calls, *_, **__: {name: taken[name] for name in calls})
+    case = covariance.CovarianceCase.make(n, shape, CPU)
+    rows = [row for row in covariance._forms(case, CPU) if row.measure == "forward + backward"]
+    beside = {row.against: row for row in rows if row.case.endswith(chosen)}
+    transforms = beside["the transforms there and back"]
+    assert (transforms.ratio, transforms.bar) == (taken[chosen], 1.5)
+    (dense,) = [row for against, row in beside.items() if against.startswith("dense matrix")]
+    assert (dense.ratio, dense.bar) == (taken[chosen] / 2, 1.0)
+    assert [row.ratio for row in rows if row.against == "the dense form, which is chosen"] == [1.5] * (chosen == "dense")
+
+
 @pytest.mark.slow
 def test_every_ratio_is_within_its_bar_but_for_the_double_backward_pass(measured):
     """A training step cannot keep its bar: its double backward pass alone costs twice plain training."""

@@ -14,13 +14,18 @@ from advbench.attacks.covariance import covariance_function
 from advbench.defenses.kernels import covariance
 from advbench.defenses.kernels.covariance import (
     autocorrelation,
+    cropped_ifft,
     decay_length,
     exponential,
     matrix_of,
+    padded_fft,
     pairs,
+    power,
     radial,
     radial_profile,
+    torus_size,
 )
+from advbench.devices import DeviceTraits
 
 CLOSE = {"rtol": 0, "atol": 1e-10}
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6))
@@ -78,6 +83,15 @@ def test_the_autocorrelation_does_not_depend_on_how_many_images_are_transformed_
     torch.testing.assert_close(autocorrelation(x), together, **CLOSE)
 
 
+def test_an_accelerator_sums_the_images_at_once_to_the_same_power(monkeypatch):
+    x = images(5, (3, 4, 5))
+    one_by_one = power(x)
+    monkeypatch.setattr(covariance, "traits", lambda _: DeviceTraits(host=False))
+    torch.testing.assert_close(power(x), one_by_one, **CLOSE)
+    monkeypatch.setattr(covariance, "_SPECTRUM_BYTES", (1, 1))
+    torch.testing.assert_close(power(x), one_by_one, **CLOSE)
+
+
 @given(shape=shapes, seed=st.integers(0, 99))
 def test_reversing_the_displacement_exchanges_the_channels(shape, seed):
     function = autocorrelation(images(3, shape, seed))
@@ -90,6 +104,37 @@ def test_the_dense_matrix_of_a_function_has_that_function(shape, seed):
     matrix = matrix_of(function)
     torch.testing.assert_close(along_displacements(matrix, shape), function, **CLOSE)
     torch.testing.assert_close(matrix, matrix.T, **CLOSE)
+
+
+@given(shape=shapes, seed=st.integers(0, 99))
+def test_the_dense_matrix_holds_the_function_at_each_displacement(shape, seed):
+    """Of any function, also one that no images have and whose matrix is not symmetric."""
+    c, h, w = shape
+    generator = torch.Generator().manual_seed(seed)
+    function = torch.randn(c, c, 2 * h - 1, 2 * w - 1, generator=generator, dtype=torch.float64)
+    entries = matrix_of(function).view(c, h, w, c, h, w)
+    for y, x, v, u in itertools.product(range(h), range(w), range(h), range(w)):
+        assert torch.equal(entries[:, y, x, :, v, u], function[:, :, h - 1 + v - y, w - 1 + u - x])
+
+
+@given(h=st.integers(1, 400), w=st.integers(1, 400))
+def test_a_torus_is_the_smallest_even_one_without_wrapping_whose_sides_have_small_factors(h, w):
+    powers = itertools.product(range(1, 10), range(6), range(5), range(4))
+    smooth = sorted(2**a * 3**b * 5**c * 7**d for a, b, c, d in powers)
+    assert torus_size(h, w) == tuple(next(size for size in smooth if size >= 2 * side - 1) for side in (h, w))
+
+
+@pytest.mark.parametrize("shape", [(1, 13, 11), (2, 3, 17)])
+def test_images_whose_doubled_side_has_large_factors_have_their_own_autocorrelation(shape):
+    assert torus_size(*shape[1:]) != (2 * shape[1], 2 * shape[2])
+    x = images(2, shape)
+    torch.testing.assert_close(autocorrelation(x), along_displacements(dense(x), shape), **CLOSE)
+
+
+@given(shape=shapes, seed=st.integers(0, 99))
+def test_transforming_back_returns_the_images(shape, seed):
+    x = images(3, shape, seed)
+    torch.testing.assert_close(cropped_ifft(padded_fft(x), shape[1:]), x, **CLOSE)
 
 
 @given(h=st.integers(1, 6), w=st.integers(1, 6))

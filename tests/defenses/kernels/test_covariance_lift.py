@@ -46,7 +46,7 @@ def test_a_positive_definite_decay_is_left_alone_though_its_torus_is_indefinite(
     function = exponential((1, 28, 28), decay_length, 0.5).float()
     own = matrix_of(function)
     assert np.linalg.eigvalsh(own.double().numpy())[0] > 0
-    operator = operator_of(function, lasting=True)
+    operator = operator_of(function)
     assert operator.clipped == 0
     assert isinstance(operator, DenseCovariance)
     assert torch.equal(operator.matrix, own)

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from advbench.defenses.kernels import covariance_operator
 from advbench.defenses.kernels.covariance import autocorrelation, exponential, matrix_of, radial
 from advbench.defenses.kernels.covariance_operator import (
-    LARGEST_LASTING,
-    LARGEST_RENEWED,
+    LARGEST_DENSE,
     DenseCovariance,
     SpectralCovariance,
     operator_of,
@@ -84,20 +83,47 @@ def test_the_average_of_a_positive_matrix_can_be_indefinite_and_is_lifted():
 
 def test_a_positive_function_is_left_as_it_is():
     function = exponential((3, 12, 12), 1.0, 0.5)
-    operator = operator_of(function)
+    operator = spectral(function)
     assert operator.clipped == 0
     torch.testing.assert_close(operator.function(), function, **CLOSE)
     assert operator.mean_diagonal == pytest.approx(1)
 
 
-@given(shape=st.tuples(st.integers(1, 3), st.integers(1, 10), st.integers(1, 10)), lasting=st.booleans())
-def test_the_dense_path_and_the_one_by_fft_are_one_operator(shape, lasting):
+@given(shape=st.tuples(st.integers(1, 3), st.integers(1, 11), st.integers(1, 11)))
+def test_the_dense_path_and_the_one_by_fft_are_one_operator(shape):
     function, g = exponential(shape, 2.0, 0.5), normal(3, *shape, seed=1)
-    fast, chosen = SpectralCovariance(torus_spectrum(function), shape), operator_of(function, lasting=lasting)
-    largest = LARGEST_LASTING if lasting else LARGEST_RENEWED
-    assert isinstance(chosen, DenseCovariance if g[0].numel() <= largest else SpectralCovariance)
+    fast, chosen = SpectralCovariance(torus_spectrum(function), shape), operator_of(function)
+    assert isinstance(chosen, DenseCovariance)
     torch.testing.assert_close(quadratic_form(chosen, g), quadratic_form(fast, g), **CLOSE)
     torch.testing.assert_close(chosen.times(g), fast.times(g), **CLOSE)
+
+
+def test_the_path_is_chosen_by_the_size_and_the_kind_of_device_alone(monkeypatch):
+    small, large = exponential((1, 4, 5), 1.0, 0.0), exponential((1, 4, 6), 1.0, 0.0)
+    for table, device in (({"cpu": 20}, "cpu"), ({"cpu": 20, "meta": 0}, "cpu"), ({"cpu": 0, "meta": 20}, "meta")):
+        monkeypatch.setattr(covariance_operator, "LARGEST_DENSE", table)
+        pays = [covariance_operator.dense_pays((1, 4, width), torch.device(device)) for width in (5, 6)]
+        assert pays == [True, False]
+    # A kind that is not listed has the CPU's.
+    monkeypatch.setattr(covariance_operator, "LARGEST_DENSE", {"cpu": 20})
+    assert covariance_operator.dense_pays((1, 4, 5), torch.device("meta"))
+    assert isinstance(operator_of(small), DenseCovariance)
+    assert isinstance(operator_of(large), SpectralCovariance)
+
+
+def test_the_crossover_of_a_cpu_keeps_mnist_dense_and_cifar_by_fft():
+    assert 1 * 28 * 28 <= LARGEST_DENSE["cpu"] < 3 * 32 * 32
+
+
+@given(sides=st.sampled_from([(11, 13), (13, 1), (1, 17), (19, 2)]), seed=seeds)
+def test_sides_with_large_factors_are_padded_further_and_change_nothing(sides, seed):
+    shape = (2, *sides)
+    function, g = autocorrelation(normal(4, *shape, seed=seed)), normal(3, *shape, seed=seed + 1)
+    operator, matrix = SpectralCovariance(torus_spectrum(function), shape), matrix_of(function)
+    torch.testing.assert_close(operator.times(g).flatten(1), g.flatten(1) @ matrix, **CLOSE)
+    torch.testing.assert_close(operator.form(g), dense_form(matrix, g), **CLOSE)
+    torch.testing.assert_close(operator.function(), function, **CLOSE)
+    assert operator.mean_diagonal == pytest.approx(float(matrix.diagonal().mean()))
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 4), (2, 4, 3), (3, 5, 5)])
