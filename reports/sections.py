@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from advbench.reports import formatting
+from advbench.reports.attack_board import attack_board_section
 from advbench.reports.attackers import attackers_section, detectors_section
 from advbench.reports.cell_sections import all_cells_section, cost_sections, failure_section, provenance_section
 from advbench.reports.cells import Cells
@@ -37,6 +38,7 @@ def sections(cells: Cells) -> list[Section]:
         *(section for section in map(unit_test_section, boards) if section is not None),
         *([failures] if failures else []),
         *(section for board in boards for section in matrix_sections(board)),
+        *(section for section in map(attack_board_section, boards) if section is not None),
         *(section for section in map(detectors_section, boards) if section is not None),
         *curve_sections(boards, cells.scored),
         *distortion_sections(cells.scored),

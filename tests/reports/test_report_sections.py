@@ -24,9 +24,11 @@ def _rows(table):
 def test_the_default_run_has_every_section(default_sections):
     assert list(default_sections) == [
         "Leaderboard",
+        "Random models by every rule",
         "White-box",
         "Black-box",
         "Transfer",
+        "Attacks",
         "Accuracy against epsilon",
         "Distances",
         "Cost against robustness",
