@@ -427,6 +427,24 @@ def unit_test_failed(evidence: Evidence) -> Flag | None:
     )
 
 
+def no_gradients(evidence: Evidence) -> Flag | None:
+    """A user's model that no attack with gradients was run on."""
+    records = [record for record, _ in evidence.outcomes]
+    own = [record for record in records if record.target["defense"]["name"] == "own" and record.threat["norm"] != "none"]
+    if not own or any(_gradients(record) for record in own):
+        return None
+    return Flag(
+        name="no gradients",
+        finding="Only attacks without gradients were run",
+        measured=f"{', '.join(sorted({record.attack['label'] for record in own}))}",
+        n=len(evidence.outcomes[0][1]),
+        why="Attacks that ask for scores or labels break fewer images than those that follow gradients.",
+        paper=CARLINI,
+        remedy="Run auto on the model in a form that gives gradients, such as a torch module or an ONNX file of plain "
+        "operators.",
+    )
+
+
 CHECKS: tuple[Callable[[Evidence], Flag | None], ...] = (
     black_box_beats_white_box,
     one_step_beats_many,
@@ -442,6 +460,7 @@ CHECKS: tuple[Callable[[Evidence], Flag | None], ...] = (
     undeclared_randomness,
     rests_on_detector,
     unit_test_failed,
+    no_gradients,
 )
 
 

@@ -50,6 +50,8 @@ CURVE = "fmn"
 """The minimal-norm attack whose distances draw the curve of accuracy against epsilon, if none is named."""
 WITHOUT_GRADIENTS = "square"
 """The attack that runs beside all others where gradients are no numbers, if none that asks without gradients is named."""
+BLACK_BOX = ("square", "hop-skip-jump")
+"""The attacks on an ONNX file that cannot be converted, if none is named."""
 _WITH_QUERIES = frozenset({"auto", "autoattack"})
 """Ensembles that have such an attack among their parts."""
 _NOT_FINITE = (
@@ -202,7 +204,7 @@ def plan_target(
     own = replace(own, weights_sha256=look.weights_sha256)
     if isinstance(network, OnnxNetwork):
         onnx_files.check(network.file, look.network, first.x[:2].to(place))
-    for line in (*look.said, *_drawn(network, own, data, look.network)):
+    for line in (*onnx_files.said_of(look.network), *look.said, *_drawn(network, own, data, look.network)):
         (say or _unheard)(line)
     settings |= {"dataset": dataset, "data_dir": data_dir, "norm": norm, "n_examples": n_examples, "device": device}
     settings["attack"] = _attacks(attack, norm or "linf", look)
@@ -353,6 +355,8 @@ def _run(
 def _attacks(attack: AttackChoice, norm: str, look: _Look) -> AttackChoice:
     """The attacks that were named, or the default, one of minimal norm, and one without gradients if they are not finite."""
     if not look.differentiable:
+        if attack is None and onnx_files.runs_it(look.network):
+            return [name for name in BLACK_BOX if norm in registry.attacks.create(Spec(name)).norms]
         if attack is None:
             raise ValueError(
                 "Expected a model that gives gradients, got one that does not: name attacks that need none, such as "

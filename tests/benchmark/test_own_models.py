@@ -286,5 +286,5 @@ def test_onnxruntime_gives_the_same_logits(onnx_file):
 def test_a_file_that_is_no_onnx_model_is_refused(tmp_path):
     pytest.importorskip("onnx2torch", reason="ONNX is optional: pip install 'advbench[onnx]'")
     (tmp_path / "junk.onnx").write_bytes(b"junk")
-    with pytest.raises(ValueError, match=r"junk\.onnx cannot be converted"):
+    with pytest.raises(ValueError, match=r"junk\.onnx cannot be read as an ONNX model"):
         make(str(tmp_path / "junk.onnx"))

@@ -257,6 +257,7 @@ def test_every_flag_says_what_why_and_what_next(cell):
         [cell("pgd", range(60), arguments={"steps": 5}), cell("pgd", range(9), arguments={"steps": 50})],
         [cell("pgd", range(60), rejected=range(60, 120))],
         [cell("pgd", range(60), details=planted(range(10)))],
+        [cell("square", range(60), target=OWN)],
     ]
     details = {"images": 64, "zero_gradient": 30, "zero_margin_gradient": 30, "flat": 30, "unstable": 1}
     details |= {"nonfinite_gradient": 1, "probabilities": 64}
@@ -270,6 +271,22 @@ def test_every_flag_says_what_why_and_what_next(cell):
         assert all((flag.finding, flag.measured, flag.why, flag.paper, flag.remedy))
         assert flag.n > 0
         assert "arXiv" in flag.paper
+
+
+OWN = {
+    "label": "net.onnx",
+    "defense": {"name": "own", "arguments": {}},
+    "architecture": {"name": "own:net.onnx", "arguments": {}},
+    "stochastic": False,
+}
+
+
+def test_a_model_of_the_users_without_gradient_attacks_is_an_upper_bound(cell):
+    square, pgd = cell("square", range(60), target=OWN), cell("pgd", range(60), target=OWN)
+    assert names(square) == ["no gradients"]
+    assert names(cell("uniform-noise", range(60), target=OWN)) == ["no gradients"]
+    assert names(square, pgd) == []
+    assert names(cell("square", range(60))) == [], "a registered defense, whose attacks somebody chose"
 
 
 def test_attacks_that_miss_planted_images_together(cell):
