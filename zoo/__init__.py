@@ -35,6 +35,7 @@ DATASETS: dict[str, str] = {
     "kmnist": f"{_DATA}.torchvision_sets:kmnist",
     "cifar10": f"{_DATA}.torchvision_sets:cifar10",
     "cifar100": f"{_DATA}.torchvision_sets:cifar100",
+    "cifar10-small": f"{_DATA}.small_cifar:cifar10_small",
     "cifar10-zca": f"{_DATA}.whitened:cifar10_zca",
     "cifar100-zca": f"{_DATA}.whitened:cifar100_zca",
 }

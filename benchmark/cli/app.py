@@ -336,7 +336,10 @@ def reproduce(
         ),
     ] = None,
     scale: Annotated[
-        Scale, typer.Option(help="smoke: digits; small: MNIST with short training; full: the papers' budgets, needs a GPU.")
+        Scale,
+        typer.Option(
+            help="smoke: digits; small: short training; medium: hours on a CPU, some tables; full: the papers', needs a GPU."
+        ),
     ] = Scale.small,
     seed: Annotated[str, typer.Option(help="Training seeds; a verdict on a claim needs at least three.")] = "0,1,2",
     data_dir: DataDir = None,

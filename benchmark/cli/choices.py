@@ -28,6 +28,7 @@ class Scale(StrEnum):
 
     smoke = "smoke"
     small = "small"
+    medium = "medium"
     full = "full"
 
 

@@ -1,4 +1,4 @@
-"""Clean accuracy on all test images, though an attack is run on some of them: a bar of 0.3 points takes thousands."""
+"""Clean accuracy on thousands of images, though an attack is run on some of them: a bar of 0.3 points takes as many."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from advbench.reproduction.findings import RunFindings, ScoredCell
 from advbench.reproduction.measured import Figure, SeedFigure, percent
 from advbench.reproduction.oblivious import answers
+from advbench.results.statistics import Values
 from advbench.tasks.artefacts import read, save, whole
+from advbench.zoo.data import Split
+
+_MOST_HELD_OUT = 20_000
 
 
 def clean_accuracy(run: RunFindings, cell: ScoredCell) -> Figure:
@@ -37,6 +42,25 @@ def clean_by_seed(run: RunFindings, cells: Sequence[ScoredCell]) -> SeedFigure:
     return SeedFigure.of(clean_accuracy(run, cell) for cell in cells)
 
 
-def _kept(run: RunFindings, cell: ScoredCell) -> Path:
+def held_out_answers(run: RunFindings, cell: ScoredCell) -> Values:
+    """Which images that the model did not train on it gets right, (n,), 0 or 1: the validation split, then training images.
+
+    The answers are kept beside the run's results. Of the training images that no epoch saw there are as many as make 20,000.
+    """
+    path = _kept(run, cell, "held-out")
+    if not whole(path):
+        defended = run.defended(cell)
+        found = [answers(defended, split, seed=cell.record.seed).report for split in _held_out(run) if len(split)]
+        save(path, correct=torch.cat(found).numpy())
+    return read(path)["correct"].astype(np.float64)
+
+
+def _held_out(run: RunFindings) -> tuple[Split, Split]:
+    data, seen = run.plan.data, run.plan.trainings
+    trained = max(content.budget.train_examples or len(data.train) for content in seen.values())
+    return data.validation, data.train.select(slice(trained, trained + max(0, _MOST_HELD_OUT - len(data.validation))))
+
+
+def _kept(run: RunFindings, cell: ScoredCell, kind: str = "clean-on-all") -> Path:
     """Named by the weights, which the studies of a paper share, and the data."""
-    return run.plan.config.out / "store" / "clean-on-all" / f"{cell.record.details['model_key']}.npz"
+    return run.plan.config.out / "store" / kind / f"{cell.record.details['model_key']}.npz"

@@ -14,10 +14,12 @@ from advbench.plan.plan import Plan, make_plan
 from advbench.records.reporting import write_manifest
 from advbench.reproduction.findings import Findings, RunFindings, ScoredCell
 from advbench.reproduction.studies import choose
-from advbench.reproduction.study import SCALES, Comparison, Scale, Settings, Study
+from advbench.reproduction.study import EVERY_SCALE, Comparison, Scale, Settings, Study
+from advbench.reproduction.tuning import Tuned, Tuning, first, following, measure, trainings
 from advbench.zoo.data import DataSet
 
 Announce = Callable[[str], None]
+_INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,28 +68,40 @@ def reproduce(
 ) -> Reproduction:
     """Run a paper's experiments and put its tables beside ours.
 
-    name: PAPER, PAPER.TABLE, or None for all. scale: `smoke` (digits), `small` (MNIST, short trainings)
-    or `full` (the papers' budgets, for a GPU). seeds: of the trainings; claims need at least three. watch, announce: called
-    with the scheduler's status, and with the name of each run as it starts. data_dir, device, jobs,
-    backend: as for `advbench.run`.
+    name: PAPER, PAPER.TABLE, or None for all. scale: `smoke` (digits), `small` (MNIST, short trainings), `medium` (hours on
+    a CPU, of some studies) or `full` (the papers' budgets, for a GPU). seeds: of the trainings; claims need at least three.
+    watch, announce: called with the scheduler's status, and with the name of each run as it starts. data_dir, device, jobs,
+    backend: as for `advbench.run`. Strengths that a study chooses by validation are trained first, on seeds of their own.
 
     Finished work in `out` and in the model cache is kept. Raises ValueError, in one line, for bad input.
     """
     from advbench.reproduction.rendering import write
 
-    if scale not in SCALES:
-        raise ValueError(f"Expected `scale` among {', '.join(SCALES)}, got {scale!r}")
-    folder, outcomes, keys, interrupted = Path(out), [], [], False
+    if scale not in EVERY_SCALE:
+        raise ValueError(f"Expected `scale` among {', '.join(EVERY_SCALE)}, got {scale!r}")
+    folder, outcomes, interrupted = Path(out), list[StudyOutcome](), False
     chosen = choose(name, scale)
     settings = {"data_dir": data_dir, "device": device, "jobs": jobs, "backend": backend}
     loaded: _Loaded = {}
-    plans = [_plans(study, scale, tuple(seeds), folder, settings, loaded) for study in chosen]
+
+    def planned(tuned: _TunedBy) -> list[dict[str, Plan]]:
+        return [_plans(study, scale, tuple(seeds), folder, settings, loaded, tuned.get(study.tuning)) for study in chosen]
+
+    def plan(own: Settings, of: tuple[int, ...]) -> Plan:
+        return _plan(own, of, folder, settings, loaded)
+
+    plans, announced = planned({}), announce or (lambda _: None)  # what cannot be planned is said before anything runs
     folder.mkdir(parents=True, exist_ok=True)
-    write_manifest(folder, list(dict.fromkeys(key for each in plans for plan in each.values() for key in plan.cells)))
+    tuned, problems = _tune_all(chosen, scale, tuple(seeds), plan, watch, announced)
+    plans = planned(tuned) if tuned else plans
+    write_manifest(folder, list(dict.fromkeys(key for each in plans for one in each.values() for key in one.cells)))
     for study, each in zip(chosen, plans, strict=True):
-        outcome, interrupted = _run(study, tuple(seeds), each, watch, announce or (lambda _: None))
+        if study.tuning in problems:
+            outcome = StudyOutcome(study, (), problems[study.tuning], {}, 0.0)
+            interrupted = outcome.problem == _INTERRUPTED
+        else:
+            outcome, interrupted = _run(study, study.seeds(seeds, scale), each, watch, announced, tuned.get(study.tuning))
         outcomes.append(outcome)
-        keys += [key for plan in each.values() for key in plan.cells]
         if interrupted:
             break
     reports = write(folder, scale, tuple(seeds), outcomes)
@@ -98,20 +112,96 @@ _Loaded: TypeAlias = dict[tuple[str, Path | None], DataSet]
 """Data sets by name and folder: the plans of a reproduction, dozens of them, share one copy of each."""
 
 
+_TunedBy: TypeAlias = dict["Tuning | None", Tuned]
+
+
 def _plans(
-    study: Study, scale: Scale, seeds: tuple[int, ...], out: Path, settings: Settings, loaded: _Loaded
+    study: Study,
+    scale: Scale,
+    seeds: tuple[int, ...],
+    out: Path,
+    settings: Settings,
+    loaded: _Loaded,
+    tuned: Tuned | None = None,
 ) -> dict[str, Plan]:
-    plans: dict[str, Plan] = {}
-    for run, own in study.runs(scale).items():
-        config = make_config(**{"out": out, "seed": seeds, **own, **settings})
-        place = (config.dataset, config.data_dir)
-        plans[run] = make_plan(config, data=loaded.get(place))
-        loaded[place] = plans[run].data
-    return plans
+    runs = study.runs(scale) if tuned is None or study.tuned_runs is None else study.tuned_runs(scale, tuned)
+    return {run: _plan(own, study.seeds(seeds, scale), out, settings, loaded) for run, own in runs.items()}
+
+
+def _plan(own: Settings, seeds: tuple[int, ...], out: Path, settings: Settings, loaded: _Loaded) -> Plan:
+    config = make_config(**{"out": out, "seed": seeds, **own, **settings})
+    place = (config.dataset, config.data_dir)
+    plan = make_plan(config, data=loaded.get(place))
+    loaded[place] = plan.data
+    return plan
+
+
+def _tune_all(
+    studies: Sequence[Study],
+    scale: Scale,
+    asked: tuple[int, ...],
+    planned: Callable[[Settings, tuple[int, ...]], Plan],
+    watch: Watcher | None,
+    announce: Announce,
+) -> tuple[_TunedBy, dict[Tuning | None, str]]:
+    """What the tunings of the studies found, and why some found nothing; none follows one that was interrupted."""
+    tuned, problems = _TunedBy(), dict[Tuning | None, str]()
+    for tuning in dict.fromkeys(study.tuning for study in studies):
+        if tuning is None or scale not in tuning.scales:
+            continue
+        if _INTERRUPTED in problems.values():
+            problems[tuning] = _INTERRUPTED
+            continue
+        judged = {seed for study in studies if study.tuning is tuning for seed in study.seeds(asked, scale)}
+        try:
+            found = _tune(tuning, scale, judged, planned, watch, announce)
+        except ValueError as error:
+            problems[tuning] = str(error)
+            continue
+        if found is None:
+            problems[tuning] = _INTERRUPTED
+        else:
+            tuned[tuning] = found
+    return tuned, problems
+
+
+def _tune(
+    tuning: Tuning,
+    scale: Scale,
+    judged: set[int],
+    planned: Callable[[Settings, tuple[int, ...]], Plan],
+    watch: Watcher | None,
+    announce: Announce,
+) -> Tuned | None:
+    """The strengths that the rule chooses, trained until no grid is to be extended; None if it was interrupted.
+
+    Raises ValueError, in one line, where a training failed or a seed is judged too.
+    """
+    if shared := sorted(judged & {*tuning.seeds}):
+        raise ValueError(f"Expected other `seeds` than those that strengths are chosen by, got {shared[0]} among both")
+    strengths = first(tuning)
+    while True:
+        plan = planned(tuning.run(scale, trainings(tuning, strengths)), tuning.seeds)
+        announce(f"{tuning.name}: {sum(map(len, strengths.values()))} strengths of {len(strengths)} methods")
+        result = run_plan(plan, watch)
+        if result.interrupted:
+            return None
+        for key, reason in result.failures.items():
+            raise ValueError(f"{plan.tasks[key].label}: {reason}")
+        found = measure(tuning, Findings({tuning.name: _findings(plan)}, tuning.seeds), strengths)
+        further = following(tuning, found)
+        if {name: {*each} for name, each in further.items()} == {name: {*each} for name, each in strengths.items()}:
+            return found
+        strengths = further
 
 
 def _run(
-    study: Study, seeds: tuple[int, ...], plans: dict[str, Plan], watch: Watcher | None, announce: Announce
+    study: Study,
+    seeds: tuple[int, ...],
+    plans: dict[str, Plan],
+    watch: Watcher | None,
+    announce: Announce,
+    tuned: Tuned | None = None,
 ) -> tuple[StudyOutcome, bool]:
     """The outcome of a study, and whether it was interrupted."""
     start, failures = time.monotonic(), dict[str, str]()
@@ -120,8 +210,8 @@ def _run(
         result = run_plan(plan, watch)
         failures |= {plan.tasks[key].label: reason for key, reason in result.failures.items()}
         if result.interrupted:
-            return StudyOutcome(study, (), "interrupted", failures, time.monotonic() - start), True
-    findings = Findings({run: _findings(plan) for run, plan in plans.items()}, seeds)
+            return StudyOutcome(study, (), _INTERRUPTED, failures, time.monotonic() - start), True
+    findings = Findings({run: _findings(plan) for run, plan in plans.items()}, seeds, tuned=tuned)
     comparisons: tuple[Comparison, ...] = ()
     problem = "; ".join(f"{label}: {reason}" for label, reason in list(failures.items())[:3])
     try:
@@ -129,7 +219,7 @@ def _run(
     except ValueError as error:
         problem = problem or str(error)
     except KeyboardInterrupt:
-        return StudyOutcome(study, (), "interrupted", failures, time.monotonic() - start), True
+        return StudyOutcome(study, (), _INTERRUPTED, failures, time.monotonic() - start), True
     return StudyOutcome(study, comparisons, problem, failures, time.monotonic() - start), False
 
 

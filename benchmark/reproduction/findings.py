@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from advbench.tasks.models import load_defended
 from advbench.tasks.train import read_training
 from advbench.zoo.data import Split
 from advbench.zoo.training import History, seeded
+
+if TYPE_CHECKING:
+    from advbench.reproduction.tuning import Tuned
 
 _TRAIN_IMAGES = 10_000
 
@@ -108,6 +112,13 @@ class RunFindings:
             raise ValueError(f"Expected one cell with seed={seed}, {_said(facts)}; got {len(found)}")
         return found[0]
 
+    def trained(self, settings: Mapping[str, object], *, seed: int, **facts: object) -> ScoredCell:
+        """The only cell of a target whose defense has this name and these arguments. ValueError as of `one`."""
+        found = [cell for cell in self.all(seed=seed, **facts) if _trained_as(cell.record, settings)]
+        if len(found) != 1:
+            raise ValueError(f"Expected one cell with seed={seed}, {_said(settings)}; got {len(found)}")
+        return found[0]
+
     def first(self, **facts: object) -> ScoredCell:
         """The first of the cells with these facts, for what they share. Raises ValueError if there is none."""
         found = self.all(**facts)
@@ -119,9 +130,10 @@ class RunFindings:
         """The cells with these facts: `seed`, `matrix`, `epsilon`; `defense`, `architecture`, `attack` by name.
 
         `source` is the label of what the adversarials were made on, `target` that of the model under attack.
-        `defense_spec` is a defense with its arguments, as a run takes it.
+        `defense_spec` is a defense with its arguments, as a run takes it. `attack_arguments` are pairs that are among those
+        of the attack.
         """
-        return [cell for cell in self.cells if all(_fact(cell.record, name) == value for name, value in facts.items())]
+        return [cell for cell in self.cells if all(_has(cell.record, name, value) for name, value in facts.items())]
 
     def images(self, cell: ScoredCell) -> tuple[torch.Tensor, torch.Tensor]:
         """The scored images and their adversarials, both (n, c, h, w); of a cell with one craft."""
@@ -165,11 +177,15 @@ class RunFindings:
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """What the runs of a study found, by the runs' names. seeds: of the trainings."""
+    """What the runs of a study found, by the runs' names.
+
+    seeds: of the trainings. tuned: how strengths were chosen, None where they were not.
+    """
 
     runs: Mapping[str, RunFindings]
     seeds: tuple[int, ...]
     failures: Mapping[str, str] = field(default_factory=dict)
+    tuned: Tuned | None = None
 
     def __getitem__(self, name: str) -> RunFindings:
         return self.runs[name]
@@ -177,6 +193,18 @@ class Findings:
 
 def _said(facts: Mapping[str, object]) -> str:
     return ", ".join(f"{name}={value}" for name, value in facts.items())
+
+
+def _trained_as(record: Record, settings: Mapping[str, object]) -> bool:
+    defense = record.target["defense"]
+    there = {"name": defense["name"], **defense["arguments"]}
+    return all(name in there and there[name] == value for name, value in settings.items())
+
+
+def _has(record: Record, name: str, value: object) -> bool:
+    if name == "attack_arguments" and isinstance(value, tuple):
+        return all(record.attack["arguments"].get(argument) == each for argument, each in value)
+    return bool(_fact(record, name) == value)
 
 
 def _fact(record: Record, name: str) -> object:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
-from typing import Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from advbench.reports.section import ImageGrid
 from advbench.reproduction.findings import Findings
 from advbench.reproduction.measured import difference
 from advbench.results.papers import load
 
-Scale = Literal["smoke", "small", "full"]
+if TYPE_CHECKING:
+    from advbench.reproduction.tuning import Tuned, Tuning
+
+Scale = Literal["smoke", "small", "medium", "full"]
+EVERY_SCALE: tuple[Scale, ...] = ("smoke", "small", "medium", "full")
 SCALES: tuple[Scale, ...] = ("smoke", "small", "full")
+"""Those of a study that says nothing else: few have a medium one."""
 
 Settings: TypeAlias = Mapping[str, object]
 """Of one `advbench run`, by the names of its flags."""
@@ -161,7 +166,8 @@ class Study:
 
     name: PAPER.TABLE. title: in words. runs: by name, the settings of the runs at a scale, without seeds and folders;
     compare: what the runs found beside the paper. differs: what is other than in the paper at a scale. scales: those at
-    which it exists.
+    which it exists. tuning, tuned_runs: how strengths are chosen before the runs, and the runs with these; `runs` has them
+    untuned. more_seeds: by scale, how many training seeds are judged beside those that were asked for.
     """
 
     name: str
@@ -170,6 +176,13 @@ class Study:
     compare: Callable[[Findings], Sequence[Comparison]]
     differs: Callable[[Scale], Sequence[str]]
     scales: tuple[Scale, ...] = SCALES
+    tuning: Tuning | None = None
+    tuned_runs: Callable[[Scale, Tuned], Mapping[str, Settings]] | None = None
+    more_seeds: Mapping[Scale, int] = field(default_factory=dict)
+
+    def seeds(self, asked: Sequence[int], scale: Scale) -> tuple[int, ...]:
+        """The training seeds of a call: those that were asked for, and if more are judged at the scale the next ones."""
+        return (*asked, *range(max(asked) + 1, max(asked) + 1 + self.more_seeds.get(scale, 0)))
 
     @property
     def paper(self) -> str:

@@ -341,3 +341,25 @@ def test_folders_of_another_form_are_one_clear_line(tmp_path: Path) -> None:
     _paint(tmp_path, "test", "b", 2, size=(9, 9))
     with pytest.raises(ValueError, match=r"to be 5x4, got 9x9 in .*0\.png: resize them"):
         load(f"folder:{tmp_path}")
+
+
+def test_the_small_cifar_is_the_archive_in_the_data_folder_or_the_first_images(tmp_path, monkeypatch):
+    from advbench.zoo import small_cifar
+
+    images, labels = np.arange(20 * 32 * 32 * 3, dtype=np.int64).reshape(20, 32, 32, 3) % 255, np.arange(20) % 10
+    np.savez(
+        tmp_path / "cifar10-small.npz",
+        x_train=images.astype(np.uint8),
+        y_train=labels,
+        x_test=images.astype(np.uint8),
+        y_test=labels,
+    )
+    found = small_cifar.cifar10_small(tmp_path)
+    assert (found.name, found.shape, len(found.test)) == ("cifar10-small", (3, 32, 32), 20)
+    assert torch.equal(found.test.x[1], torch.from_numpy(images[1]).permute(2, 0, 1).float() / 255)
+    monkeypatch.setattr(small_cifar, "_TEST", 7)
+    monkeypatch.setattr(small_cifar, "_TRAIN", 10)
+    monkeypatch.setattr(small_cifar.torchvision_sets, "cifar10", lambda _: found)
+    first = small_cifar.cifar10_small(tmp_path / "elsewhere")
+    assert (first.name, len(first.train) + len(first.validation), len(first.test)) == ("cifar10-small", 10, 7)
+    assert torch.equal(first.test.x, found.test.x[:7])

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from advbench.reproduction.clean import clean_by_seed
 from advbench.reproduction.findings import Findings, ScoredCell
 from advbench.reproduction.measured import SeedFigure, difference
-from advbench.reproduction.papers.sgr2018.nets import BUDGETS, GRADIENT_METHODS, by_seed, chosen, differs, labels, methods
+from advbench.reproduction.papers.sgr2018 import nets
+from advbench.reproduction.papers.sgr2018.nets import GRADIENT_METHODS, by_seed, differs, labels, printed, strengths_of
 from advbench.reproduction.study import (
-    SCALES,
+    EVERY_SCALE,
     Claim,
     Comparison,
     Ours,
@@ -27,7 +28,13 @@ from advbench.results.papers import load
 
 _RADII = {"appx_mnist_a": 32, "appx_mnist_b": 64, "appx_cifar10_a": 4, "appx_cifar10_b": 8}
 """In 1/255; the captions are lost."""
-_CIFAR: Settings = {"dataset": "cifar10", "epochs": 50, "architecture": ["sgr2018/cifar-cnn"], "augmentation": "crop-flip"}
+_SCALES: Mapping[str, tuple[Scale, ...]] = {
+    "appx_mnist_a": EVERY_SCALE,
+    "appx_mnist_b": ("smoke", "medium", "full"),
+    "appx_cifar10_a": ("medium", "full"),
+    "appx_cifar10_b": ("medium", "full"),
+}
+_NINE = ("clean", "wdecay", "pgd", "fgsm", *GRADIENT_METHODS)
 _FEWER = ("clean", "wdecay", "pgd", "gn", "sgr_sign")
 
 Accuracies = Mapping[tuple[str, str], SeedFigure]
@@ -36,14 +43,13 @@ Accuracies = Mapping[tuple[str, str], SeedFigure]
 def _study(name: str) -> Study:
     mnist, radius = "mnist" in name, _RADII[name] / 255
 
-    def runs(scale: Scale) -> Mapping[str, Settings]:
-        budget = BUDGETS[scale] if mnist else {**_CIFAR, **({} if scale == "full" else {"train_examples": 64, "epochs": 1})}
-        trainings = chosen(_FEWER, radius) if scale == "smoke" else methods(radius)
+    def runs(scale: Scale, chosen: nets.Strengths) -> Mapping[str, Settings]:
+        trainings = printed(_FEWER if scale == "smoke" else _NINE, chosen, radius)
         return {
             "matrix": {
-                **budget,
+                **(nets.BUDGETS if mnist else nets.CIFAR)[scale],
                 "matrix": ["transfer"],
-                "defense": list(trainings.values()),
+                "defense": nets.at(scale, trainings.values()),
                 "norm": "linf",
                 "epsilon": [radius],
                 "attack": ["pgd(steps=20)"],
@@ -53,21 +59,23 @@ def _study(name: str) -> Study:
     def told(scale: Scale) -> Sequence[str]:
         fewer = ("five of the nine trainings",) if scale == "smoke" else ()
         read = ambiguity("sgr2018.amb.eps_of_matrices")
-        return (*(differs(scale) if mnist else differs("full")[1:]), *fewer, read, "PGD has 20 steps")
+        elsewhere = (f"strengths were chosen at {of:g}/255",) if (of := 32 if mnist else 4) != _RADII[name] else ()
+        return (*(differs(scale) if mnist else differs(scale)[1:]), *fewer, *elsewhere, read, "PGD has 20 steps")
 
-    return Study(
+    return nets.study(
         f"sgr2018.{name}",
         f"PGD at {_RADII[name]}/255 on {'MNIST' if mnist else 'CIFAR-10'}, from every net on every net",
         runs,
         lambda findings: _compare(findings, name),
         told,
-        SCALES if mnist else ("full",),
+        nets.TUNING if mnist else nets.CIFAR_TUNING,
+        scales=_SCALES[name],
     )
 
 
 def _compare(findings: Findings, name: str) -> Sequence[Comparison]:
     table, run = load("sgr2018").tables[f"sgr2018.{name}"], findings["matrix"]
-    label = labels(findings, "matrix", methods(_RADII[name] / 255))
+    label = labels(findings, "matrix", printed(_NINE, strengths_of(findings), _RADII[name] / 255))
     accuracy = {
         (row, column): by_seed(findings, "matrix", _accuracy, target=label[row], source=label[column])
         for row in label
@@ -95,9 +103,10 @@ def _compare(findings: Findings, name: str) -> Sequence[Comparison]:
         claims.append(_cifar_white_box(accuracy, gradient))
     if "cifar10" in name:
         claims += [_asymmetry(accuracy, gradient), _like_gradient_norm(accuracy, gradient)]
+    strengths = nets.chosen_note(findings.tuned, GRADIENT_METHODS)
     columns = (("test", "%"), *((f"from {column}", "%") for column in label))
     note = "rows are the nets under attack, columns those that the adversarials were made on; the diagonal is white-box"
-    return (Comparison(table.caption, columns, rows, tuple(claims), (note,)),)
+    return (Comparison(table.caption, columns, rows, tuple(claims), (note, *strengths)),)
 
 
 def _accuracy(cell: ScoredCell) -> float:
@@ -112,11 +121,10 @@ def _clean_kept(clean: Mapping[str, SeedFigure], gradient: Sequence[str], most: 
 
 
 def _mnist_white_box(accuracy: Accuracies, gradient: Sequence[str]) -> Claim:
+    """Plain training has the recipe of the others and no strength, so that what the paper printed is attributable."""
     plain = accuracy["clean", "clean"]
-    return claim_of(
-        "sgr2018.claim.mnist_whitebox",
-        (above(f"{row} - clean", accuracy[row, row], plain, by=40.0) for row in gradient),
-    )
+    parts = [above(f"{row} - clean", accuracy[row, row], plain, by=40.0) for row in gradient]
+    return claim_of("sgr2018.claim.mnist_whitebox", parts, attributable=parts)
 
 
 def _cifar_white_box(accuracy: Accuracies, gradient: Sequence[str]) -> Claim:

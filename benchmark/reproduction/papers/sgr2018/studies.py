@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from advbench.reproduction.papers.sgr2018 import covariance, matrices, noise, whitebox
+from advbench.reproduction.papers.sgr2018 import covariance, frontier, matrices, noise, whitebox
 
 STUDIES = (
+    *frontier.STUDIES,
     *matrices.STUDIES,
     *whitebox.STUDIES,
     *noise.STUDIES,

@@ -8,31 +8,49 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from advbench.reproduction.clean import clean_by_seed
 from advbench.reproduction.findings import Findings
 from advbench.reproduction.measured import Figure, SeedFigure, mean_of
-from advbench.reproduction.papers.sgr2018.nets import BUDGETS, RADIUS, by_seed, chosen, differs, labels
+from advbench.reproduction.papers.sgr2018.nets import (
+    BUDGETS,
+    RADIUS,
+    Strengths,
+    at,
+    by_rule,
+    by_seed,
+    chosen_note,
+    differs,
+    labels,
+    printed,
+    strengths_of,
+    study,
+)
 from advbench.reproduction.study import (
     Comparison,
+    Inequality,
     Ours,
     Pair,
     Plot,
     Scale,
     Series,
     Settings,
-    Study,
     above,
     claim_of,
 )
 from advbench.results.papers import load
 
 _METHODS = ("clean", "wdecay", "pgd", "fgsm", "gn", "sgr_sign")
+_RIVALS = ("wdecay", "pgd", "fgsm")
+_TUNED = ", by the rule"
+"""Behind the name of a rival whose strength the rule chose too."""
 _RADII: Mapping[Scale, tuple[int, ...]] = {
     "smoke": (16, 32),
     "small": (8, 16, 24, 32),
+    "medium": (8, 16, 24, 32),
     "full": (4, 8, 12, 16, 20, 24, 28, 32),
 }
 """In 1/255. The public version of the paper averages over 0 to 32 and does not say at how many."""
-_STEPS: Mapping[Scale, int] = {"smoke": 10, "small": 20, "full": 40}
+_STEPS: Mapping[Scale, int] = {"smoke": 10, "small": 20, "medium": 40, "full": 40}
 _POINTS = 21
 """Positions on a line from an image to its adversarial."""
 
@@ -41,8 +59,13 @@ def _pgd(scale: Scale) -> str:
     return f"pgd(steps={_STEPS[scale]})"
 
 
-def _runs(scale: Scale) -> Mapping[str, Settings]:
-    trainings = list(chosen(_METHODS).values())
+def _rows(chosen: Strengths) -> dict[str, Settings]:
+    """The nets as printed, and the rivals by the rule."""
+    return printed(_METHODS, chosen) | {row + _TUNED: each for row, each in by_rule(_RIVALS, chosen).items()}
+
+
+def _runs(scale: Scale, chosen: Strengths) -> Mapping[str, Settings]:
+    trainings = at(scale, (printed(_METHODS, chosen) if scale == "smoke" else _rows(chosen)).values())
     common = {**BUDGETS[scale], "matrix": ["white-box"], "defense": trainings}
     radii = [radius / 255 for radius in _RADII[scale]]
     return {
@@ -52,7 +75,8 @@ def _runs(scale: Scale) -> Mapping[str, Settings]:
 
 
 def _compare(findings: Findings) -> Sequence[Comparison]:
-    table, label = load("sgr2018").tables["sgr2018.iclr_table1_mnist"], labels(findings, "linf", chosen(_METHODS))
+    table = load("sgr2018").tables["sgr2018.iclr_table1_mnist"]
+    label = labels(findings, "linf", _rows(strengths_of(findings)))
     radii = sorted({cell.radius for cell in findings["linf"].cells})
 
     def curve(row: str, attack: str) -> list[SeedFigure]:
@@ -76,11 +100,15 @@ def _compare(findings: Findings) -> Sequence[Comparison]:
         row: by_seed(findings, "l2", lambda cell: cell.accuracy, target=target, attack="fgm")
         for row, target in label.items()
     }
+    clean = {
+        row: clean_by_seed(findings["linf"], [findings["linf"].first(seed=seed, target=target) for seed in findings.seeds])
+        for row, target in label.items()
+    }
     rows = tuple(
         (
             row,
             (
-                Pair(table.cell("test", paper), Ours(curves[row, "pgd"][0])),
+                Pair(table.cell("test", paper), Ours(clean[row])),
                 Pair(table.cell("wb_rand", paper), Ours(averages[row, "uniform-noise"])),
                 Pair(None, Ours(averages[row, "fgsm"])),
                 Pair(table.cell("wb_pgd", paper), Ours(averages[row, "pgd"])),
@@ -89,22 +117,25 @@ def _compare(findings: Findings) -> Sequence[Comparison]:
             ),
         )
         for row in label
-        for paper in [row.removesuffix("_sign")]
+        for paper in [row.removesuffix(_TUNED).removesuffix("_sign")]
     )
+
+    def between(rival: str) -> list[Inequality]:
+        """That the regularised nets stand between plain training and the rival."""
+        return [
+            part
+            for row in ("gn", "sgr_sign")
+            for part in (
+                above(f"{row} - clean, PGD", averages[row, "pgd"], averages["clean", "pgd"]),
+                above(f"{rival} - {row}, PGD", averages[rival, "pgd"], averages[row, "pgd"]),
+                above(f"{row} - clean, DeepFool", ratio[row], ratio["clean"]),
+                above(f"{rival} - {row}, DeepFool", ratio[rival], ratio[row]),
+            )
+        ]
+
+    ruled = "pgd" + _TUNED
     claims = (
-        claim_of(
-            "sgr2018.iclr_table1_mnist",
-            (
-                part
-                for row in ("gn", "sgr_sign")
-                for part in (
-                    above(f"{row} - clean, PGD", averages[row, "pgd"], averages["clean", "pgd"]),
-                    above(f"pgd - {row}, PGD", averages["pgd", "pgd"], averages[row, "pgd"]),
-                    above(f"{row} - clean, DeepFool", ratio[row], ratio["clean"]),
-                    above(f"pgd - {row}, DeepFool", ratio["pgd"], ratio[row]),
-                )
-            ),
-        ),
+        claim_of("sgr2018.iclr_table1_mnist", between("pgd"), attributable=between(ruled) if ruled in label else ()),
         claim_of(
             "sgr2018.label_leaking",
             (
@@ -136,7 +167,8 @@ def _compare(findings: Findings) -> Sequence[Comparison]:
         for attack, said in (("fgsm", "FGSM"), ("pgd", "PGD"))
     )
     note = f"the paper's numbers are those of its public version; means run over the radii 0 to {255 * radii[-1]:.0f}/255"
-    return (Comparison(table.caption, columns, rows, claims, (note,), plots),)
+    strengths = chosen_note(findings.tuned, ("gn", "sgr_sign", *_RIVALS))
+    return (Comparison(table.caption, columns, rows, claims, (note, *strengths), plots),)
 
 
 def _average(radii: Sequence[float], accuracy: Sequence[SeedFigure]) -> SeedFigure:
@@ -149,12 +181,12 @@ def _average(radii: Sequence[float], accuracy: Sequence[SeedFigure]) -> SeedFigu
     return total
 
 
-def _smooth_runs(scale: Scale) -> Mapping[str, Settings]:
+def _smooth_runs(scale: Scale, chosen: Strengths) -> Mapping[str, Settings]:
     return {
         "lines": {
             **BUDGETS[scale],
             "matrix": ["white-box"],
-            "defense": list(chosen(("clean", "sgr_sign")).values()),
+            "defense": list(printed(("clean", "sgr_sign"), chosen).values()),
             "norm": "linf",
             "epsilon": [RADIUS],
             "attack": [_pgd(scale)],
@@ -163,7 +195,7 @@ def _smooth_runs(scale: Scale) -> Mapping[str, Settings]:
 
 
 def _smooth(findings: Findings) -> Sequence[Comparison]:
-    run, label = findings["lines"], labels(findings, "lines", chosen(("clean", "sgr_sign")))
+    run, label = findings["lines"], labels(findings, "lines", printed(("clean", "sgr_sign"), strengths_of(findings)))
     bend: dict[str, list[Figure]] = {row: [] for row in label}
     lines: dict[str, list[Tensor]] = {row: [] for row in label}
     for row, target in label.items():
@@ -216,6 +248,6 @@ def _differs(scale: Scale) -> Sequence[str]:
 
 
 STUDIES = (
-    Study("sgr2018.whitebox", "white-box attacks, the main table of its public version", _runs, _compare, _differs),
-    Study("sgr2018.fig6_smoothness", "figure 6: softmax on the way to adversarials", _smooth_runs, _smooth, _differs),
+    study("sgr2018.whitebox", "white-box attacks, the main table of its public version", _runs, _compare, _differs),
+    study("sgr2018.fig6_smoothness", "figure 6: softmax on the way to adversarials", _smooth_runs, _smooth, _differs),
 )
