@@ -236,8 +236,8 @@ def _form(findings: Findings) -> Sequence[Comparison]:
 def _differs_structure(scale: Scale) -> Sequence[str]:
     where = {
         "smoke": "digits and N100-100-10 in place of CIFAR-10 and the paper's net",
-        "small": "wong2018/small on 5,000 images of CIFAR-10, 8 epochs; 300 test images",
-        "medium": "5,000 to 20,000 images, 20 to 30 epochs; 1,000 test images",
+        "small": "wong2018/small on 4,000 images of CIFAR-10, 8 epochs; 300 test images",
+        "medium": "8,000 to 20,000 images, 20 to 30 epochs; 1,000 test images",
         "full": "no augmentation on MNIST",
     }
     return (where[scale], "images are centred, perturbations are not, as in the paper; PGD at 4/255 on CIFAR-10")

@@ -21,7 +21,7 @@ BUDGETS: Mapping[Scale, Settings] = {
     "small": {
         "dataset": "mnist",
         "epochs": 8,
-        "train_examples": 5_000,
+        "train_examples": 4_000,
         "batch_size": 64,
         "learning_rate": 5e-3,
         "n_examples": 300,
@@ -203,7 +203,7 @@ def differs(scale: Scale) -> Sequence[str]:
     """What is other than in the paper."""
     sizes = {
         "smoke": "digits and N100-100-10 in place of MNIST and the paper's net, 6 epochs, 120 test images",
-        "small": "wong2018/small in place of the paper's net, whose pass costs 17 times as much; 8 epochs on 5,000 images, "
+        "small": "wong2018/small in place of the paper's net, whose pass costs 17 times as much; 8 epochs on 4,000 images, "
         "300 test images, no augmentation; PGD has 5 steps where nets are trained on it",
         "medium": "20 epochs on 20,000 images, 1,000 test images, no augmentation (CIFAR-10: 30 epochs on 8,000 images)",
         "full": "no augmentation",
