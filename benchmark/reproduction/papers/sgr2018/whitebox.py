@@ -41,6 +41,8 @@ from advbench.results.papers import load
 
 _METHODS = ("clean", "wdecay", "pgd", "fgsm", "gn", "sgr_sign")
 _RIVALS = ("wdecay", "pgd", "fgsm")
+_LEAKING: Settings = {"name": "robust-linf", "alpha": 0.5, "epsilon": RADIUS}
+"""FGSM training with the true labels, which lets them leak (Kurakin et al. 2017, arXiv:1611.01236)."""
 _TUNED = ", by the rule"
 """Behind the name of a rival whose strength the rule chose too."""
 _RADII: Mapping[Scale, tuple[int, ...]] = {
@@ -71,6 +73,7 @@ def _runs(scale: Scale, chosen: Strengths) -> Mapping[str, Settings]:
     return {
         "linf": {**common, "norm": "linf", "epsilon": radii, "attack": ["uniform-noise", "fgsm", _pgd(scale)]},
         "l2": {**common, "norm": "l2", "attack": ["fgm", "deepfool"]},
+        "leaking": {**common, "defense": [_LEAKING], "norm": "linf", "epsilon": radii[-1:], "attack": ["fgsm"]},
     }
 
 
@@ -168,7 +171,31 @@ def _compare(findings: Findings) -> Sequence[Comparison]:
     )
     note = f"the paper's numbers are those of its public version; means run over the radii 0 to {255 * radii[-1]:.0f}/255"
     strengths = chosen_note(findings.tuned, ("gn", "sgr_sign", *_RIVALS))
-    return (Comparison(table.caption, columns, rows, claims, (note, *strengths), plots),)
+    main = Comparison(table.caption, columns, rows, claims, (note, *strengths), plots)
+    return (
+        main,
+        _leaking(findings, {row: (each[0], each[-1]) for (row, attack), each in curves.items() if attack == "fgsm"}),
+    )
+
+
+def _leaking(findings: Findings, fgsm: Mapping[str, tuple[SeedFigure, SeedFigure]]) -> Comparison:
+    """Accuracy under FGSM less that on clean images: label leaking where it is above zero.
+
+    fgsm: by net, the accuracies on clean images and at the largest radius.
+    """
+    leaking = tuple(
+        by_seed(findings, "leaking", figure, attack="fgsm")
+        for figure in (lambda cell: cell.clean_accuracy, lambda cell: cell.accuracy)
+    )
+    shown = {"fgsm, true labels": leaking, **fgsm}
+    rows = tuple(
+        (row, (Pair(None, Ours(clean)), Pair(None, Ours(attacked)), Pair(None, Ours(attacked - clean))))
+        for row, (clean, attacked) in shown.items()
+    )
+    columns = (("clean", "%"), ("FGSM with true labels", "%"), ("gained", "points"))
+    caption = "Label leaking: what is gained by images perturbed with their true labels, at the largest radius"
+    note = "fgsm, true labels: trained on FGSM images of the true labels, the contrast; all others see predicted labels"
+    return Comparison(caption, columns, rows, (), (note,))
 
 
 def _average(radii: Sequence[float], accuracy: Sequence[SeedFigure]) -> SeedFigure:
