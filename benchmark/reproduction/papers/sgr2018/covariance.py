@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -78,6 +79,8 @@ def _structure_on(findings: Findings, name_: str) -> Comparison:
     images = images - images.mean(dim=0)
     data = decay_length(autocorrelation(images))
     changes = {name: tuple(_changes(run, seed, name) for seed in findings.seeds) for name in _ATTACKS}
+    if lacking := sorted(name for name, found in changes.items() if not all(map(len, found))):
+        raise ValueError(f"Expected {lacking[0]} to make some images of each seed wrong, got none")
     functions = {name: tuple(autocorrelation(each) for each in found) for name, found in changes.items()}
     broken = {name: [run.one(seed=seed, attack=name).broken for seed in findings.seeds] for name in _ATTACKS}
     lengths = {name: _bootstrapped(broken[name], changes[name], _length) for name in _ATTACKS}
@@ -126,7 +129,8 @@ def _bootstrapped(
 
         def of_rows(rows: NDArray[np.int64]) -> float:
             chosen = place[rows]
-            return statistic(found[torch.from_numpy(chosen[chosen >= 0])])
+            chosen = chosen[chosen >= 0]
+            return statistic(found[torch.from_numpy(chosen)]) if len(chosen) else math.nan
 
         return of_rows
 
