@@ -186,7 +186,8 @@ def _matrix(x: Tensor) -> Tensor:
 
 
 def _form_trainings(chosen: Strengths) -> dict[str, Settings]:
-    each = printed(_FORMS.values(), chosen)
+    """Each under the strength of its own form; that of displacement, of which no claim is, under the radial one's."""
+    each = printed(_FORMS.values(), {**chosen, "displacement": chosen["sgr_sign"]})
     return {form: each[name] for form, name in _FORMS.items()}
 
 

@@ -84,8 +84,8 @@ def trained(name: str, strength: float, radius: float = RADIUS) -> dict[str, obj
     return known[name]
 
 
-_PENALTIES = ("gn", "sgr_grad", "sgr_sign", "displacement", "matrix", "fgsm_sgr", "pgd_sgr", "sgr_noise", "sgr_data")
-_AUGMENTED = ("pgd", "fgsm", "lrc_augmented")
+_PENALTIES = ("gn", "sgr_grad", "sgr_sign", "matrix", "fgsm_sgr", "pgd_sgr", "sgr_noise", "sgr_data")
+_AUGMENTED = ("pgd", "lrc_augmented")
 _ASCENTS = ("pgd-augmented", "sgr-pgd")
 CURVES = ("gn", "sgr_sign", "wdecay", "pgd")
 """The methods whose whole grid is trained, for the frontier."""

@@ -47,7 +47,11 @@ _MAIN = 0.3
 _JUDGED = (1, 16)
 """The decay lengths that a claim is about."""
 _MANY: Mapping[Scale, Settings] = {"smoke": {}, "small": {"n_examples": 1_000}, "medium": {}, "full": {}}
-"""Test images of the cells that a claim is about; the others have as many as the other experiments."""
+"""Test images of the cells that a claim is about."""
+_MANY_DATA: Mapping[Scale, Settings] = {"smoke": {}, "small": {"n_examples": 500}, "medium": {}, "full": {}}
+"""The same under the images' covariance, of which twice as many draws are survived."""
+_FEW: Mapping[Scale, Settings] = {"smoke": {}, "small": {"n_examples": 100}, "medium": {}, "full": {}}
+"""Those of the rest of a curve."""
 _MORE: Mapping[Scale, int] = {"small": 2, "medium": 2}
 _DATA_SIGMAS: Mapping[Scale, tuple[float, ...]] = {
     "smoke": (0.1, 0.3),
@@ -94,7 +98,7 @@ def _decay_runs(scale: Scale, chosen: Strengths) -> Mapping[str, Settings]:
     others = [decay for decay in DECAYS if decay not in _JUDGED]
     return {
         "judged": _run(scale, nets, [_noise(float(decay), _MAIN) for decay in _JUDGED], **_MANY[scale]),
-        "curve": _run(scale, nets, [_noise(float(decay), _MAIN) for decay in others]),
+        "curve": _run(scale, nets, [_noise(float(decay), _MAIN) for decay in others], **_FEW[scale]),
     }
 
 
@@ -114,7 +118,7 @@ def _strength_runs(scale: Scale, chosen: Strengths) -> Mapping[str, Settings]:
     nets = at(scale, _named(_NETS, chosen).values())
     return {
         "judged": _run(scale, nets, [_noise(16.0, _MAIN)], **_MANY[scale]),
-        "curve": _run(scale, nets, [_noise(16.0, sigma) for sigma in SIGMAS[scale]]),
+        "curve": _run(scale, nets, [_noise(16.0, sigma) for sigma in SIGMAS[scale]], **_FEW[scale]),
     }
 
 
@@ -134,8 +138,8 @@ def _data_runs(scale: Scale, chosen: Strengths) -> Mapping[str, Settings]:
     nets = at(scale, _data_rows(chosen).values())
     others = [sigma for sigma in _DATA_SIGMAS[scale] if sigma != _DATA_JUDGED]
     return {
-        "judged": _run(scale, nets, [_estimated(_DATA_JUDGED)], **_MANY[scale]),
-        "curve": _run(scale, nets, [_estimated(sigma) for sigma in others]),
+        "judged": _run(scale, nets, [_estimated(_DATA_JUDGED)], **_MANY_DATA[scale]),
+        "curve": _run(scale, nets, [_estimated(sigma) for sigma in others], **_FEW[scale]),
     }
 
 
@@ -191,8 +195,14 @@ def _series(found: Mapping[str, Mapping[float, SeedFigure]]) -> tuple[Series, ..
 
 
 def _differs(scale: Scale) -> Sequence[str]:
-    more = ("what a claim is about has five training seeds and 1,000 test images",) if scale in _MORE else ()
-    return (*differs(scale), *more)
+    more = {
+        "small": (
+            "five training seeds; what a claim is about has 1,000 test images (500 under the images' covariance), the "
+            "rest of a curve 100",
+        ),
+        "medium": ("five training seeds",),
+    }
+    return (*differs(scale), *more.get(scale, ()))
 
 
 STUDIES = (

@@ -40,7 +40,7 @@ from advbench.reproduction.study import (
 from advbench.results.papers import load
 
 _METHODS = ("clean", "wdecay", "pgd", "fgsm", "gn", "sgr_sign")
-_RIVALS = ("wdecay", "pgd", "fgsm")
+_RIVALS = ("wdecay", "pgd")
 _LEAKING: Settings = {"name": "robust-linf", "alpha": 0.5, "epsilon": RADIUS}
 """FGSM training with the true labels, which lets them leak (Kurakin et al. 2017, arXiv:1611.01236)."""
 _TUNED = ", by the rule"
