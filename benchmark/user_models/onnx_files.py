@@ -6,9 +6,10 @@ What cannot be converted is asked through onnxruntime, and attacked by its score
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -44,6 +45,14 @@ class OnnxNetwork:
     def identity(self) -> str:
         """The hash of the file."""
         return file_hash(self.file)
+
+
+class Session(Protocol):
+    """What runs a graph: onnxruntime's."""
+
+    def run(self, names: list[str], given: dict[str, NDArray[np.generic]]) -> Sequence[object]:
+        """The outputs of these names."""
+        ...
 
 
 class OnnxModule(nn.Module):
@@ -93,13 +102,13 @@ class Runtime(OnnxModule):
         super().__init__(takes, said)
         self.model = model
         self.output = output
-        self._session: Any = None
+        self._session: Session | None = None
         self.register_buffer("file_hash", torch.frombuffer(bytearray(hashlib.sha256(model).digest()), dtype=torch.uint8))
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_session": None}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Runtime:
+    def __deepcopy__(self, memo: dict[int, object]) -> Runtime:
         return Runtime(self.model, self.output, self.takes, self.said)
 
     def answer(self, x: Tensor) -> Tensor:
@@ -233,26 +242,27 @@ class _Asked(OnnxModule):
 
     def answer(self, x: Tensor) -> Tensor:
         """As ONNX says."""
-        given: NDArray[Any] = x.detach().cpu().contiguous().numpy().astype(self.takes.dtype)
+        given = x.detach().cpu().contiguous().numpy().astype(self.takes.dtype)
+        named = {self.takes.name: given}
         try:
-            session = _session(self.model)
+            [scores] = _session(self.model).run([self.output], named)
         except ImportError:
             from onnx import load_from_string
             from onnx.reference import ReferenceEvaluator
 
-            session = ReferenceEvaluator(load_from_string(self.model))
-        [scores] = session.run([self.output], {self.takes.name: given})
+            [scores] = ReferenceEvaluator(load_from_string(self.model)).run([self.output], named)
         return torch.from_numpy(np.asarray(scores)).float()
 
 
-def _session(model: bytes) -> Any:
+def _session(model: bytes) -> Session:
     """An onnxruntime session on as many threads as torch has, which only errors speak of."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session: Session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return session
 
 
 def _exposed(file: Path, output: str) -> bytes:
