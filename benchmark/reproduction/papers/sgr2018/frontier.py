@@ -11,8 +11,8 @@ from advbench.reproduction.tuning import Point, Tuned
 
 _RULE = (
     "a point's loss is that of accuracy on held-out images against plain training, its bound one-sided at 95% over images; "
-    "PGD is at 32/255 on test images. Of methods without a whole grid no strength above the first that loses too much is "
-    "trained. No claim is judged on these trainings"
+    "PGD is at 32/255 on test images (100 at small). Of methods without a whole grid no strength above the first that loses "
+    "too much is trained. No claim is judged on these trainings"
 )
 
 

@@ -111,6 +111,7 @@ def _tuning(name: str, budgets: Mapping[Scale, Settings], radius: float, bar: fl
     def run(scale: Scale, trainings: Sequence[Settings]) -> Settings:
         return {
             **budgets[scale],
+            **({"n_examples": 100} if scale == "small" else {}),
             "matrix": ["white-box"],
             "defense": at(scale, trainings),
             "norm": "linf",

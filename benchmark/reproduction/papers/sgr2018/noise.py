@@ -48,7 +48,7 @@ _JUDGED = (1, 16)
 """The decay lengths that a claim is about."""
 _MANY: Mapping[Scale, Settings] = {"smoke": {}, "small": {"n_examples": 1_000}, "medium": {}, "full": {}}
 """Test images of the cells that a claim is about."""
-_MANY_DATA: Mapping[Scale, Settings] = {"smoke": {}, "small": {"n_examples": 500}, "medium": {}, "full": {}}
+_MANY_DATA: Mapping[Scale, Settings] = {"smoke": {}, "small": {"n_examples": 300}, "medium": {}, "full": {}}
 """The same under the images' covariance, of which twice as many draws are survived."""
 _FEW: Mapping[Scale, Settings] = {"smoke": {}, "small": {"n_examples": 100}, "medium": {}, "full": {}}
 """Those of the rest of a curve."""
@@ -197,7 +197,7 @@ def _series(found: Mapping[str, Mapping[float, SeedFigure]]) -> tuple[Series, ..
 def _differs(scale: Scale) -> Sequence[str]:
     more = {
         "small": (
-            "five training seeds; what a claim is about has 1,000 test images (500 under the images' covariance), the "
+            "five training seeds; what a claim is about has 1,000 test images (300 under the images' covariance), the "
             "rest of a curve 100",
         ),
         "medium": ("five training seeds",),

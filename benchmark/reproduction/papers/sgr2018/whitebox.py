@@ -47,7 +47,7 @@ _TUNED = ", by the rule"
 """Behind the name of a rival whose strength the rule chose too."""
 _RADII: Mapping[Scale, tuple[int, ...]] = {
     "smoke": (16, 32),
-    "small": (8, 16, 24, 32),
+    "small": (11, 21, 32),
     "medium": (8, 16, 24, 32),
     "full": (4, 8, 12, 16, 20, 24, 28, 32),
 }
