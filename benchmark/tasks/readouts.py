@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -56,7 +56,8 @@ class Binary(PerExample):
 
     pipeline: images (n, c, h, w) -> logits (n, classes); called with the rng too where `stochastic`. layer: the linear layer
     of the pipeline in whose place the readouts stand, everything else staying as it is; None where they stand behind the
-    logits. Called as ``binary(x, rng)``; ``rng.index`` says which examples the images are of.
+    logits. Called as ``binary(x, rng)``; ``rng.index`` says which examples the images are of. The readouts stand there while
+    gradients come back too, for pipelines that ask their classifier again on the way.
     """
 
     def __init__(self, pipeline: nn.Module, layer: nn.Linear | None, readouts: Readouts, *, stochastic: bool) -> None:
@@ -65,6 +66,7 @@ class Binary(PerExample):
         self.layer = layer
         self.readouts = readouts
         self.stochastic = stochastic
+        self._standing = ExitStack()
 
     def forward(self, x: Tensor, rng: ExampleRNG) -> Tensor:
         """Logits, (n, 2), of images (n, c, h, w)."""
@@ -72,9 +74,31 @@ class Binary(PerExample):
         if self.layer is None:
             logits = self.readouts.logits(call(self.pipeline, x, rng, self.stochastic), rows)
         else:
-            with replaced(self.layer, lambda f: self.readouts.logits(f, rows.repeat(len(f) // max(1, len(rows))))):
-                logits = call(self.pipeline, x, rng, self.stochastic)
+            logits = self._replaced(self.layer, x, rng, rows)
         return logits + _pair(self.readouts.offset.to(logits.dtype)[rows])
+
+    def _replaced(self, layer: nn.Linear, x: Tensor, rng: ExampleRNG, rows: Tensor) -> Tensor:
+        """The pipeline's answer with the readouts in place of the layer, now and when its gradient is asked for."""
+
+        def stand(*_: Tensor) -> None:
+            self._standing.close()
+            self._standing.enter_context(
+                replaced(layer, lambda f: self.readouts.logits(f, rows.repeat(len(f) // max(1, len(rows)))))
+            )
+
+        def leave(*_: Tensor) -> None:
+            self._standing.close()
+
+        given = x.view_as(x)
+        stand()
+        try:
+            logits = call(self.pipeline, given, rng, self.stochastic)
+        finally:
+            leave()
+        if logits.requires_grad and given.requires_grad:
+            logits.register_hook(stand)  # type: ignore[no-untyped-call]
+            given.register_hook(leave)  # type: ignore[no-untyped-call]
+        return logits
 
 
 def _pair(lead: Tensor) -> Tensor:

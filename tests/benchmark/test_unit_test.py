@@ -18,7 +18,7 @@ from advbench.defenses.inference.noise import Noisy
 from advbench.tasks import planting
 from advbench.tasks.planting import plant
 from advbench.tasks.probing import Probe, unit_test
-from advbench.tasks.readouts import last_linear, separate
+from advbench.tasks.readouts import Binary, Readouts, last_linear, separate
 from advbench.zoo.data import Split
 
 CPU = torch.device("cpu")
@@ -409,6 +409,52 @@ def test_an_average_is_tested_through_its_copies():
     found = ran(Defended(Averaged(Net(), interleaved=False)), PGD(steps=40))
     assert share(found) == 1.0
     assert "64 features" in found.features
+
+
+class Again(nn.Module):
+    """A network that is asked once more when its gradient comes back, as a search in latent space asks its classifier."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        with torch.no_grad():
+            logits = self.net(x)
+        return _Again.apply(x, logits, self.net) if torch.is_grad_enabled() and x.requires_grad else logits
+
+
+class _Again(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, logits, net):
+        ctx.save_for_backward(x)
+        ctx.net = net
+        return logits.clone()
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        (x,) = ctx.saved_tensors
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad((cotangent * ctx.net(x)).sum(), x)
+        return gradient, None, None
+
+
+def test_the_readouts_stand_where_a_gradient_asks_the_classifier_again():
+    net, split = Net(), images()
+    found = ran(Defended(net, surrogates={"again": Surrogate(Again(net))}), PGD(steps=40))
+    assert share(found) == 1.0
+    readouts = Readouts(torch.arange(24), torch.randn(24, 64), torch.randn(24), torch.zeros(24))
+    binary = Binary(Again(net), net.head, readouts, stochastic=False)
+    x, rng = split.x.clone().requires_grad_(), ExampleRNG.make(0, "attack", torch.arange(24))
+    logits = binary(x, rng)
+    for label in (1, 0, 1):  # several cotangents of one answer
+        (gradient,) = torch.autograd.grad(logits[:, label].sum(), x, retain_graph=True)
+        by_hand = split.x.clone().requires_grad_()
+        lead = (net.body(by_hand) * readouts.weight).sum() / 2 * (1 if label else -1)
+        (wanted,) = torch.autograd.grad(lead, by_hand)
+        torch.testing.assert_close(gradient, wanted)
+        assert net(split.x).shape == (24, 4), "the layer is itself again"
 
 
 def test_only_examples_with_a_readout_can_be_asked_about():
