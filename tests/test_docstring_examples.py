@@ -20,6 +20,7 @@ MODULES = [
     "advbench.clocks",
     "advbench.defenses.kernels.covariance",
     "advbench.defenses.kernels.covariance_operator",
+    "advbench.defenses.kernels.dense_penalty",
     "advbench.defenses.kernels.jacobian",
     "advbench.defenses.kernels.layers",
     "advbench.defenses.kernels.projection",

@@ -90,19 +90,31 @@ def rows(device: torch.device) -> Iterator[BenchRow]:
 
 
 def _against_the_limit(case: JacobianCase, device: torch.device) -> Iterator[BenchRow]:
+    """A pass beside the bandwidth limit and, where that is below one launch, beside the smallest launch that there is."""
     calls = {name: _call(case, backward) for backward, name in enumerate(PASSES)}
-    seconds = fastest({**calls, "copy": copier(device)}, device)
+    one = torch.zeros(1, device=device)
+    seconds = fastest({**calls, "copy": copier(device), "launch": lambda: one.add_(1)}, device)
     for backward, name in enumerate(PASSES):
+        limit = case.bytes(bool(backward)) * seconds["copy"] / COPY_BYTES
         yield BenchRow(
             case=case.name,
             measure=name,
             device=device_name(device),
             against="bandwidth limit",
             seconds=seconds[name],
-            reference_seconds=case.bytes(bool(backward)) * seconds["copy"] / COPY_BYTES,
+            reference_seconds=limit,
             bar=WITHIN_LIMIT if case.bar and backward and device.type == "cpu" else None,
             peak_bytes=peak_bytes(calls[name], device),
         )
+        if limit < seconds["launch"]:
+            yield BenchRow(
+                case=case.name,
+                measure=name,
+                device=device_name(device),
+                against="one launch, which takes longer than the limit",
+                seconds=seconds[name],
+                reference_seconds=seconds["launch"],
+            )
 
 
 def _against_jacrev(case: JacobianCase, device: torch.device) -> Iterator[BenchRow]:
@@ -178,7 +190,7 @@ def _softmax(width: int, classes: int, name: str) -> Callable[[torch.device], Ja
             lambda x: linear(x).softmax(dim=1),
             inputs,
             classes,
-            True,
+            False,
         )
 
     return make

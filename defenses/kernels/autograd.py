@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -23,3 +26,17 @@ class AutogradContext(Protocol):
     def save_for_backward(self, *tensors: Tensor) -> None:
         """Keep tensors for the backward."""
         ...
+
+
+def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """torch's decorator of the same name for a backward that must not be differentiated, free where none could be.
+
+    A graph of the backward is asked for by `create_graph` alone, and gradients are enabled inside it then and only then.
+    """
+    guarded = torch.autograd.function.once_differentiable(backward)
+
+    @functools.wraps(backward)
+    def wrapped(ctx: Any, *gradients: Tensor) -> Any:
+        return guarded(ctx, *gradients) if torch.is_grad_enabled() else backward(ctx, *gradients)
+
+    return wrapped

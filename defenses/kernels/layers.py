@@ -6,13 +6,14 @@ A layer is an affine map with what follows it up to the next one: h_j = f(h_{j-1
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from advbench.defenses.kernels.dense_penalty import dense_penalty
 from advbench.defenses.kernels.jacobian import (
     Interior,
     convolution_rows,
@@ -100,16 +101,55 @@ def layer_jacobians(
     >>> {name: norm.item() for name, norm in norms.items()}
     {'0': 25.0, '2': 29.0}
     """
-    check_output(output)
-    cut = layers_of(model)
-    h, norms = cut.prepare(x), {}
-    for layer in cut.layers:
-        softmax = output == "softmax" and layer is cut.layers[-1]
-        if has_closed_form(layer, softmax=softmax) and h.ndim == (4 if isinstance(layer.modules[0], nn.Conv2d) else 2):
-            h, norms[layer.name] = _closed(layer, h, softmax)
-        else:
-            h, norms[layer.name] = _estimated(layer, h, softmax, projections, generator)
-    return h, norms
+    logits, found = _run(model, x, output, projections, generator)
+    return logits, {name: _norms_of(each) for name, each in found.items()}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Contraction:
+    """What `contraction` finds in one forward pass.
+
+    logits: (n, classes). penalty: a scalar. weights: of the dense layers that were worked out together. squares: the sum of
+    those weights' squares, a scalar; None if there were no such layers.
+    """
+
+    logits: Tensor
+    penalty: Tensor
+    weights: tuple[Tensor, ...]
+    squares: Tensor | None
+
+
+def contraction(
+    model: nn.Module,
+    x: Tensor,
+    coefficients: Sequence[float],
+    *,
+    output: str = "softmax",
+    projections: int = 1,
+    generator: torch.Generator | None = None,
+) -> Contraction:
+    """The logits and ``sum over layers of coefficient * mean ||dh_j/dh_{j-1}||_F^2`` over the images, in one forward pass.
+
+    coefficients: one for all layers or one per layer. The other arguments are those of `layer_jacobians`, whose norms the
+    penalty is made of; dense layers that end in a ReLU or under the softmax are worked out together by `dense_penalty`.
+    Raises ValueError for another number of coefficients.
+    """
+    logits, found = _run(model, x, output, projections, generator)
+    layers = list(found.values())
+    if len(coefficients) not in (1, len(layers)):
+        raise ValueError(f"Expected a `coefficient` for each of the {len(layers)} layers, got {len(coefficients)}")
+    of = list(zip(layers, coefficients if len(coefficients) > 1 else [coefficients[0]] * len(layers), strict=True))
+    dense = [(each, coefficient) for each, coefficient in of if isinstance(each, _Closed) and each.dense]
+    others = [
+        coefficient * _norms_of(each).mean() for each, coefficient in of if not isinstance(each, _Closed) or not each.dense
+    ]
+    if not dense:
+        return Contraction(logits, torch.stack(others).sum(), (), None)
+    pairs = [each.pair for each, _ in dense]
+    weights, softmax = [weight for weight, _ in pairs], any(each.softmax for each, _ in dense)
+    penalty, squares = dense_penalty(weights, [y for _, y in pairs], [c for _, c in dense], softmax=softmax)
+    penalty = torch.stack([penalty, *others]).sum() if others else penalty
+    return Contraction(logits, penalty, tuple(weights), squares)
 
 
 def has_closed_form(layer: Layer, *, softmax: bool) -> bool:
@@ -143,9 +183,10 @@ def _flat(module: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
 
 def _has_parameters(module: nn.Module) -> bool:
     """Whether the module begins a layer: it has parameters, and is not the batch normalisation of the layer before it."""
-    if not module._parameters and not module._modules:
+    if isinstance(module, _NORMS):
         return False
-    return not isinstance(module, _NORMS) and next(module.parameters(), None) is not None
+    own = any(parameter is not None for parameter in module._parameters.values())
+    return own or (bool(module._modules) and next(module.parameters(), None) is not None)
 
 
 def _is(module: nn.Module, *kinds: type[nn.Module]) -> bool:
@@ -158,15 +199,97 @@ def _is_pool(module: nn.Module) -> bool:
     return _is(module, nn.MaxPool2d) and not module.return_indices
 
 
-def _closed(layer: Layer, h: Tensor, softmax: bool) -> tuple[Tensor, Tensor]:
-    """The layer's output and its exact norms."""
+def _run(
+    model: nn.Module, x: Tensor, output: str, projections: int, generator: torch.Generator | None
+) -> tuple[Tensor, dict[str, _Closed | Tensor]]:
+    """The logits and, by layer, what its norms come from or, without a closed form, estimates of them."""
+    check_output(output)
+    cut = layers_of(model)
+    h, found = cut.prepare(x), dict[str, _Closed | Tensor]()
+    for layer in cut.layers:
+        softmax = output == "softmax" and layer is cut.layers[-1]
+        if has_closed_form(layer, softmax=softmax) and h.ndim == (4 if isinstance(layer.modules[0], nn.Conv2d) else 2):
+            found[layer.name] = ran = _closed(layer, h, softmax)
+            h = ran.z
+        else:
+            h, found[layer.name] = _estimated(layer, h, softmax, projections, generator)
+    return h, found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Closed:
+    """A layer with a closed form, which has run.
+
+    z: its output. size: its input's, (height, width) of images. scale: what batch normalisation multiplies each channel
+    with. outputs: the nonlinearities and what they put out, at the winners behind pooling. index: the winners' positions in
+    the affine map's output. interior: see `Interior`. softmax: whether its norms are those under a softmax.
+    """
+
+    affine: nn.Linear | nn.Conv2d
+    z: Tensor
+    size: tuple[int, ...]
+    scale: Tensor | None
+    outputs: tuple[tuple[nn.Module, Tensor], ...]
+    index: Tensor | None
+    interior: Interior | None
+    softmax: bool
+
+    @property
+    def dense(self) -> bool:
+        """Whether the layer is a dense one that ends in a ReLU or under a softmax, as `dense_penalty` takes them."""
+        if self.softmax:
+            return True
+        masked = self.scale is None and isinstance(self.affine, nn.Linear) and len(self.outputs) == 1
+        return masked and _is(self.outputs[0][0], nn.ReLU)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense layer's weight, batch normalisation folded in."""
+        return self.affine.weight if self.scale is None else self.affine.weight * self.scale.unsqueeze(1)
+
+    @property
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """What `dense_penalty` takes of a dense layer: its weight, and its logits or its ReLU's outputs."""
+        return self.weight, self.z if self.softmax else self.outputs[0][1]
+
+    def norms(self) -> Tensor:
+        """The squared Jacobian norms, shape (n,)."""
+        if self.softmax:
+            return softmax_norms(self.weight, self.z)
+        if self.dense:
+            return dense_masked_norms(self.weight, self.outputs[0][1])
+        affine = self.affine
+        rows = dense_rows(affine.weight) if isinstance(affine, nn.Linear) else convolution_rows(affine, *self.size)
+        if self.scale is not None:
+            rows = rows * self.scale.square().view(-1, *[1] * (rows.ndim - 1))
+        return self._of_rows(rows)
+
+    def _of_rows(self, rows: Tensor) -> Tensor:
+        """The norms from those of the affine map's rows."""
+        if not self.outputs and self.index is None:
+            return rows.sum().expand(len(self.z))
+        n, units = len(self.z), rows.shape if self.index is None else self.index.shape[1:]
+        if len(self.outputs) == 1 and _is(self.outputs[0][0], nn.ReLU):
+            return masked_norms(rows, self.outputs[0][1].reshape(n, *units), self.index, self.interior)
+        slopes = rows.new_ones(n, *units)
+        for module, h in self.outputs:
+            slopes = slopes * _squared_slopes(module, h).reshape(n, *units)
+        return weighted_norms(rows, slopes, self.index)
+
+
+def _norms_of(found: _Closed | Tensor) -> Tensor:
+    return found.norms() if isinstance(found, _Closed) else found
+
+
+def _closed(layer: Layer, h: Tensor, softmax: bool) -> _Closed:
+    """Run a layer that has a closed form."""
     affine, *rest = layer.modules
     assert isinstance(affine, nn.Linear | nn.Conv2d)
-    z, size = affine(h), h.shape
-    scale: Tensor | None = None  # what batch normalisation multiplies each channel with
-    outputs: list[tuple[nn.Module, Tensor]] = []  # nonlinearities and what they put out, at the winners behind pooling
-    index: Tensor | None = None  # the winners' positions in the affine map's output
-    interior = Interior.of(affine, *size[-2:]) if isinstance(affine, nn.Conv2d) else None
+    z, size = affine(h), tuple(h.shape[-2:])
+    scale: Tensor | None = None
+    outputs: list[tuple[nn.Module, Tensor]] = []
+    index: Tensor | None = None
+    interior = Interior.of(affine, *size) if isinstance(affine, nn.Conv2d) else None
     for module in rest:
         before = z
         if isinstance(module, nn.MaxPool2d):
@@ -181,29 +304,7 @@ def _closed(layer: Layer, h: Tensor, softmax: bool) -> tuple[Tensor, Tensor]:
         z = module(before)
         if _is(module, *SQUARED_SLOPES):
             outputs.append((module, z))
-    if softmax:
-        return z, softmax_norms(affine.weight if scale is None else affine.weight * scale.unsqueeze(1), z)
-    if scale is None and isinstance(affine, nn.Linear) and len(outputs) == 1 and _is(outputs[0][0], nn.ReLU):
-        return z, dense_masked_norms(affine.weight, outputs[0][1])
-    rows = dense_rows(affine.weight) if isinstance(affine, nn.Linear) else convolution_rows(affine, *size[-2:])
-    if scale is not None:
-        rows = rows * scale.square().view(-1, *[1] * (rows.ndim - 1))
-    return z, _norms(rows, outputs, index, interior, len(z))
-
-
-def _norms(
-    rows: Tensor, outputs: list[tuple[nn.Module, Tensor]], index: Tensor | None, interior: Interior | None, n: int
-) -> Tensor:
-    """Squared norms, shape (n,), from the affine map's rows, the nonlinearities' outputs and the winners."""
-    if not outputs and index is None:
-        return rows.sum().expand(n)
-    units = rows.shape if index is None else index.shape[1:]
-    if len(outputs) == 1 and _is(outputs[0][0], nn.ReLU):
-        return masked_norms(rows, outputs[0][1].reshape(n, *units), index, interior)
-    slopes = rows.new_ones(n, *units)
-    for module, h in outputs:
-        slopes = slopes * _squared_slopes(module, h).reshape(n, *units)
-    return weighted_norms(rows, slopes, index)
+    return _Closed(affine, z, size, scale, tuple(outputs), index, interior, softmax)
 
 
 def _squared_slopes(module: nn.Module, h: Tensor) -> Tensor:

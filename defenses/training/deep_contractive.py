@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from advbench.defenses.defended import Architecture, Defended
-from advbench.defenses.kernels.layers import layer_jacobians
+from advbench.defenses.kernels.layers import contraction
 from advbench.defenses.kernels.projection import check_output, network_jacobian
 from advbench.defenses.training.gaussian_noise import add_noise, check_sigma, generator_of
 from advbench.defenses.training.trained import Trained, fresh, train_fresh
@@ -77,23 +77,15 @@ class DeepContractive(Trained):
         if not any(self._coefficients()):
             return {"cross_entropy": nn.functional.cross_entropy(model(x), y)} | dense_decay(model, self.weight_decay, step)
         if self.jacobian == "network":
-            logits, norm = network_jacobian(model, x, output=self.output, generator=generator)
-            norms = {"network": norm}
-        else:
-            logits, norms = layer_jacobians(model, x, output=self.output, generator=generator)
-        terms = {"cross_entropy": nn.functional.cross_entropy(logits, y), "contraction": self._penalty(norms)}
-        return terms | dense_decay(model, self.weight_decay, step)
-
-    def _penalty(self, norms: Mapping[str, Tensor]) -> Tensor:
-        """The norms' means over the batch, each times its coefficient."""
-        given = self._coefficients()
-        if len(given) == 1:
-            n = len(next(iter(norms.values())))
-            return given[0] / n * torch.cat(list(norms.values())).sum()
-        if len(given) != len(norms):
-            raise ValueError(f"Expected a `coefficient` for each of the {len(norms)} layers, got {len(given)}")
-        means = torch.stack(list(norms.values())).mean(dim=1)
-        return means @ means.new_tensor(given)
+            logits, norms = network_jacobian(model, x, output=self.output, generator=generator)
+            terms = {
+                "cross_entropy": nn.functional.cross_entropy(logits, y),
+                "contraction": self._coefficients()[0] * norms.mean(),
+            }
+            return terms | dense_decay(model, self.weight_decay, step)
+        found = contraction(model, x, self._coefficients(), output=self.output, generator=generator)
+        terms = {"cross_entropy": nn.functional.cross_entropy(found.logits, y), "contraction": found.penalty}
+        return terms | dense_decay(model, self.weight_decay, step, found.weights, found.squares)
 
     def build(self, architecture: Architecture, data: DataSet, inputs: Mapping[str, Defended]) -> Defended:  # noqa: ARG002
         """The untrained network, with room for the coefficients that it will have been trained with."""

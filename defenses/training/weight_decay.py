@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,8 +50,18 @@ def squared_weights(model: nn.Module, *, convolutions: bool) -> Tensor:
     return torch.stack([weight.square().sum() for weight in weights]).sum()
 
 
-def dense_decay(model: nn.Module, coefficient: float, step: Step) -> dict[str, Tensor]:
-    """The penalty on dense layers as a loss term; none on the validation split, or where the network has no such layer."""
-    if not coefficient or not step.training or not any(parameter.ndim == 2 for parameter in model.parameters()):
+def dense_decay(
+    model: nn.Module, coefficient: float, step: Step, known: Sequence[Tensor] = (), squares: Tensor | None = None
+) -> dict[str, Tensor]:
+    """The penalty on dense layers as a loss term; none on the validation split, or where the network has no such layer.
+
+    known: weights the sum of whose squares is there already: `squares`, a scalar.
+    """
+    weights = {id(parameter): parameter for parameter in model.parameters() if parameter.ndim == 2}
+    if not coefficient or not step.training or not weights:
         return {}
-    return {"weight_decay": coefficient * squared_weights(model, convolutions=False)}
+    # A weight that serves two layers would count twice, and one that normalisation has scaled is no parameter.
+    if squares is None or len({id(weight) for weight in known} & weights.keys()) < len(known):
+        return {"weight_decay": coefficient * squared_weights(model, convolutions=False)}
+    rest = [weight.square().sum() for key, weight in weights.items() if key not in {id(each) for each in known}]
+    return {"weight_decay": coefficient * (torch.stack([squares, *rest]).sum() if rest else squares)}
