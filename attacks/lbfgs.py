@@ -33,9 +33,10 @@ class LBFGS:
     Minimises c ||r|| + cross-entropy(x + r, label) over the images x + r in the box, from r = 0, as Gu & Rigazio 2014
     (arXiv:1412.5068, equation 1) state it: the l2 norm of r is not squared unless `squared`, and c is the same for every
     image of a model and a data set. If it is None the harness finds it on held-out images before the attack runs: the one
-    that breaks at least 99% of them with the smallest total distance (`search_constant`). With an untargeted goal the label
-    is drawn uniformly from the wrong ones, from the example's own stream, while any misclassification is a success. steps:
-    evaluations of each image at most, a forward and a backward each. history: curvature pairs that are remembered.
+    that breaks at least a share `rate` of them, 99% in the paper, with the smallest total distance (`search_constant`).
+    With an untargeted goal the label is drawn uniformly from the wrong ones, from the example's own stream, while any
+    misclassification is a success. steps: evaluations of each image at most, a forward and a backward each. history:
+    curvature pairs that are remembered.
 
     Images that the model gets wrong come back unchanged; of the others the misclassified iterate with the lowest objective
     (in general where the minimisation ends), else the iterate with the lowest objective. Epsilon is disregarded.
@@ -45,6 +46,7 @@ class LBFGS:
     steps: int = 100
     history: int = 10
     squared: bool = False
+    rate: float = 0.99
 
     norms: ClassVar[frozenset[str]] = frozenset({"l2"})
     minimal_norm: ClassVar[bool] = True
@@ -54,6 +56,8 @@ class LBFGS:
 
     def __post_init__(self) -> None:
         check_positive(self, *(() if self.c is None else ("c",)), "steps", "history")
+        if not 0 < self.rate <= 1:
+            raise ValueError(f"Expected `rate` in (0, 1], got {self.rate}")
 
     @property
     def need(self) -> Need | None:
@@ -79,7 +83,7 @@ class LBFGS:
 
         def searched(images: HeldOut, low: float = _STRONGEST, high: float = _WEAKEST, steps: int = 12) -> float | None:
             try:
-                return search_constant(attacked(images), low=low, high=high, steps=steps)
+                return search_constant(attacked(images), rate=self.rate, low=low, high=high, steps=steps)
             except RuntimeError:
                 return None
 

@@ -42,6 +42,16 @@ def clean_by_seed(run: RunFindings, cells: Sequence[ScoredCell]) -> SeedFigure:
     return SeedFigure.of(clean_accuracy(run, cell) for cell in cells)
 
 
+def clean_on_all(run: RunFindings, cell: ScoredCell) -> Figure:
+    """In percent, on all test images, of a model with parts at test time too; the answers are kept as above."""
+    test, path = run.plan.data.test, _kept(run, cell)
+    if not whole(path):
+        found = answers(run.defended(cell), test, seed=cell.record.seed)
+        save(path, correct=(found.report / found.draws).numpy(), index=test.index.numpy())
+    kept = read(path)
+    return percent(kept["correct"].astype(np.float64), kept["index"].astype(np.int64))
+
+
 def held_out_answers(run: RunFindings, cell: ScoredCell) -> Values:
     """Which images that the model did not train on it gets right, (n,), 0 or 1: the validation split, then training images.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -14,7 +14,7 @@ from advbench.plan.plan import Plan, make_plan
 from advbench.records.reporting import write_manifest
 from advbench.reproduction.findings import Findings, RunFindings, ScoredCell
 from advbench.reproduction.studies import choose
-from advbench.reproduction.study import EVERY_SCALE, Comparison, Scale, Settings, Study
+from advbench.reproduction.study import EVERY_SCALE, FIRST_SEEDS, Comparison, Scale, Settings, Study
 from advbench.reproduction.tuning import Tuned, Tuning, first, following, measure, trainings
 from advbench.zoo.data import DataSet
 
@@ -129,7 +129,10 @@ def _plans(
 
 
 def _plan(own: Settings, seeds: tuple[int, ...], out: Path, settings: Settings, loaded: _Loaded) -> Plan:
-    config = make_config(**{"out": out, "seed": seeds, **own, **settings})
+    few = own.get(FIRST_SEEDS)
+    given = {name: value for name, value in own.items() if name != FIRST_SEEDS}
+    judged = seeds[:few] if isinstance(few, int) else seeds
+    config = make_config(**{"out": out, "seed": judged, **given, **settings})
     place = (config.dataset, config.data_dir)
     plan = make_plan(config, data=loaded.get(place))
     loaded[place] = plan.data
@@ -211,7 +214,9 @@ def _run(
         failures |= {plan.tasks[key].label: reason for key, reason in result.failures.items()}
         if result.interrupted:
             return StudyOutcome(study, (), _INTERRUPTED, failures, time.monotonic() - start), True
-    findings = Findings({run: _findings(plan) for run, plan in plans.items()}, seeds, tuned=tuned)
+    findings = Findings(
+        {run: _findings(plan) for run, plan in plans.items()}, most_seeds(plans.values()) or seeds, tuned=tuned
+    )
     comparisons: tuple[Comparison, ...] = ()
     problem = "; ".join(f"{label}: {reason}" for label, reason in list(failures.items())[:3])
     try:
@@ -221,6 +226,11 @@ def _run(
     except KeyboardInterrupt:
         return StudyOutcome(study, (), _INTERRUPTED, failures, time.monotonic() - start), True
     return StudyOutcome(study, comparisons, problem, failures, time.monotonic() - start), False
+
+
+def most_seeds(plans: Iterable[Plan]) -> tuple[int, ...]:
+    """The training seeds of the run that has most; those of the others are the first of them."""
+    return max((tuple(plan.config.seed) for plan in plans), key=len, default=())
 
 
 def _findings(plan: Plan) -> RunFindings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 
-from advbench.reproduction.papers.gu2014.distances import STUDIES as GU2014
+from advbench.reproduction.papers.gu2014.studies import STUDIES as GU2014
 from advbench.reproduction.papers.malade2018.studies import STUDIES as MALADE2018
 from advbench.reproduction.papers.mosca2018.studies import STUDIES as MOSCA2018
 from advbench.reproduction.papers.sgr2018.studies import STUDIES as SGR2018

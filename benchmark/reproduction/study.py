@@ -20,8 +20,9 @@ EVERY_SCALE: tuple[Scale, ...] = ("smoke", "small", "medium", "full")
 SCALES: tuple[Scale, ...] = ("smoke", "small", "full")
 """Those of a study that says nothing else: few have a medium one."""
 
+FIRST_SEEDS = "first_seeds"
 Settings: TypeAlias = Mapping[str, object]
-"""Of one `advbench run`, by the names of its flags."""
+"""Of one `advbench run`, by the names of its flags; `FIRST_SEEDS`: how many of the training seeds it takes, else all."""
 
 
 class Ours(NamedTuple):

@@ -18,8 +18,8 @@ from advbench.defenses.training.weight_decay import dense_decay
 from advbench.zoo.data import DataSet
 from advbench.zoo.training import Budget, Progress, Step, accuracy
 
-GRID = tuple(10.0 ** (exponent / 2) for exponent in range(-12, 3))
-"""The coefficients that the search chooses among: half decades from 1e-6 to 10."""
+GRID = tuple(10.0 ** (exponent / 4) for exponent in range(-24, 7))
+"""The coefficients that the search chooses among: quarter decades from 1e-6 to 32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class DeepContractive(Trained):
     on. The norms are exact where the kernels have a closed form (`advbench.defenses.kernels.layers`).
 
     coefficient: one for all layers or one per layer. None searches `GRID` for the largest whose clean validation error is
-    within `tolerance` of the same training without the penalty: a bisection of four trainings beside that one. The paper
+    within `tolerance` of the same training without the penalty: a bisection of five trainings beside that one. The paper
     trains "until the error is nearly that of the original model" and gives no number. The network keeps the coefficients
     that it was trained with in its buffer `contraction`. tolerance: 0.005 is half a point. jacobian: `layers`, or
     `network` for the whole network's Jacobian dy/dx (equation 5, which the paper calls ideal and does not run): exact for

@@ -14,6 +14,7 @@ from advbench.defenses.defended import Architecture, Defended
 from advbench.defenses.kernels.layers import layer_jacobians, layers_of
 from advbench.defenses.training.gaussian_noise import generator_of
 from advbench.defenses.training.trained import Trained, fresh, stream
+from advbench.defenses.training.weight_decay import dense_decay
 from advbench.modes import evaluating
 from advbench.zoo.data import DataSet
 from advbench.zoo.training import Budget, Progress, Step, cross_entropy, derive_seed, seeded, train
@@ -25,18 +26,19 @@ class Pretrained(Trained):
 
     The decoder is one dense layer with sigmoid output, untied, and is thrown away; the reconstruction error is the squared
     error of an image. frozen: whether the encoder stays as it is while the classifier is trained; it is fine-tuned
-    otherwise.
+    otherwise. weight_decay: coefficient of the squared weights of dense layers while the classifier is trained.
     """
 
     frozen: bool = False
+    weight_decay: float = 0.0
 
     @abstractmethod
     def regularised(self, encoder: nn.Module, x: Tensor, step: Step) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The code of the images `x`, and what is added to the reconstruction error."""
 
     def objective(self, model: nn.Module, x: Tensor, y: Tensor, step: Step) -> Mapping[str, Tensor]:
-        """Cross-entropy of the clean batch: the second training."""
-        return cross_entropy(model, x, y, step)
+        """Cross-entropy of the clean batch and, while training, the penalty: the second training."""
+        return {**cross_entropy(model, x, y, step), **dense_decay(model, self.weight_decay, step)}
 
     def reconstruction(self, model: nn.Module, x: Tensor, _: Tensor, step: Step) -> Mapping[str, Tensor]:
         """Mean squared error of the images, summed over pixels, with the regularisers: the first training."""
@@ -72,6 +74,13 @@ class Pretrained(Trained):
         return Defended(model)
 
 
+def check_coefficients(defense: Pretrained, *names: str) -> None:
+    """ValueError unless these fields are no less than zero."""
+    for name in names:
+        if not getattr(defense, name) >= 0:
+            raise ValueError(f"Expected `{name}` >= 0, got {getattr(defense, name)}")
+
+
 def autoencoder_around(model: nn.Module, shape: tuple[int, int, int], seed: int) -> nn.Sequential:
     """Encoder and decoder: the network up to its last layer, modules shared, and a dense layer back to images of `shape`.
 
@@ -95,14 +104,14 @@ class SparsePretraining(Pretrained):
     """Hidden layers from a sparse autoencoder, the training of AE400-10, Gu and Rigazio 2014, arXiv:1412.5068.
 
     The paper takes the network over from Szegedy et al. 2014 (arXiv:1312.6199); neither gives the penalty or its weight.
+    Its section 2.2 puts a weight decay of 1e-3 on all dense layers, which undoes much of the pre-training: none by default.
     sparsity: coefficient of the code's l1 norm, averaged over images.
     """
 
     sparsity: float = 0.01
 
     def __post_init__(self) -> None:
-        if not self.sparsity >= 0:
-            raise ValueError(f"Expected `sparsity` >= 0, got {self.sparsity}")
+        check_coefficients(self, "sparsity", "weight_decay")
 
     def regularised(self, encoder: nn.Module, x: Tensor, step: Step) -> tuple[Tensor, Mapping[str, Tensor]]:  # noqa: ARG002
         """The code and its l1 norm."""
@@ -122,8 +131,7 @@ class ContractivePretraining(Pretrained):
     contraction: float = 0.1
 
     def __post_init__(self) -> None:
-        if not self.contraction >= 0:
-            raise ValueError(f"Expected `contraction` >= 0, got {self.contraction}")
+        check_coefficients(self, "contraction", "weight_decay")
 
     def regularised(self, encoder: nn.Module, x: Tensor, step: Step) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The code and the norms of its layers' Jacobians."""

@@ -103,6 +103,24 @@ def test_the_constant_of_a_plane_is_its_closed_form():
     torch.testing.assert_close(length, torch.linspace(0.1, 1.0, 40, dtype=torch.float64), atol=0.03, rtol=0)
 
 
+def test_the_share_that_has_to_break_is_the_attacks_own():
+    """An image is crossed where c is below its slope: a quarter of the images has a slope of one, the others of four."""
+
+    class TwoSlopes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = x.flatten(1)[:, 0], x.flatten(1)[:, 1]
+            margin = torch.where(second > 0.5, 1.0, 4.0) * first
+            return torch.stack((margin, -margin), dim=1)
+
+    images = held_out(model=TwoSlopes())
+    images.x[::4, 0, 0, 1] = 1.0
+    few, all_ = (calibrate(LBFGS(steps=60, rate=rate), images).c for rate in (0.75, 0.99))
+    assert 4.0 / 1.05 < few <= 4.0
+    assert 0.8 < all_ <= 1.0
+    with pytest.raises(ValueError, match=r"Expected `rate` in \(0, 1\], got 1.5"):
+        LBFGS(rate=1.5)
+
+
 def test_a_constant_must_be_there_before_an_attack_runs():
     data = held_out()
     with pytest.raises(ValueError, match="Expected a constant `c`"):

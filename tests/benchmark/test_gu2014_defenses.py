@@ -16,6 +16,7 @@ from advbench.reproduction import studies
 from advbench.reproduction.oblivious import answers, distortion, error
 from advbench.reproduction.papers.gu2014 import autoencoders, noise
 from advbench.reproduction.papers.gu2014.attacker import radius, verdict_of_the_attacker
+from advbench.reproduction.study import FIRST_SEEDS
 from advbench.zoo.data import Split
 
 
@@ -65,7 +66,8 @@ def trainings(study: str, name: str, architecture: bool = True) -> dict[str, lis
     (chosen,) = studies.choose(study, "smoke")
     found = {}
     for run, settings in chosen.runs("smoke").items():
-        plan = make_plan(make_config(**settings, seed=0), measure=False)
+        own = {name: value for name, value in settings.items() if name != FIRST_SEEDS}
+        plan = make_plan(make_config(**own, seed=0), measure=False)
         contents = [(key, task.content) for key, task in plan.tasks.items() if task.kind == "train"]
         found[run] = [key for key, content in contents if content.defense.name == name]
         assert all(

@@ -14,7 +14,7 @@ from advbench.reports.images import image_grid
 from advbench.reproduction import claim_tables, clean, engine, rendering, studies
 from advbench.reproduction.findings import Findings
 from advbench.reproduction.measured import SeedFigure
-from advbench.reproduction.study import Claim, Comparison, Ours, Pair, Plot, Series, Study, above
+from advbench.reproduction.study import FIRST_SEEDS, Claim, Comparison, Ours, Pair, Plot, Series, Study, above
 from advbench.results.papers import PAPERS, load
 
 
@@ -48,7 +48,7 @@ def test_every_study_names_a_paper_and_can_plan_its_runs_at_every_scale():
         for scale in study.scales:
             assert study.differs(scale)
             for settings in study.runs(scale).values():
-                make_config(**settings)
+                make_config(**{name: value for name, value in settings.items() if name != FIRST_SEEDS})
 
 
 def test_an_unknown_name_gets_the_nearest_one():
@@ -101,6 +101,21 @@ def test_the_plans_of_a_reproduction_share_their_data(tmp_path, cache):
     assert plans[0].data is plans[1].data
     other = engine._plans(first, "smoke", (0,), tmp_path, {"dataset": "zca:digits"}, loaded)["tiny"]
     assert other.data.name == "zca:digits"
+
+
+def test_a_run_takes_no_more_than_its_first_seeds(tmp_path, monkeypatch, cache):
+    found = []
+
+    def compare(findings: Findings) -> list[Comparison]:
+        found.append((findings.seeds, {name: run.plan.config.seed for name, run in findings.runs.items()}))
+        return []
+
+    tiny = _study().runs("smoke")["tiny"]
+    runs = {"few": {**tiny, "first_seeds": 1}, "all": tiny}
+    monkeypatch.setattr(studies, "STUDIES", (replace(_study(compare), runs=lambda _: runs),))
+    result = engine.reproduce("gu2014.tiny", scale="smoke", out=tmp_path, seeds=(7, 3), jobs=1)
+    assert result.exit_code == 0
+    assert found == [((7, 3), {"few": (7,), "all": (7, 3)})]
 
 
 def test_a_study_goes_from_its_runs_to_its_reports_and_is_not_run_twice(tmp_path, monkeypatch, cache):

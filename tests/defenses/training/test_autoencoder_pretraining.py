@@ -51,6 +51,18 @@ def test_the_terms_of_the_first_training():
     torch.testing.assert_close(contractive["contraction"], 0.5 * closed)
 
 
+def test_the_classifier_has_weight_decay_where_it_is_asked_for():
+    model, x, y = ae400(), images(), torch.tensor([0, 1, 2, 0])
+    plain, decayed = (SparsePretraining(weight_decay=value).objective(model, x, y, STEP) for value in (0.0, 0.25))
+    assert list(plain) == ["cross_entropy"]
+    assert list(decayed) == ["cross_entropy", "weight_decay"]
+    torch.testing.assert_close(decayed["cross_entropy"], plain["cross_entropy"])
+    squares = sum(float(module.weight.detach().square().sum()) for module in model if isinstance(module, nn.Linear))
+    assert decayed["weight_decay"].item() == pytest.approx(0.25 * squares, rel=1e-5)
+    held_out = SparsePretraining(weight_decay=0.25).objective(model, x, y, dataclasses.replace(STEP, training=False))
+    assert list(held_out) == ["cross_entropy"]
+
+
 @pytest.mark.parametrize("make", [SparsePretraining, ContractivePretraining])
 def test_a_frozen_encoder_reconstructs_and_is_as_pretrained(lab, make):
     defense, data = make(frozen=True), lab.data
@@ -94,6 +106,8 @@ def test_progress_runs_through_both_trainings(lab):
 def test_rejects_what_makes_no_sense():
     with pytest.raises(ValueError, match="Expected `sparsity` >= 0, got -1"):
         SparsePretraining(sparsity=-1)
+    with pytest.raises(ValueError, match="Expected `weight_decay` >= 0, got -1"):
+        SparsePretraining(weight_decay=-1)
     with pytest.raises(ValueError, match="Expected `contraction` >= 0, got -1"):
         ContractivePretraining(contraction=-1)
     with pytest.raises(ValueError, match="with a hidden layer to pre-train, got Linear of one layer"):

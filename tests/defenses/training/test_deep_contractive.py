@@ -134,8 +134,8 @@ class TestSearch:
     def test_finds_the_threshold_of_a_rising_error(self, threshold):
         found, tried, reports = self.search(lambda value: 0.02 + 0.1 * (value > threshold * 1.001))
         assert found == max((value for value in GRID if value <= threshold * 1.001), default=0.0)
-        assert len(tried) == 5
-        assert reports == [(10 + 10 * k, 50) for k in range(5)]
+        assert len(tried) == 6
+        assert reports == [(10 + 10 * k, 60) for k in range(6)]
 
     def test_the_tolerance_is_inclusive_and_counts_from_the_unpenalised_training(self):
         assert self.search(lambda value: 0.5 + (0.25 if value else 0.0), tolerance=0.25)[0] == GRID[-1]

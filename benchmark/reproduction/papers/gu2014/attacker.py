@@ -11,32 +11,37 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from advbench.registry.specs import Spec
+from advbench.reproduction.clean import clean_on_all
 from advbench.reproduction.findings import Findings, ScoredCell
 from advbench.reproduction.measured import SeedFigure
-from advbench.reproduction.oblivious import crafted, error, scored
-from advbench.reproduction.papers.gu2014.nets import NETS, attacked, training_of
+from advbench.reproduction.oblivious import crafted, error
+from advbench.reproduction.papers.gu2014.nets import attacked, training_of
 from advbench.reproduction.study import Claim, Scale, Settings, above, claim_of
 from advbench.results.papers import PaperTable, load
 from advbench.zoo.data import Split
 
-SHOWN: Mapping[Scale, tuple[str, ...]] = {
-    "smoke": ("N100-100-10", "N200-200-10"),
-    "small": ("N100-100-10", "N200-200-10", "AE400-10"),
-    "full": tuple(NETS),
-}
-"""The nets whose adversarials the defenses are shown."""
-ADAPTIVE: Mapping[Scale, str] = {"smoke": "pgd(steps=10)", "small": "apgd-ce", "full": "apgd-ce"}
+ADAPTIVE: Mapping[Scale, str] = {"smoke": "pgd(steps=10)", "small": "apgd-ce", "medium": "apgd-ce", "full": "apgd-ce"}
 """The attack on the defended nets."""
-_FEWER: Mapping[Scale, Settings] = {"smoke": {"n_examples": 20}, "small": {"n_examples": 100}, "full": {}}
-"""The test images that the defended nets are attacked on."""
+_FEWER: Mapping[tuple[Scale, bool], Settings] = {
+    ("smoke", False): {"n_examples": 20},
+    ("small", False): {"n_examples": 100},
+    ("small", True): {"n_examples": 30},
+    ("medium", False): {"n_examples": 300},
+    ("medium", True): {"n_examples": 100},
+}
+"""The test images that the defended nets are attacked on, by scale and whether the net is the ConvNet."""
 _BROKEN = 5.0
 """Points of error between a defended net and the bare one at which the defense is said to be broken."""
 _SIZES: Mapping[Scale, str] = {
     "smoke": "digits in place of MNIST, 4 epochs, N100-100-10 and N200-200-10 only (figure 1: the first), 40 test images, "
     "20 of them to attack with the defense known (10 in figure 1, 15 for the distortion of the stack, the first net's); "
     "autoencoders learn from DeepFool's adversarials of 40 training images",
-    "small": "8 epochs on 12,000 images, no ConvNet, 300 test images and 100 to attack with the defense known (40 in figure "
-    "1, 60 for the distortion of the stack); autoencoders learn from the adversarials of 1,000 training images",
+    "small": "5 epochs, 1,000 test images, 100 to attack with the defense known (40 in figure 1, 200 for the distortion of "
+    "stacks); the ConvNet has 5 epochs on 6,000 images, 100 test images and 30 to attack with the defense known (20 in "
+    "figure 1), and no autoencoder learns from its adversarials; the others learn from those of 6,000 training images",
+    "medium": "20 epochs, 1,000 test images and 300 to attack with the defense known (100 in figure 1); the ConvNet has 8 "
+    "epochs, 300 test images and 100 to attack with the defense known (40 in figure 1); autoencoders learn from the "
+    "adversarials of 6,000 training images (the ConvNet's: 1,000)",
     "full": "optimizer and schedule, which the paper does not print",
 }
 
@@ -59,11 +64,11 @@ def radius(net: str) -> float:
 def known_run(scale: Scale, net: str, defenses: Sequence[Spec], **settings: object) -> Settings:
     """A run in which the attacker knows the defenses, and of the bare net beside them."""
     return {
-        **attacked(scale, [net], []),
+        **attacked(scale, net, []),
         "defense": [training_of(net), *map(str, defenses)],
         "attack": [ADAPTIVE[scale]],
         "epsilon": [radius(net)],
-        **_FEWER[scale],
+        **_FEWER.get((scale, net == "ConvNet"), {}),
         **settings,
     }
 
@@ -89,11 +94,9 @@ def cell_of(findings: Findings, net: str, defense: Spec | None, seed: int) -> Sc
 
 
 def clean_error(findings: Findings, net: str, defense: Spec) -> SeedFigure:
-    """The defended net's error on the clean images that are attacked, by seed."""
-    return SeedFigure.of(
-        error(findings[run_of(net)].defended(cell_of(findings, net, defense, seed)), scored(findings[net]), seed=seed)
-        for seed in findings.seeds
-    )
+    """The defended net's error on all test images, by seed."""
+    run = findings[run_of(net)]
+    return 100.0 - SeedFigure.of(clean_on_all(run, cell_of(findings, net, defense, seed)) for seed in findings.seeds)
 
 
 def oblivious_error(findings: Findings, net: str, defense: Spec) -> SeedFigure:
@@ -144,5 +147,6 @@ def differs(scale: Scale) -> Sequence[str]:
         "the stacks of table 3",
         "blur has the deviation of OpenCV's rule and mirrored borders, autoencoders are ReLU with sigmoid output and "
         "squared error, one clean image for each adversarial, noise comes behind the nonlinearity (the paper prints none)",
-        "the curves of figure 1 are on every fifth test image, at most a thousand, one draw of 20 passes each",
+        "the curves of figure 1 are on the first 300 test images (those of the ConvNet at small on 100), one draw of 20 "
+        "passes each",
     )

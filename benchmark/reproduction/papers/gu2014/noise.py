@@ -13,7 +13,6 @@ from advbench.reproduction.findings import Findings
 from advbench.reproduction.measured import Figure, SeedFigure, lowest
 from advbench.reproduction.oblivious import error, scored
 from advbench.reproduction.papers.gu2014.attacker import (
-    SHOWN,
     adaptive_error,
     adversarials,
     clean_error,
@@ -24,8 +23,16 @@ from advbench.reproduction.papers.gu2014.attacker import (
     table_of,
     verdict_of_the_attacker,
 )
-from advbench.reproduction.papers.gu2014.nets import NETS, found, plain, plain_runs, training_of
+from advbench.reproduction.papers.gu2014.nets import (
+    few_seeds,
+    found,
+    plain,
+    plain_runs,
+    shown,
+    training_of,
+)
 from advbench.reproduction.study import (
+    EVERY_SCALE,
     Comparison,
     Inequality,
     Ours,
@@ -40,9 +47,11 @@ from advbench.reproduction.study import (
     claim_of,
 )
 
-_KERNELS = (5, 11)
-_SWEPT = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
-_SWEPT_NETS: Mapping[Scale, tuple[str, ...]] = {"smoke": ("N100-100-10",), "small": SHOWN["small"], "full": tuple(NETS)}
+KERNELS = (5, 11)
+"""The sizes of the blurs, in pixels."""
+_SWEPT = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
+_ON = 300
+"""The test images of the curves, at most."""
 _NOISES: Mapping[str, type[InputNoise] | type[LayerNoise]] = {"L1": InputNoise, "L*": LayerNoise}
 _NAMED = 0.1
 """The deviation that the paper names."""
@@ -51,14 +60,15 @@ _NAMED = 0.1
 # --- table 2
 
 
-def _blur(net: str, kernel: int) -> Spec:
+def blurred(net: str, kernel: int) -> Spec:
+    """A net behind a blur of a size in pixels."""
     return Spec.of("gaussian-blur", {"kernel_size": kernel, "base": training_of(net)})
 
 
 def _table2_runs(scale: Scale) -> Mapping[str, Settings]:
-    nets = SHOWN[scale]
-    blurred = {run_of(net): known_run(scale, net, [_blur(net, kernel) for kernel in _KERNELS]) for net in nets}
-    return {**plain_runs(scale, nets), **blurred}
+    nets = shown(scale)
+    known = {run_of(net): known_run(scale, net, [blurred(net, kernel) for kernel in KERNELS]) for net in nets}
+    return few_seeds(scale, {**plain_runs(scale, nets), **known})
 
 
 def _table2(findings: Findings) -> Sequence[Comparison]:
@@ -70,25 +80,25 @@ def _table2(findings: Findings) -> Sequence[Comparison]:
         *((f"attacked itself, {label}", "%") for label in ("no blur", "5", "11")),
     )
     for net in found(findings):
-        clean = [plain(findings, net, "clean_error"), *(clean_error(findings, net, _blur(net, k)) for k in _KERNELS)]
-        shown = [
+        clean = [plain(findings, net, "clean_error"), *(clean_error(findings, net, blurred(net, k)) for k in KERNELS)]
+        oblivious = [
             plain(findings, net, "adversarial_error"),
-            *(oblivious_error(findings, net, _blur(net, k)) for k in _KERNELS),
+            *(oblivious_error(findings, net, blurred(net, k)) for k in KERNELS),
         ]
-        known = [adaptive_error(findings, net, None), *(adaptive_error(findings, net, _blur(net, k)) for k in _KERNELS)]
+        known = [adaptive_error(findings, net, None), *(adaptive_error(findings, net, blurred(net, k)) for k in KERNELS)]
         printed = [table.cell(f"{kind}_{blur}", net) for kind in ("clean", "adv") for blur in ("noblur", "k5", "k11")]
-        pairs = [Pair(paper, Ours(ours)) for paper, ours in zip(printed, clean + shown, strict=True)]
+        pairs = [Pair(paper, Ours(ours)) for paper, ours in zip(printed, clean + oblivious, strict=True)]
         rows.append((net, (*pairs, *(Pair(None, Ours(ours)) for ours in known))))
-        judged += [(f"{net}, {k}", shown[i], known[i], known[0]) for i, k in enumerate(_KERNELS, start=1)]
-        parts.append(above(f"adversarial, best blur - clean, no blur, {net}", lowest(shown[1:]), clean[0]))
+        judged += [(f"{net}, {k}", oblivious[i], known[i], known[0]) for i, k in enumerate(KERNELS, start=1)]
+        parts.append(above(f"adversarial, best blur - clean, no blur, {net}", lowest(oblivious[1:]), clean[0]))
         if net == "ConvNet":
             convnet = (
-                at_most("adversarial, 11", shown[2], 50.0),
+                at_most("adversarial, 11", oblivious[2], 50.0),
                 at_most("clean, 11 - no blur", clean[2] - clean[0], 5.0),
             )
     claims = (
         claim_of("gu2014.claim.blur", parts),
-        claim_of("gu2014.claim.blur ConvNet", convnet, untested="the ConvNet is for --scale full"),
+        claim_of("gu2014.claim.blur ConvNet", convnet, untested="the ConvNet is for --scale small and above"),
     )
     adaptive, line = verdict_of_the_attacker("blur", judged)
     return (Comparison(table.caption, columns, tuple(rows), (*claims, adaptive), (line,)),)
@@ -97,25 +107,33 @@ def _table2(findings: Findings) -> Sequence[Comparison]:
 # --- figure 1
 
 
-def _noise(net: str, where: str) -> Spec:
+def noisy(net: str, where: str) -> Spec:
+    """A net with noise of the deviation that the paper names, at the input (`L1`) or at all layers (`L*`)."""
     name = {"L1": "input-noise", "L*": "layer-noise"}[where]
     return Spec.of(name, {"sigma": _NAMED, "base": training_of(net)})
 
 
 def _fig1_runs(scale: Scale) -> Mapping[str, Settings]:
-    nets = _SWEPT_NETS[scale]
-    settings: Mapping[Scale, Settings] = {
-        "smoke": {"n_examples": 10, "score_draws": 1},
-        "small": {"n_examples": 40, "score_draws": 3},
-        "full": {},
+    nets = shown(scale)[:1] if scale == "smoke" else shown(scale)
+    settings: Mapping[tuple[Scale, bool], Settings] = {
+        ("smoke", False): {"n_examples": 10, "score_draws": 1},
+        ("small", False): {"n_examples": 40, "score_draws": 3},
+        ("small", True): {"n_examples": 20, "score_draws": 3},
+        ("medium", False): {"n_examples": 100, "score_draws": 3},
+        ("medium", True): {"n_examples": 40, "score_draws": 3},
     }
-    steps = {"smoke": 4, "small": 10, "full": 40}[scale]
+    steps = {"smoke": 4, "small": 10, "medium": 20, "full": 40}[scale]
     attack = {"attack": [f"pgd(steps={steps}, step_size={2.5 / steps})"], "draws": 1}
-    noisy = {
-        run_of(net): known_run(scale, net, [_noise(net, where) for where in _NOISES], **attack, **settings[scale])
+    known = {
+        run_of(net): known_run(
+            scale,
+            net,
+            [noisy(net, where) for where in _NOISES],
+            **{**attack, **settings.get((scale, net == "ConvNet"), {})},
+        )
         for net in nets
     }
-    return {**plain_runs(scale, nets), **noisy}
+    return few_seeds(scale, {**plain_runs(scale, nets), **known})
 
 
 def _fig1(findings: Findings) -> Sequence[Comparison]:
@@ -136,7 +154,7 @@ def _fig1(findings: Findings) -> Sequence[Comparison]:
     at = _SWEPT.index(_NAMED)
     rows, judged = [], []
     for (net, where), points in swept.items():
-        known, bare = adaptive_error(findings, net, _noise(net, where)), adaptive_error(findings, net, None)
+        known, bare = adaptive_error(findings, net, noisy(net, where)), adaptive_error(findings, net, None)
         values = (points[0][0], points[at][0], points[0][1], points[at][1], bare, known)
         rows.append((f"{net}, {where}", tuple(Pair(None, Ours(each)) for each in values)))
         judged.append((f"{net}, {where}", points[at][1], known, bare))
@@ -157,22 +175,22 @@ def _fig1(findings: Findings) -> Sequence[Comparison]:
         for (net, where), points in swept.items()
         if (net, where) == ("ConvNet", "L*")
     ]
-    recovered = claim_of("gu2014.fig1 ConvNet", convnet, untested="the ConvNet is for --scale full")
+    recovered = claim_of("gu2014.fig1 ConvNet", convnet, untested="the ConvNet is for --scale small and above")
     adaptive, line = verdict_of_the_attacker("noise", judged)
     caption = "Noise of deviation 0.1 at the input (L1) and at all layers (L*); the curves are over other deviations"
     return (Comparison(caption, columns, tuple(rows), (recovers, recovered, adaptive), (line,), plots),)
 
 
 def _sweep(findings: Findings, net: str, where: str) -> list[tuple[SeedFigure, SeedFigure]]:
-    """Clean and adversarial errors, by seed, at every deviation; on every fifth image, at most a thousand."""
+    """Clean and adversarial errors, by seed, at every deviation."""
     points: list[list[tuple[Figure, Figure]]] = [[] for _ in _SWEPT]
     for seed in findings.seeds:
         bare = findings[net].defended(findings[net].one(seed=seed, attack="lbfgs"))
-        few = slice(0, 5000, 5)
+        few = slice(_ON)
         images = scored(findings[net]).select(few), adversarials(findings, net, seed).select(few)
         for point, sigma in zip(points, _SWEPT, strict=True):
-            noisy = _in_noise(bare, where, sigma, findings, net)
-            clean, adversarial = (error(noisy, split, seed=seed) for split in images)
+            model = _in_noise(bare, where, sigma, findings, net)
+            clean, adversarial = (error(model, split, seed=seed) for split in images)
             point.append((clean, adversarial))
     return [(SeedFigure.of(c for c, _ in point), SeedFigure.of(a for _, a in point)) for point in points]
 
@@ -189,6 +207,6 @@ def _no_architecture() -> NoReturn:
 
 
 STUDIES = (
-    Study("gu2014.fig1", "figure 1: noise at the input and at all layers", _fig1_runs, _fig1, differs),
-    Study("gu2014.table2", "table 2: Gaussian blur", _table2_runs, _table2, differs),
+    Study("gu2014.fig1", "figure 1: noise at the input and at all layers", _fig1_runs, _fig1, differs, EVERY_SCALE),
+    Study("gu2014.table2", "table 2: Gaussian blur", _table2_runs, _table2, differs, EVERY_SCALE),
 )
