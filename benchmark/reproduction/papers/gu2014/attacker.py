@@ -25,7 +25,7 @@ ADAPTIVE: Mapping[Scale, str] = {"smoke": "pgd(steps=10)", "small": "apgd-ce", "
 _FEWER: Mapping[tuple[Scale, bool], Settings] = {
     ("smoke", False): {"n_examples": 20},
     ("small", False): {"n_examples": 100},
-    ("small", True): {"n_examples": 30},
+    ("small", True): {"n_examples": 20},
     ("medium", False): {"n_examples": 300},
     ("medium", True): {"n_examples": 100},
 }
@@ -37,8 +37,8 @@ _SIZES: Mapping[Scale, str] = {
     "20 of them to attack with the defense known (10 in figure 1, 15 for the distortion of the stack, the first net's); "
     "autoencoders learn from DeepFool's adversarials of 40 training images",
     "small": "5 epochs, 1,000 test images, 100 to attack with the defense known (40 in figure 1, 200 for the distortion of "
-    "stacks); the ConvNet has 5 epochs on 6,000 images, 100 test images and 30 to attack with the defense known (20 in "
-    "figure 1), and no autoencoder learns from its adversarials; the others learn from those of 6,000 training images",
+    "stacks); the ConvNet has 5 epochs on 6,000 images, 100 test images and 20 to attack with the defense known, and "
+    "no autoencoder learns from its adversarials; the others learn from those of 6,000 training images",
     "medium": "20 epochs, 1,000 test images and 300 to attack with the defense known (100 in figure 1); the ConvNet has 8 "
     "epochs, 300 test images and 100 to attack with the defense known (40 in figure 1); autoencoders learn from the "
     "adversarials of 6,000 training images (the ConvNet's: 1,000)",

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from advbench.registry.specs import Spec
-from advbench.reproduction.findings import Findings
+from advbench.reproduction.findings import Findings, RunFindings
 from advbench.reproduction.papers.gu2014.nets import NETS, PLAIN, by_seed, few_seeds, nearest, own
 from advbench.reproduction.papers.gu2014.strengths import contraction, network_contraction
 from advbench.reproduction.study import EVERY_SCALE, Comparison, Ours, Pair, Scale, Settings, Study
@@ -22,18 +22,25 @@ _PRETRAINED = "sparse-pretraining"
 
 def _recipes(scale: Scale, net: str) -> dict[str, Spec]:
     """The trainings of a net by name; the first is what the others are compared with."""
-    contracted = contraction(scale, net)
+    contracted, many = contraction(scale, net), scale in ("medium", "full")
+    halved = {"weight decay 1e-3, half of the squares": Spec.of(PLAIN, {"coefficient": _HALVED})}
     scratch = {
         "weight decay 1e-3": Spec.of(PLAIN, {"coefficient": _DECAY}),
-        "weight decay 1e-3, half of the squares": Spec.of(PLAIN, {"coefficient": _HALVED}),
+        **(halved if many or net != "AE400-10" else {}),
         "no weight decay": Spec("none"),
         "contraction (equation 6), weight decay 1e-3": contracted,
     }
     if net != "AE400-10":
-        return {**scratch, "contraction of the network (equation 5), weight decay 1e-3": network_contraction(scale, net)}
-    return {
+        whole = "contraction of the network (equation 5), weight decay 1e-3"
+        return {**scratch, **({whole: network_contraction()} if many else {})}
+    pretrained = {
         "pre-trained, no weight decay": Spec.of(_PRETRAINED, {"weight_decay": 0.0}),
         "pre-trained, weight decay 1e-3": Spec.of(_PRETRAINED, {"weight_decay": _DECAY}),
+    }
+    if not many:
+        return {**pretrained, **scratch}
+    return {
+        **pretrained,
         "pre-trained, weight decay 1e-3, half of the squares": Spec.of(_PRETRAINED, {"weight_decay": _HALVED}),
         **scratch,
         "contraction (equation 6), no weight decay": Spec.of(contracted.name, {**contracted.keywords, "weight_decay": 0.0}),
@@ -62,10 +69,13 @@ def _runs(scale: Scale) -> Mapping[str, Settings]:
 def _compare(findings: Findings) -> Sequence[Comparison]:
     rows = list[tuple[str, tuple[Pair, ...]]]()
     for net, run in findings.runs.items():
-        first = 0.0
-        for name, spec in _known(net).items():
-            error, distance = (by_seed(run, spec, figure, "ddn") for figure in ("clean_error", "mean_rms"))
-            first = first or fmean(distance)
+        there = {name: spec for name, spec in _known(net).items() if _ran(run, spec)}
+        figures = {
+            name: [by_seed(run, spec, figure, "ddn") for figure in ("clean_error", "mean_rms")]
+            for name, spec in there.items()
+        }
+        first = fmean(next(iter(figures.values()))[1])
+        for name, (error, distance) in figures.items():
             gain = Ours([100 * value / first - 100 for value in distance])
             rows.append((f"{net}, {name}", (Pair(None, Ours(error)), Pair(None, Ours(distance)), Pair(None, gain))))
     columns = (("test error", "%"), ("distortion, DDN", "RMS"), ("more than in the net's first row", "%"))
@@ -82,7 +92,13 @@ def _known(net: str) -> dict[str, Spec]:
         told = {"jacobian": "layers", "weight_decay": _DECAY, **spec.keywords}
         return Spec.of(spec.name, {name: told[name] for name in ("jacobian", "weight_decay")})
 
-    return {name: without_strength(spec) for name, spec in _recipes("small", net).items()}
+    return {name: without_strength(spec) for name, spec in _recipes("full", net).items()}
+
+
+def _ran(run: RunFindings, training: Spec) -> bool:
+    """Whether a run has the training, whatever its strength."""
+    found = (cell.record.target["defense"]["arguments"] for cell in run.all(defense=training.name))
+    return any(all(arguments[name] == value for name, value in training.arguments) for arguments in found)
 
 
 def _differs(scale: Scale) -> Sequence[str]:
