@@ -250,7 +250,10 @@ def differs(scale: Scale) -> Sequence[str]:
         "of the bar that it is judged at, "
     )
     chosen = scale in ("smoke", "small")
-    by = "by two seeds that are not judged (gu2014.strengths at medium)" if chosen else "searched by each training"
+    others = (
+        "by two seeds that are not judged (gu2014.strengths at medium; of the ConvNet the smallest that was tried, by one)"
+    )
+    by = others if chosen else "searched by each training"
     return (
         _SIZES[scale],
         rule + by,
