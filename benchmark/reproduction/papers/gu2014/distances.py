@@ -250,9 +250,7 @@ def differs(scale: Scale) -> Sequence[str]:
         "of the bar that it is judged at, "
     )
     chosen = scale in ("smoke", "small")
-    others = (
-        "by two seeds that are not judged (gu2014.strengths at medium; of the ConvNet the smallest that was tried, by one)"
-    )
+    others = "by two seeds that are not judged (gu2014.strengths at medium; the ConvNet's by one, of whole decades)"
     by = others if chosen else "searched by each training"
     return (
         _SIZES[scale],
