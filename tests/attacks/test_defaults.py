@@ -164,6 +164,7 @@ TABLE = [
     Row("lbfgs", "steps", None, 100, LBFGS, "evaluations; neither paper states a number"),
     Row("lbfgs", "history", 10, 10, "Byrd et al. 1995, and SciPy's L-BFGS-B"),
     Row("lbfgs", "squared", False, False, LBFGS),
+    Row("lbfgs", "rate", 0.99, 0.99, LBFGS, "the share that the constant has to break"),
     Row("hop-skip-jump", "queries", None, 5000, HSJ, "the paper reports distances at 1,000, 5,000 and 20,000"),
     Row("hop-skip-jump", "evaluations", 100, 100, HSJ),
     Row("hop-skip-jump", "gamma", 1.0, 1.0, HSJ),
