@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+    from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 Layout: TypeAlias = Literal["channels first", "channels last", "flat"]
 
@@ -138,7 +139,7 @@ def _lower_constants(graph: GraphProto) -> None:
     _replace(graph, kept)
 
 
-def _constant(node: NodeProto) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]] | None:
+def _constant(node: NodeProto) -> NDArray[np.generic] | None:
     """The value of a `Constant` node; None for any other node, and for texts and sparse values."""
     from onnx import numpy_helper
 
@@ -146,8 +147,8 @@ def _constant(node: NodeProto) -> np.ndarray[tuple[int, ...], np.dtype[np.generi
         return None
     [attribute] = node.attribute
     if attribute.name == "value":
-        tensor: TensorProto = attribute.t
-        return numpy_helper.to_array(tensor)
+        tensor: NDArray[np.generic] = numpy_helper.to_array(attribute.t)
+        return tensor
     if attribute.name not in _SCALARS:
         return None
     found = {"value_float": attribute.f, "value_int": attribute.i}.get(attribute.name)
