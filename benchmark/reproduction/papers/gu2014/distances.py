@@ -250,7 +250,10 @@ def differs(scale: Scale) -> Sequence[str]:
         "of the bar that it is judged at, "
     )
     chosen = scale in ("smoke", "small")
-    others = "by two seeds that are not judged (gu2014.strengths at medium; the ConvNet's by one, of whole decades)"
+    others = (
+        "by two seeds that are not judged (gu2014.strengths at medium; the ConvNet's by one, of whole decades), of 3 to 6 "
+        "strengths of contraction and 2 or 3 of weight decay: not yet an equal budget"
+    )
     by = others if chosen else "searched by each training"
     return (
         _SIZES[scale],
