@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advbench.attacks.access import DecisionBased, DetectorView, ScoreBased, WhiteBox, frozen
+from advbench.attacks.access import DecisionBased, DetectorView, ScoreBased, WhiteBox, frozen, in_precision
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Targeted, Untargeted, cross_entropy
 
@@ -264,3 +264,12 @@ def test_an_attribute_of_a_model_does_not_tell_it_which_image_it_is_asked_about(
     index = torch.arange(3)
     with WhiteBox(Curious(), ExampleRNG.make(0, "oracle", index)) as access:
         assert access.logits(torch.zeros(3, 1, 2, 2)).shape == (3, 2)
+
+
+@pytest.mark.parametrize("given", [torch.float16, torch.float32, torch.float64])
+def test_logits_come_in_the_precision_of_the_images(given):
+    logits = torch.tensor([[1.0, 3.0]], dtype=given)
+    found = in_precision(logits, torch.float32)
+    assert found.dtype == torch.float32
+    assert float(found.diff()) == 2.0
+    assert (found is logits) == (given == torch.float32)

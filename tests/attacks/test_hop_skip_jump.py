@@ -227,3 +227,19 @@ def test_a_stochastic_model_is_asked_in_whole_batches_and_a_seed_repeats():
     assert torch.equal(found, again)
     assert not torch.equal(found, x[:4])
     assert (queries <= 300).all()
+
+
+class Halved(nn.Module):
+    """Two classes on either side of half grey."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        lead = x.flatten(1).mean(dim=1) - 0.5
+        return torch.stack((-lead, lead), dim=1)
+
+
+@pytest.mark.parametrize("queries", range(150, 260, 5))
+def test_no_budget_is_overspent(queries):
+    """An iteration begins only where its probes, its halvings and its bisection can be paid."""
+    x, y = torch.full((1, 1, 3, 3), 0.3), torch.zeros(1, dtype=torch.int64)
+    _, asked = run(HopSkipJump(queries=queries, evaluations=20), x, y, model=Halved())
+    assert 0 < int(asked.max()) <= queries

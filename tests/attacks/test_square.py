@@ -10,7 +10,7 @@ from advbench.attacks import balls
 from advbench.attacks.access import ScoreBased, WhiteBox
 from advbench.attacks.losses import margin
 from advbench.attacks.rng import ExampleRNG
-from advbench.attacks.square import Square
+from advbench.attacks.square import Square, _peak
 from advbench.attacks.threat import ThreatModel, Untargeted
 
 RADII = {"linf": 0.1, "l2": 0.5, "l1": 2.0}
@@ -207,3 +207,18 @@ def test_bad_arguments_are_named():
     for arguments, name in (({"queries": 0}, "queries"), ({"p_init": 0}, "p_init"), ({"p_init": 1.5}, "p_init")):
         with pytest.raises(ValueError, match=f"Expected `{name}`"):
             Square(**arguments)
+
+
+@pytest.mark.parametrize(("norm", "power"), [("l2", 2), ("l1", 4)])
+@pytest.mark.parametrize(("height", "width"), [(5, 5), (3, 7), (9, 5)])
+def test_a_peak_falls_from_its_centre_as_equation_1_says(norm, power, height, width):
+    """Andriushchenko et al. 2020, equation 1, pixel by pixel: the sum over k from 0 to M of 1 / (n + 1 - k) ** power."""
+    n = max(height, width) // 2
+    by_hand = torch.zeros(height, width, dtype=torch.float64)
+    for r in range(height):
+        for s in range(width):
+            reach = n - max(abs(r - height // 2), abs(s - width // 2))
+            by_hand[r, s] = sum((n + 1 - k) ** -power for k in range(reach + 1))
+    found = _peak(height, width, torch.zeros(1, 1, 9, 9, dtype=torch.float64), ThreatModel(norm, 1.0))
+    torch.testing.assert_close(found / found.max(), by_hand / by_hand.max())
+    assert found.argmax() == (height // 2) * width + width // 2
