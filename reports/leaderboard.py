@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from advbench.reports import formatting
-from advbench.reports.section import FIRST, LONGEST_BOARD, Column, Entry, Section, Table
+from advbench.reports.section import LONGEST_BOARD, Column, Entry, Section, Table, first
 from advbench.reports.standings import RankedBoard, Standing
 from advbench.results.matrices import RANKED
 from advbench.results.seeds import split_variance
@@ -47,10 +47,7 @@ def leaderboard_section(board: RankedBoard, *, missing: int = 0) -> Section:
 
 
 def _first(caveats: Sequence[str]) -> list[str]:
-    """Caveats of a kind: all, or the first and how many there are if there are very many."""
-    if len(caveats) <= FIRST:
-        return list(caveats)
-    return [*caveats[:FIRST], f"{len(caveats) - FIRST:,} more remarks of this kind: each is marked in its model's row."]
+    return first(caveats, "more remarks of this kind: each is marked in its model's row")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 
 from advbench.reports import formatting
-from advbench.reports.section import FIRST, Column, Entry, Section, Table
+from advbench.reports.section import Column, Entry, Section, Table, first
 from advbench.reports.standings import RankedBoard, Standing
 from advbench.results.significance import paired_test
 from advbench.results.statistics import OverSeeds, Values
@@ -33,21 +33,21 @@ def random_models_section(board: RankedBoard) -> Section | None:
         "c right ones of K fresh draws as C(c, N) / C(K, N). Clean images are judged by the same rule. Models that are not "
         "random answer the same each time.",
         tables=(Table(f"Random models by every rule, {board.title}", tuple(columns), rows),),
-        caveats=tuple(_shown(list(flips(standings)))),
+        caveats=tuple(first(list(flips(standings)), "more pairs change their order")),
     )
 
 
 def flips(standings: Sequence[Standing]) -> Iterator[str]:
     """The pairs, one of them random, whose order under the most submissions is not the order by the mean."""
     complete = [standing for standing in standings if standing.rank is not None]
-    for first, second in combinations(complete, 2):
-        known = [max(one.by_submissions) for one in (first, second) if one.by_submissions]
+    for one, other in combinations(complete, 2):
+        known = [max(each.by_submissions) for each in (one, other) if each.by_submissions]
         if not known:
             continue
         n = min(known)
-        by_mean, by_worst = _difference(first, second, 1), _difference(first, second, n)
+        by_mean, by_worst = _difference(one, other, 1), _difference(one, other, n)
         if by_mean * by_worst < 0:
-            above, below = (first, second) if by_mean > 0 else (second, first)
+            above, below = (one, other) if by_mean > 0 else (other, one)
             yield (
                 f"{above.label} stands above {below.label} by the mean ({_pair(above, below, 1)}) and below it under the "
                 f"{_rule(n)} ({_pair(above, below, n)})."
@@ -95,10 +95,3 @@ def _rule(n: int) -> str:
 
 def _means(n: int) -> str:
     return "in a fresh draw" if n == 1 else f"in each of {n} fresh draws"
-
-
-def _shown(caveats: Sequence[str]) -> list[str]:
-    """All, or the first ones and how many there are."""
-    if len(caveats) <= FIRST:
-        return list(caveats)
-    return [*caveats[:FIRST], f"{len(caveats) - FIRST:,} more pairs change their order."]

@@ -71,6 +71,19 @@ class Table:
                 raise ValueError(f"Expected rows of {len(self.columns)} entries, got {len(row)} in {self.caption!r}")
 
 
+def first(caveats: Sequence[str], others: str) -> list[str]:
+    """All caveats of a kind, or of very many the first ones and how many `others` there are.
+
+    >>> first(["a", "b"], "more")
+    ['a', 'b']
+    >>> first([str(i) for i in range(FIRST + 2)], "more of this kind")[-1]
+    '2 more of this kind.'
+    """
+    if len(caveats) <= FIRST:
+        return list(caveats)
+    return [*caveats[:FIRST], f"{len(caveats) - FIRST:,} {others}."]
+
+
 def shown(table: Table) -> list[int] | None:
     """The rows of a long table that renderers show: the first ones, and of the others the marked; None if it shows all.
 
