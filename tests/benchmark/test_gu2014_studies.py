@@ -90,3 +90,12 @@ def test_recipes_have_both_conventions_of_the_decay_and_both_equations_where_the
     assert [spec.keywords.get("coefficient") for spec in list(small.values())[:2]] == [1e-3, 5e-4]
     assert not any("equation 5" in name for name in small)
     assert [spec.keywords["jacobian"] for name, spec in full.items() if "equation 5" in name] == ["network"]
+
+
+@pytest.mark.parametrize("net", ["N100-100-10", "N200-200-10", "AE400-10"])
+def test_contraction_and_decay_are_tried_at_as_many_strengths_and_neither_choice_is_the_last(net):
+    grids = {method: strengths.grid(net, method) for method in ("contraction", "weight decay")}
+    assert len(grids["contraction"]) == len(grids["weight decay"]) >= 6
+    for method, grid in grids.items():
+        assert list(grid) == sorted(grid)
+        assert strengths.CHOSEN[net, method] in grid[:-1]  # the rule does not end on the edge

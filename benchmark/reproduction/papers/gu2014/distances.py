@@ -251,8 +251,8 @@ def differs(scale: Scale) -> Sequence[str]:
     )
     chosen = scale in ("smoke", "small")
     others = (
-        "by two seeds that are not judged (gu2014.strengths at medium; the ConvNet's by one, of whole decades), of 3 to 6 "
-        "strengths of contraction and 2 or 3 of weight decay: not yet an equal budget"
+        "by two seeds that are not judged, of as many strengths of contraction as of decay (gu2014.strengths at medium; "
+        "the ConvNet's by one seed, of whole decades)"
     )
     by = others if chosen else "searched by each training"
     return (
