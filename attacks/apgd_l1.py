@@ -107,6 +107,8 @@ def _sparse_direction(climb: SparseClimb) -> Tensor:
 def _observe(search: Search[WhiteBox], aim: Aim, x_adv: Tensor, climb: SparseClimb, counts: bool) -> SparseClimb:
     """Look at the next iterates and, where they count, carry on with the examples that stay."""
     evaluation = aim.observe(search, x_adv)
+    if counts:
+        search.record(x_adv, evaluation.logits, margin(evaluation.logits, search.goal))
     loss = evaluation.loss.to(x_adv.dtype)
     better = loss > climb.best_loss
     climb = climb._replace(
@@ -116,10 +118,7 @@ def _observe(search: Search[WhiteBox], aim: Aim, x_adv: Tensor, climb: SparseCli
         best_gradient=evaluation.gradient.where(balls.per_example(better, x_adv), climb.best_gradient),
         best_loss=loss.where(better, climb.best_loss),
     )
-    if not counts:
-        return climb
-    search.record(x_adv, evaluation.logits, margin(evaluation.logits, search.goal))
-    return SparseClimb(*search.keep(*climb))
+    return SparseClimb(*search.keep(*climb)) if counts else climb
 
 
 def _check(climb: SparseClimb, x: Tensor, threat: ThreatModel) -> SparseClimb:

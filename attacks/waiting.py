@@ -8,10 +8,16 @@ question costs nothing, and saves work.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor
 
 from advbench.devices import traits
+
+_SPARING: ContextVar[bool] = ContextVar("_SPARING", default=False)
 
 
 def on_host(tensor: Tensor) -> bool:
@@ -20,7 +26,22 @@ def on_host(tensor: Tensor) -> bool:
     >>> on_host(torch.zeros(1))
     True
     """
-    return traits(tensor.device).host
+    return traits(tensor.device).host and not _SPARING.get()
+
+
+@contextmanager
+def sparing() -> Iterator[None]:
+    """Inside, the processor's tensors are asked as rarely as an accelerator's: what is done there can be looked at here.
+
+    >>> with sparing():
+    ...     on_host(torch.zeros(1))
+    False
+    """
+    token = _SPARING.set(True)
+    try:
+        yield
+    finally:
+        _SPARING.reset(token)
 
 
 class Doubt:
@@ -59,10 +80,10 @@ def positions(mask: Tensor, doubts: list[Doubt]) -> Tensor | None:
         return None if mask.all() else mask.nonzero().squeeze(1)
     waiting = [doubt for doubt in doubts if doubt.open]
     doubts.clear()
-    known = torch.cat([mask, *(doubt.flags for doubt in waiting)]).cpu()
+    known: list[bool] = torch.cat([mask, *(doubt.flags for doubt in waiting)]).tolist()
     start = len(mask)
     for doubt in waiting:
-        doubt.settle(known[start : start + len(doubt.flags)].tolist())
+        doubt.settle(known[start : start + len(doubt.flags)])
         start += len(doubt.flags)
-    found = known[: len(mask)].nonzero().squeeze(1)
-    return None if len(found) == len(mask) else found.to(mask.device, non_blocking=True)
+    found = [row for row, true in enumerate(known[: len(mask)]) if true]
+    return None if len(found) == len(mask) else torch.tensor(found, dtype=torch.int64).to(mask.device, non_blocking=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from advbench.attacks import balls
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import ThreatModel
+from advbench.attacks.waiting import sparing
 
 BALLS = ("linf", "l2", "l1")
 NORMS = (*BALLS, "l0")
@@ -419,15 +421,64 @@ def test_violations_find_box_and_numbers():
         balls.violations(x_adv[:2], x, wide)
 
 
-def test_the_l1_projection_ends_where_newtons_steps_bounce():
+@pytest.mark.parametrize("asked", [contextlib.nullcontext, sparing])
+def test_the_l1_projection_ends_where_newtons_steps_bounce(asked):
     """The sum of the lengths falls, is nearly flat, and falls again; a hundredth more or less of the radius as well."""
     x = torch.tensor([0.6, 0.4, 0.6, 0.5]).view(1, 1, 2, 2)
     delta = torch.tensor([0.2, 1.7, 1.7, 0.5]).view_as(x)
     for epsilon in (1.5, 1.49, 1.51):
         threat = ThreatModel("l1", epsilon)
-        projected = balls.project(x + delta, x, threat)
+        with asked():
+            projected = balls.project(x + delta, x, threat)
         torch.testing.assert_close(balls.distance(projected - x, "l1"), torch.tensor([epsilon]), rtol=1e-6, atol=0)
         assert not balls.violations(projected, x, threat).any()
+
+
+def _bisected(z: Tensor, x: Tensor, epsilon: float, box: tuple[float, float] | None) -> Tensor:
+    """The l1 projection of points outside, in float64, by three hundred halvings of the shift."""
+    z, x = z.double(), x.double()
+    delta = (z - x).flatten(1)
+    low, high = box or (-torch.inf, torch.inf)
+    room = torch.where(delta > 0, high - x.flatten(1), x.flatten(1) - low)
+    bottom, top = torch.zeros(len(x), 1).double(), delta.abs().amax(dim=1, keepdim=True)
+    for _ in range(300):
+        shift = (bottom + top) / 2
+        long = (delta.abs() - shift).clamp(min=0).minimum(room).sum(dim=1, keepdim=True) > epsilon
+        bottom, top = shift.where(long, bottom), top.where(long, shift)
+    return x + (delta.sign() * (delta.abs() - top).clamp(min=0).minimum(room)).view_as(x)
+
+
+@pytest.mark.parametrize("asked", [contextlib.nullcontext, sparing])
+@pytest.mark.parametrize("box", BOXES)
+@pytest.mark.parametrize(
+    ("shape", "spread", "epsilon"), [((1, 8, 8), 0.3, 4.0), ((3, 32, 32), 0.05, 12.0), ((3, 32, 32), 2.0, 20.0)]
+)
+def test_the_l1_projection_is_exact_to_rounding_however_it_is_found(asked, box, shape, spread, epsilon):
+    generator = torch.Generator().manual_seed(4)
+    x = torch.rand(12, *shape, generator=generator).round(decimals=1)  # values on the box's bounds, and equal ones
+    delta = spread * torch.randn(x.shape, generator=generator) * torch.randn(x.shape, generator=generator).exp()
+    delta[0] = delta[0].sign() * spread  # all of one size
+    z = x + delta
+    assert (balls.distance(z.clamp(*(box or (-9e9, 9e9))) - x, "l1") > epsilon).all()
+    with asked():
+        found = balls.project(z, x, ThreatModel("l1", epsilon, box))
+    rounding = 4 * torch.finfo(torch.float32).eps * delta.flatten(1).abs().amax(dim=1).clamp(min=1)
+    error = (found.double() - _bisected(z, x, epsilon, box)).flatten(1).abs().amax(dim=1)
+    assert (error <= rounding).all()
+
+
+@pytest.mark.parametrize("box", BOXES)
+@pytest.mark.parametrize("share", [0.01, 0.2, 1.0])
+def test_a_sparse_step_is_the_same_where_nobody_asks_whether_it_has_ended(box, share):
+    x_adv = case(5, n=40, d=64, dtype=torch.float32)[0]
+    gradient = case(6, n=40, d=64, dtype=torch.float32)[0]
+    x_adv[::2] = x_adv[::2].clamp(0, 1).round()  # little room, so that the few largest gradients do not suffice
+    for length in (0.1, 2.0, 40.0):
+        steps = []
+        for asked in (contextlib.nullcontext, sparing):
+            with asked():
+                steps.append(balls.sparse_step(gradient, x_adv, ThreatModel("l1", 1.0, box), length, share))
+        assert torch.equal(*steps)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

