@@ -118,10 +118,17 @@ def judge_claims(
         plain, power = verdict(claim), known.get((claim.id, scale))
         if plain != "undecided" or power is None or power.power >= LEAST or not power.speaks_of(seeds):
             power = None
-        weaker: Mapping[Verdict, Verdict] = {"undecided": "not decidable here"} if power else {}
+        weaker = _weaker(claim, power)
         attributable = verdict_of(claim.attributable) if claim.attributable else None
         found.append(ClaimVerdict(claim, scale, weaker.get(plain, plain), attributable, weaker.get(after, after), power))
     return found
+
+
+def _weaker(claim: Claim, power: PowerCalculation | None) -> Mapping[Verdict, Verdict]:
+    """What is said in place of some verdicts."""
+    if claim.withheld is not None:
+        return {"holds": claim.withheld.verdict, "undecided": claim.withheld.verdict}
+    return {"undecided": "not decidable here"} if power else {}
 
 
 def _corrected(claims: Sequence[Claim]) -> list[Verdict]:

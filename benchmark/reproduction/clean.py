@@ -26,7 +26,7 @@ def clean_accuracy(run: RunFindings, cell: ScoredCell) -> Figure:
     test = run.plan.data.test
     if len(cell.examples) == len(test):
         return cell.clean_accuracy
-    path = _kept(run, cell)
+    path = kept_path(run, cell)
     if not whole(path):
         defended = run.defended(cell)
         if defended.stochastic or len(defended.surrogates) > 1 or defended.detector is not None:
@@ -44,7 +44,7 @@ def clean_by_seed(run: RunFindings, cells: Sequence[ScoredCell]) -> SeedFigure:
 
 def clean_on_all(run: RunFindings, cell: ScoredCell) -> Figure:
     """In percent, on all test images, of a model with parts at test time too; the answers are kept as above."""
-    test, path = run.plan.data.test, _kept(run, cell)
+    test, path = run.plan.data.test, kept_path(run, cell)
     if not whole(path):
         found = answers(run.defended(cell), test, seed=cell.record.seed)
         save(path, correct=(found.report / found.draws).numpy(), index=test.index.numpy())
@@ -57,7 +57,7 @@ def held_out_answers(run: RunFindings, cell: ScoredCell) -> Values:
 
     The answers are kept beside the run's results. Of the training images that no epoch saw there are as many as make 20,000.
     """
-    path = _kept(run, cell, "held-out")
+    path = kept_path(run, cell, "held-out")
     if not whole(path):
         defended = run.defended(cell)
         found = [answers(defended, split, seed=cell.record.seed).report for split in _held_out(run) if len(split)]
@@ -71,6 +71,6 @@ def _held_out(run: RunFindings) -> tuple[Split, Split]:
     return data.validation, data.train.select(slice(trained, trained + max(0, _MOST_HELD_OUT - len(data.validation))))
 
 
-def _kept(run: RunFindings, cell: ScoredCell, kind: str = "clean-on-all") -> Path:
-    """Named by the weights, which the studies of a paper share, and the data."""
+def kept_path(run: RunFindings, cell: ScoredCell, kind: str = "clean-on-all") -> Path:
+    """Where what was found of a cell's target is kept: by its weights, which a paper's studies share."""
     return run.plan.config.out / "store" / kind / f"{cell.record.details['model_key']}.npz"

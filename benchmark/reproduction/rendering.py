@@ -62,6 +62,7 @@ def section(outcome: StudyOutcome, scale: Scale, claims: Sequence[ClaimVerdict] 
     caveats = [f"Other than in the paper: {text}" for text in study.differs(scale)]
     caveats += [note for comparison in outcome.comparisons for note in comparison.notes]
     caveats += [deciding_run(one, one.power) for one in claims if one.power is not None]
+    caveats += [f"{one.claim.id}: {one.claim.withheld.reason}" for one in claims if one.claim.withheld is not None]
     if outcome.problem:
         caveats.insert(0, f"Incomplete: {outcome.problem}")
     return Section(

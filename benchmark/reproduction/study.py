@@ -77,13 +77,21 @@ def within(text: str, ours: Sequence[float], others: Sequence[float], margin: fl
     return Inequality(text, difference(ours, others), margin, "within")
 
 
+class Withheld(NamedTuple):
+    """Why inequalities that hold, or decide nothing, do not make a claim hold, and the verdict that stands there instead."""
+
+    verdict: Literal["undecided", "not decidable here"]
+    reason: str
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A statement of the paper as inequalities, all of which must hold.
 
     id: as in the paper's file. text: the statement. parts: the inequalities as printed, by the paper's recipe on each side;
     none if it could not be tested, which `untested` explains. attributable: the same with one recipe, an equal tuning budget
-    and equal clean error on both sides, so that a difference is the method's; none if no such comparison was made.
+    and equal clean error on both sides, so that a difference is the method's; none if no such comparison was made. withheld:
+    why the inequalities alone do not suffice, such as a test of the paper that the run is too small for.
     """
 
     id: str
@@ -91,6 +99,7 @@ class Claim:
     parts: tuple[Inequality, ...]
     untested: str = ""
     attributable: tuple[Inequality, ...] = ()
+    withheld: Withheld | None = None
 
 
 def claim_of(
@@ -100,10 +109,11 @@ def claim_of(
     where: str = "",
     untested: str = "",
     attributable: Iterable[Inequality] = (),
+    withheld: Withheld | None = None,
 ) -> Claim:
     """A claim in the words of the paper's file. where: what this table has of it. Raises ValueError for an unknown id."""
     text = load(id_.split(".")[0]).claim(id_).text
-    return Claim(id_, f"{text} ({where})" if where else text, tuple(parts), untested, tuple(attributable))
+    return Claim(id_, f"{text} ({where})" if where else text, tuple(parts), untested, tuple(attributable), withheld)
 
 
 def ambiguity(id_: str) -> str:

@@ -282,3 +282,15 @@ def test_no_claim_is_worded_in_the_code():
     """Claims are made by `claim_of`, which has their words from the papers' files."""
     root = Path(study.__file__).parent / "papers"
     assert not [path for path in root.rglob("*.py") if re.search(r"(?<![A-Za-z_])Claim\(", path.read_text())]
+
+
+@pytest.mark.parametrize(
+    ("differences", "expected"), [((1.0, 1.1, 0.9), "not decidable here"), ((-1.0, -1.1, -0.9), "fails")]
+)
+def test_what_is_withheld_stands_in_place_of_holds_and_never_hides_that_a_claim_fails(differences, expected):
+    held = study.Withheld("not decidable here", "too few clusters")
+    claim = Claim("a", "b", (Inequality("c", differences),), withheld=held)
+    (found,) = judge_claims([claim], "small", powers=())
+    assert (found.printed, found.corrected) == (expected, expected)
+    (plain,) = judge_claims([Claim("a", "b", claim.parts)], "small", powers=())
+    assert plain.printed == {"not decidable here": "holds", "fails": "fails"}[expected]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from advbench.reproduction import engine, studies
-from advbench.reproduction.papers.mosca2018 import nets, tables
+from advbench.reproduction.papers.mosca2018 import nets, rates, tables
 from advbench.reproduction.papers.shaham2015 import epochs
 from advbench.reproduction.study import Ours
 from advbench.reproduction.watching import Course
@@ -72,8 +72,13 @@ def test_the_fixed_set_is_what_the_baseline_gets_wrong(reproduce):
     assert all(grid.rows == ("clean", "adversarial", "change") for grid in comparison.images)
 
 
-def test_table_5_compares_both_sets_of_adversarials(reproduce):
-    own, shared = reproduce("mosca2018.table5", keep=lambda run: run == "MNIST-CNN")
+def test_table_5_compares_both_sets_of_adversarials(reproduce, monkeypatch):
+    monkeypatch.setattr(tables, "LEARNED", 0.0)
+    training, own, shared = reproduce("mosca2018.table5", keep=lambda run: run == "MNIST-CNN")
+    assert [label for label, _ in training.rows] == ["MNIST-CNN, control", "MNIST-CNN, sgm"]
+    assert training.rows[0][1][-1] == own.rows[0][1][2]._replace(paper=None)  # epsilon 0.1 in evaluation mode
+    assert training.rows[0][1][2].paper == 84.16
+    assert not training.claims
     (control, _), (sgm, _) = own.rows
     assert (control, sgm) == ("MNIST-CNN, control", "MNIST-CNN, sgm")
     assert own.rows[0] == shared.rows[0]  # the control's own adversarials are the shared set
@@ -83,8 +88,34 @@ def test_table_5_compares_both_sets_of_adversarials(reproduce):
         values = {label: [pair.ours.values[0] for pair in pairs] for label, pairs in comparison.rows}
         gains = np.subtract(values[sgm], values[control])
         assert claims["mosca2018.claim.headline"].parts[0].differences[0] == pytest.approx(gains.mean())
+        assert claims["mosca2018.claim.headline"].withheld.verdict == "not decidable here"  # one cluster
         strong = [part.differences[0] for part in claims["mosca2018.claim.strong_cells"].parts]
         assert strong == pytest.approx(gains[2:].tolist())
+
+
+def test_no_claim_is_drawn_of_a_net_that_has_not_learned(reproduce):
+    _, own, _ = reproduce("mosca2018.table5", architecture=["gu2014/n100-100-10"], keep=lambda run: run == "MNIST-DNN")
+    assert all(not claim.parts and "95% clean" in claim.untested for claim in own.claims)
+    assert any("of which no claim is drawn: MNIST-DNN" in note for note in own.notes)
+
+
+def test_clusters_decide_the_papers_level():
+    four = tables._by_clusters([1.0, 2.0, 3.0, 0.5])
+    assert four.verdict == "not decidable here"
+    assert "4 clusters" in four.reason
+    assert "p = 0.0625" in four.reason
+    assert tables._by_clusters([1.0] * 8) is None  # 1 / 256
+    mixed = tables._by_clusters([1.0] * 7 + [-3.0])
+    assert mixed.verdict == "undecided"
+
+
+def test_figure_3_counts_what_each_of_two_gets_right(reproduce):
+    (comparison,) = reproduce("mosca2018.fig3", keep=lambda run: run == "MNIST-CNN")
+    ((label, pairs),) = comparison.rows
+    assert label == "MNIST-CNN"
+    assert sum(pair.ours.values[0] for pair in pairs) == pytest.approx(100)
+    if pairs[2].ours.values[0]:
+        assert comparison.images[0].rows == ("clean", "step of 0.1")
 
 
 def test_rates_and_both_gradients_are_named(reproduce):
@@ -95,6 +126,9 @@ def test_rates_and_both_gradients_are_named(reproduce):
         "sgm, rate 0.2, gradient of each image's own loss",
         "sgm, rate 1, gradient of each image's own loss",
         "sgm, rate 0.2, gradient of the batch's mean loss",
+        "sgm, rate 0.2, gradient of each image's own loss, updates of one epoch",
+        f"Gaussian noise of {rates.STRENGTH:g}",
+        f"steps of FGSM of {rates.STRENGTH:g}",
     ]
 
 

@@ -164,3 +164,17 @@ def test_wilcoxon_on_the_papers_printed_pairs_gives_its_verdict():
 
 def test_equal_cells_have_no_difference():
     assert significance.wilcoxon_signed_rank([0.1, 0.2], [0.1, 0.2]).p_value == 1.0
+
+
+@pytest.mark.parametrize("gains", [[1.0], [1.0, 2.0, -0.5, 4.0], [0.3, -0.2, 0.0, 0.1, 0.7], [1.0] * 8])
+def test_clusters_are_flipped_in_every_way(gains):
+    sums = [
+        sum(sign * gain for sign, gain in zip(signs, gains, strict=True)) for signs in product((1, -1), repeat=len(gains))
+    ]
+    expected = sum(total >= sum(gains) - 1e-9 for total in sums) / len(sums)
+    assert significance.cluster_sign_flip(gains) == pytest.approx(expected, abs=1e-12)
+
+
+def test_no_cluster_has_no_p_value():
+    with pytest.raises(ValueError, match="Expected 1 to 20 clusters"):
+        significance.cluster_sign_flip([])

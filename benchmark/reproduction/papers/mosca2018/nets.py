@@ -11,11 +11,20 @@ CONTROL, SGM = "none", "smooth-gradient"
 VARIANTS = {"control": CONTROL, "sgm": SGM}
 MNIST: Mapping[Scale, Settings] = {
     "smoke": {"dataset": "digits", "epochs": 10},
-    "small": {"dataset": "mnist", "epochs": 4, "n_examples": 500, "optimizer": "wame", "learning_rate": 1e-3},
+    "small": {"dataset": "mnist", "n_examples": 1_000, "optimizer": "wame", "learning_rate": 1e-3},
     "full": {"dataset": "mnist", "epochs": 50, "optimizer": "wame", "learning_rate": 1e-3, "schedule": "tenths"},
 }
-IMAGES = {"MNIST-DNN": 2_000, "MNIST-CNN": 3_000}
-"""Training images at small: a pass over the DNN costs as much as over a convolutional net of three times its depth."""
+_SMALL: Mapping[str, Settings] = {
+    "MNIST-DNN": {"train_examples": 10_000, "epochs": 8},
+    "MNIST-CNN": {"train_examples": 3_000, "epochs": 4},
+}
+"""Of the trainings at small: on fewer images the DNN, whose dropout leaves a half of each of five layers, learns nothing."""
+
+MORE_SEEDS: Mapping[Scale, int] = {"small": 2, "full": 2}
+"""The training seeds of tables 4 and 5 beside those that are asked for: five, as in the paper."""
+
+LEARNED = 95.0
+"""Percent of clean test images that a control gets right, if changes of its accuracy are to mean anything."""
 CIFAR: Settings = {
     "epochs": 100,
     "batch_size": 256,
@@ -32,8 +41,7 @@ def nets(scale: Scale) -> Mapping[str, Settings]:
         return {"MNIST-DNN": {**MNIST[scale], "architecture": ["gu2014/n200-200-10"]}}
     found = {}
     for net, architecture in (("MNIST-DNN", "mosca2018/dnn"), ("MNIST-CNN", "mosca2018/cnn")):
-        images = {"train_examples": IMAGES[net]} if scale == "small" else {}
-        found[net] = {**MNIST[scale], **images, "architecture": [architecture]}
+        found[net] = {**MNIST[scale], **(_SMALL[net] if scale == "small" else {}), "architecture": [architecture]}
     if scale == "full":
         found |= {f"CIFAR-{classes}-CNN": {**CIFAR, "dataset": f"cifar{classes}-zca"} for classes in (10, 100)}
     return found
@@ -78,12 +86,12 @@ def differs(scale: Scale) -> Sequence[str]:
     """What every study does otherwise than the paper."""
     sizes = {
         "smoke": "digits and N200-200-10 in place of MNIST and the paper's nets, 10 epochs of Adam",
-        "small": "4 epochs of WAME, whose rate rises and falls, on 3,000 images for the CNN and 2,000 for the DNN; 500 "
-        "test images; MNIST only",
+        "small": "WAME, whose rate rises and falls, for 8 epochs on 10,000 images for the DNN and 4 on 3,000 for the CNN; "
+        "1,000 test images are attacked, all 10,000 classified; MNIST only",
         "full": "no weight decay in the training; the weights are those of the last epoch",
     }
     return (
         sizes[scale],
-        "medians over the training seeds, three where the paper has five runs",
+        "medians over the training seeds",
         ambiguity("mosca2018.amb.gradient_scale"),
     )

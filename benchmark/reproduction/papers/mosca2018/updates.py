@@ -1,4 +1,4 @@
-"""Mosca & Magoulas 2018, figures 1, 2, 5 and 6: error by epoch, and how the training images moved."""
+"""Mosca & Magoulas 2018, figures 1 to 6: error by epoch, what only SGM gets right, and how the training images moved."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from advbench.clocks import single_thread
 from advbench.reports.images import around_grey, image_grid
 from advbench.reports.section import ImageGrid
-from advbench.reproduction.findings import Findings, RunFindings
-from advbench.reproduction.papers.mosca2018.nets import SGM, VARIANTS, differs, runs
-from advbench.reproduction.study import Comparison, Ours, Plot, Scale, Series, Settings, Study
+from advbench.reproduction.findings import Findings, RunFindings, ScoredCell
+from advbench.reproduction.oblivious import crafted, scored
+from advbench.reproduction.papers.mosca2018.nets import CONTROL, SGM, VARIANTS, differs, runs
+from advbench.reproduction.study import Comparison, Ours, Pair, Plot, Scale, Series, Settings, Study
 from advbench.reproduction.watching import input_updates
 
 _SHOWN = 10
+_STEP = 0.1
 
 
 def _curve_runs(scale: Scale) -> Mapping[str, Settings]:
@@ -37,6 +41,50 @@ def _curves(findings: Findings) -> Sequence[Comparison]:
         caption = f"{net}: misclassification of {len(run.plan.data.validation):,} held-out images by epoch"
         plots.append(Plot(caption, "epoch", "error (%)", tuple(series)))
     return (Comparison("Misclassification by epoch", (), (), plots=tuple(plots)),)
+
+
+def _right_runs(scale: Scale) -> Mapping[str, Settings]:
+    """Of table 5, the nets of the figures and the step that shows most."""
+    chosen = ("MNIST-DNN",) if scale == "smoke" else ("MNIST-CNN", "CIFAR-10-CNN")
+    known = runs(scale)
+    return {net: known[net] for net in chosen if net in known}
+
+
+def _right(findings: Findings) -> Sequence[Comparison]:
+    """Figures 3 and 4, of the first seed: steps made on the control that it gets wrong and SGM gets right."""
+    seed, grids, rows = findings.seeds[0], [], list[tuple[str, tuple[Pair, ...]]]()
+    for net, run in findings.runs.items():
+        control = run.one(seed=seed, defense=CONTROL, epsilon=_STEP, matrix="white-box")
+        label = control.record.target["label"]
+        sgm = run.one(seed=seed, defense=SGM, epsilon=_STEP, matrix="transfer", source=label)
+        mine, theirs = sgm.correct() > 0, control.correct() > 0
+        counts = [float(100 * (one & other).mean()) for one in (theirs, ~theirs) for other in (mine, ~mine)]
+        rows.append((net, tuple(Pair(None, Ours((count,))) for count in counts)))
+        grids += _right_grid(net, run, control, mine & ~theirs & (control.examples.clean_correct > 0))
+    columns = (("both right", "%"), ("control alone right", "%"), ("SGM alone right", "%"), ("neither right", "%"))
+    caption = f"One set of steps of {_STEP:g}, made on the control without augmentation, seed {seed}"
+    return (Comparison(caption, columns, tuple(rows), images=tuple(grids)),)
+
+
+def _right_grid(net: str, run: RunFindings, control: ScoredCell, chosen: NDArray[np.bool_]) -> list[ImageGrid]:
+    few = np.flatnonzero(chosen)[:_SHOWN]
+    if not len(few):
+        return []
+    images = crafted(run, control).x[torch.from_numpy(few)]
+    clean = scored(run).select(torch.from_numpy(few))
+    low, high = float(images.min()), float(images.max())
+    with single_thread():
+        answered = run.defended(control).model(images).argmax(dim=1)
+    names = [f"{int(label)}, control: {int(answer)}" for label, answer in zip(clean.y, answered, strict=True)]
+    grid = image_grid(
+        np.stack([(clean.x.numpy() - low) / (high - low), (images.numpy() - low) / (high - low)]),
+        rows=("clean", f"step of {_STEP:g}"),
+        columns=tuple(names),
+        alt=f"{len(few)} images and their steps that the control gets wrong and SGM right",
+        caption=f"{net}: classified wrongly by the control and rightly by SGM (the class, and the control's answer)",
+        group=f"Figures 3 and 4 of the paper, seed {control.record.seed}",
+    )
+    return [grid]
 
 
 def _update_runs(scale: Scale) -> Mapping[str, Settings]:
@@ -93,11 +141,19 @@ def _differs_curves(scale: Scale) -> Sequence[str]:
     )
 
 
+def _differs_right(scale: Scale) -> Sequence[str]:
+    return (
+        *differs(scale)[:1],
+        "one set of steps, made on the control, as the authors' script does; gradients in evaluation mode",
+    )
+
+
 def _differs_updates(scale: Scale) -> Sequence[str]:
     return (*differs(scale)[:1], "the training is repeated, which gives the same weights, and its updates are looked at")
 
 
 STUDIES = (
     Study("mosca2018.fig1", "figures 1 and 2: error by epoch", _curve_runs, _curves, _differs_curves),
+    Study("mosca2018.fig3", "figures 3 and 4: what SGM alone gets right", _right_runs, _right, _differs_right),
     Study("mosca2018.fig5", "figures 5 and 6: input updates", _update_runs, _updates, _differs_updates),
 )
