@@ -39,7 +39,7 @@ def gradient_signs(model: nn.Module, x: Tensor, y: Tensor, *, seed: int, batch: 
     trained = copy.deepcopy(model).train()
     signs = []
     with single_thread(), seeded(seed):
-        for images, labels in zip(x.split(batch), y.split(batch), strict=True):
+        for images, labels in zip(torch.split(x, batch), torch.split(y, batch), strict=True):
             moved = images.clone().requires_grad_()
             loss = F.cross_entropy(trained(moved), labels, reduction="sum")
             signs.append(torch.autograd.grad(loss, moved)[0].sign())

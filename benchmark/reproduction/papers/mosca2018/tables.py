@@ -138,12 +138,12 @@ def _fgsm_table(which: str, found: Accuracies, learned: Mapping[str, float]) -> 
         ]
         for setting in learned
     }
-    notes = (_statistic(which, [one for each in gains.values() for one in each], "greater", "p = 0.0036 over 32 pairs"),)
+    notes = [_statistic(which, [one for each in gains.values() for one in each], "greater", "p = 0.0036 over 32 pairs")]
     floors = [f"{setting} {clean:.1f}" for setting, clean in learned.items() if clean <= LEARNED]
     if floors:
-        notes += (f"controls at or below {LEARNED:g}% clean, of which no claim is drawn: {', '.join(floors)}",)
+        notes.append(f"controls at or below {LEARNED:g}% clean, of which no claim is drawn: {', '.join(floors)}")
     claims = _fgsm_claims(which, found, [setting for setting, clean in learned.items() if clean > LEARNED])
-    return Comparison(f"{table.caption} Here {which}.", columns, rows, claims, notes)
+    return Comparison(f"{table.caption} Here {which}.", columns, rows, claims, tuple(notes))
 
 
 def _row(setting: str) -> str:
