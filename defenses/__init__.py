@@ -57,6 +57,7 @@ PARTS: dict[str, str] = {
     "dense-dae": f"{_INFERENCE}.autoencoder:DenseDAE",
     "adversarial-autoencoder": f"{_INFERENCE}.autoencoder:AdversarialAutoencoder",
     "dae": f"{_INFERENCE}.denoiser:DAE",
+    "dae-pool": f"{_INFERENCE}.autoencoder_pool:DAEPool",
     "sdae": f"{_INFERENCE}.denoiser:SDAE",
     "generator": f"{_INFERENCE}.generator:ImageGenerator",
 }

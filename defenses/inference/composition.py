@@ -82,6 +82,7 @@ def purified(
     differentiable: bool = True,
     substitutes: Mapping[str, nn.Module] | None = None,
     detector: Detector | None = None,
+    followed: Detector | None = None,
 ) -> Defended:
     """A purifier in front of a defended model, with the surrogates of an adaptive attacker (Athalye et al. 2018).
 
@@ -89,7 +90,8 @@ def purified(
     whether its own gradient is informative; if not, as for a rounding, there is no faithful surrogate.
     substitutes: differentiable images -> images, by name, whose Jacobian stands in for the purifier's.
     detector: rejects images, which it sees before they are purified; a detector of `base` looks at the purified ones. An
-    image is rejected if either rejects it.
+    image is rejected if either rejects it. followed: the same detector as an attacker differentiates it, where its own
+    gradient is uninformative, as that of one that asks a base with a rounding in it; `detector` itself if None.
 
     The surrogates: ``faithful``, the purifier differentiated as it is, in front of the first surrogate of `base`;
     ``faithful-NAME``, in front of each further one; ``bpda``, its output with the identity for its Jacobian; ``bpda-NAME``,
@@ -116,14 +118,13 @@ def purified(
             stochastic or inner.stochastic,
             exact=inner.exact,
         )
-    surrogates["base"] = replace(inner, evading=False, exact=False)
     seen = purifier if differentiable else Approximated(purifier, nn.Identity(), stochastic=stochastic)
-    return Defended(
-        model,
-        stochastic or base.stochastic,
-        surrogates,
-        detector=_either(detector, _behind(seen, base.detector, stochastic)),
-    )
+    behind = _behind(seen, base.detector, stochastic)
+    if followed is not None:
+        met = _either(followed, behind)
+        surrogates = {name: replace(surrogate, detector=met) for name, surrogate in surrogates.items()}
+    surrogates["base"] = replace(inner, evading=False, exact=False)
+    return Defended(model, stochastic or base.stochastic, surrogates, detector=_either(detector, behind))
 
 
 def _behind(purifier: nn.Module, detector: Detector | None, stochastic: bool) -> Detector | None:
