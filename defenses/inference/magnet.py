@@ -177,7 +177,7 @@ class ReconstructionError(Judge):
 class Divergence(Judge):
     """How far apart a classifier's answers on images and on their reconstructions are, less a threshold.
 
-    Images (n, c, h, w) -> scores (n,). The mark is the Jensen-Shannon divergence, in [0, log 2], of the softmax of the logits
+    Images (n, c, h, w) -> scores (n,). The mark is the Jensen-Shannon divergence, in [0, log 2], of the softmax of logits
     over the temperature: a high one tells apart what a confident classifier rounds to one (Meng and Chen 2017,
     arXiv:1705.09064).
 
