@@ -98,6 +98,7 @@ def run(
 
     Training (None: the data set's usual budget, `advbench.zoo.training.Budget`)
     train_examples, epochs, batch_size, learning_rate, optimizer, schedule, augmentation.
+    keep_epochs: whether weights after every epoch are kept in the model cache.
 
     Attacking
     draws: passes averaged per question to a stochastic defense, calibrated if None.

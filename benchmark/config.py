@@ -102,6 +102,7 @@ class RunSettings(TypedDict, total=False):
     optimizer: str | None
     schedule: str | None
     augmentation: str | None
+    keep_epochs: bool | None
     device: str | None
     jobs: int | None
     backend: str | None
@@ -136,7 +137,8 @@ class Config(BaseModel):
     pixel units of [0, 1]; the data set's usual one where absent. clip: whether adversarial images keep to the range of
     pixels; where not, as in some papers, the cells stand on no leaderboard. n_examples: scored test images, all where
     absent. train_examples, epochs, batch_size, learning_rate, optimizer, schedule, augmentation: of every training, as
-    `advbench.zoo.training.Budget` has them; the data set's usual ones where absent. draws: passes averaged per
+    `advbench.zoo.training.Budget` has them; the data set's usual ones where absent. keep_epochs: whether a training of one
+    network keeps its weights after every epoch in the model cache; no part of a key. draws: passes averaged per
     question to a stochastic defense (EOT); where absent as many as a gradient's direction needs to converge on held-out
     images, and four for attacks without gradients. score_draws: K, the passes that choose the worst candidate of a
     stochastic defense, and again as many that score it. substitute, substitute_rounds, substitute_step, substitute_seeds:
@@ -178,6 +180,7 @@ class Config(BaseModel):
     optimizer: str | None = None
     schedule: str | None = None
     augmentation: str | None = None
+    keep_epochs: bool = False
     device: str = "auto"
     jobs: int | None = Field(default=None, ge=1, le=_LARGEST)
     backend: Literal["loky", "threading"] = "loky"

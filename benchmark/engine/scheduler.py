@@ -167,6 +167,7 @@ def _context(plan: Plan, folder: Path | None) -> Context:
         every=progress.EVERY,
         time_limit=config.time_limit,
         prepare=plan.prepare,
+        keep_epochs=config.keep_epochs,
     )
 
 

@@ -1,7 +1,7 @@
-"""Trainings watched: the same training once more, measured at the end of every epoch.
+"""Trainings watched: what a model was at the end of every epoch.
 
-A run keeps the weights that a training ends with. Where a paper shows what happened on the way, the training is repeated,
-which gives the same bits, and looked at from epoch to epoch; what was seen is kept beside the run's results.
+A run keeps the weights that a training ends with, and with `keep_epochs` those of every epoch, which are looked at here.
+Where they were not kept, the training is repeated, which gives the same bits. What was seen is kept beside the results.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from advbench.registry import registry
 from advbench.reproduction.findings import RunFindings, ScoredCell
 from advbench.tasks.artefacts import read, save, whole
 from advbench.tasks.components import Component, attack_of, defense_of
+from advbench.tasks.epochs import weights_after
 from advbench.tasks.evaluation import count, craft
 from advbench.tasks.images import scored_split
 from advbench.tasks.models import network_of
@@ -63,6 +64,7 @@ class _Work:
     """A training to watch, as a worker takes it: names and numbers. parent: the process that asks for it."""
 
     path: Path
+    key: str
     content: TrainContent
     dataset: str
     data_dir: Path | None
@@ -82,6 +84,7 @@ class _Work:
             raise ValueError(f"Expected one training from scratch and a plain attack to watch, got {record.target['label']}")
         return _Work(
             path=config.out / "store" / "watched" / f"{record.key}.npz",
+            key=record.details["model_key"],
             content=content,
             dataset=config.dataset,
             data_dir=config.data_dir,
@@ -110,6 +113,24 @@ def _watch(work: _Work) -> None:
 
 def _course(work: _Work, data: DataSet) -> dict[str, list[float]]:
     """The accuracies by epoch, in percent."""
+    kept = weights_after(work.key, work.content.budget.epochs)
+    return _of_training(work, data) if kept is None else _of_weights(work, data, kept)
+
+
+def _of_weights(work: _Work, data: DataSet, kept: Sequence[Path]) -> dict[str, list[float]]:
+    """Of the weights that the training kept."""
+    split, attack = scored_split(data, work.n), attack_of(work.attack)
+    with seeded(0):
+        model = network_of(work.content, data)().to(work.device)
+    found = []
+    for path in kept:
+        checkpoints.load(path, model)
+        found.append(_accuracies(model, split, attack, work))
+    return {name: [each[name] for each in found] for name in found[0]}
+
+
+def _of_training(work: _Work, data: DataSet) -> dict[str, list[float]]:
+    """Of the training, done once more."""
     made: list[nn.Module] = []
     found: dict[str, list[float]] = {"clean": [], "attacked": []}
     content, split, attack = work.content, scored_split(data, work.n), attack_of(work.attack)

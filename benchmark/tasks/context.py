@@ -29,6 +29,7 @@ class Context:
     how they stand, nowhere if None; every: at most once in so many seconds. time_limit: seconds that a task may take, or a
     block of a craft. last_words: where a process whose task does not stop writes where it was, before it ends; None in a
     process that must not end. prepare: what another process does before the first task that it gets with this context.
+    keep_epochs: whether trainings keep their weights after every epoch.
     """
 
     out: Path
@@ -42,6 +43,7 @@ class Context:
     time_limit: float | None = None
     last_words: Path | None = None
     prepare: Callable[[], None] | None = None
+    keep_epochs: bool = False
 
 
 def data_of(context: Context) -> DataSet:

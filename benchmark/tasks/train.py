@@ -15,7 +15,9 @@ from advbench.defenses.defended import Defended
 from advbench.tasks.artefacts import Kind, checkpoint
 from advbench.tasks.components import Component, defense_of
 from advbench.tasks.context import Context, data_of
+from advbench.tasks.epochs import TrainingWatch, takes_progress
 from advbench.tasks.models import load_defended, network_of
+from advbench.tasks.time_limit import TimeIsUp
 from advbench.zoo import checkpoints, training
 from advbench.zoo.training import Budget, History
 
@@ -52,20 +54,25 @@ class TrainContent:
 def run(key: str, content: TrainContent, label: str, context: Context, device: torch.device) -> None:
     """Fit the defense on top of its inputs' checkpoints, and write its own."""
     with training.GENERATORS, stopwatch(device) as measured:
-        fitted = _fitted(content, context, device)
+        standing = TrainingWatch(key, content.budget.epochs, keep=context.keep_epochs)
+        try:
+            fitted = _fitted(content, context, device, standing)
+        except TimeIsUp as error:
+            error.stood = standing.so_far
+            raise
     metadata = {"seconds": f"{measured.seconds:.3f}", "device": device_name(device), "label": label}
     if fitted.history is not None:
         metadata["history"] = json.dumps(dataclasses.asdict(fitted.history))
     checkpoints.save(checkpoint(key), fitted.modules(), metadata | {"facts": json.dumps(dict(fitted.facts))})
 
 
-def _fitted(content: TrainContent, context: Context, device: torch.device) -> Defended:
+def _fitted(content: TrainContent, context: Context, device: torch.device, standing: TrainingWatch) -> Defended:
     data = data_of(context)
     inputs = {name: load_defended(key, context.trainings, data, device) for name, key in content.inputs}
     with training.seeded(content.seed):
-        return defense_of(content.defense).fit(
-            network_of(content, data), data, inputs=inputs, seed=content.seed, device=device, budget=content.budget
-        )
+        defense, make = defense_of(content.defense), standing.watched(network_of(content, data))
+        followed = {"progress": standing.note} if takes_progress(defense) else {}
+        return defense.fit(make, data, inputs=inputs, seed=content.seed, device=device, budget=content.budget, **followed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,7 @@ def _differs_epochs(scale: Scale) -> Sequence[str]:
     where = differs_cifar(scale) if scale == "full" else (*differs(scale), "the net and images of table 1, not of CIFAR-10")
     return (
         *where,
-        "each training is repeated, which gives the same weights, and measured after every epoch on the scored test images",
+        "measured after every epoch on the scored test images, by weights that trainings kept (on CIFAR-10 repeated)",
         "the curve of adversarials is not in the paper",
     )
 

@@ -23,7 +23,7 @@ SWEEP = (0.5, 1.0, 1.5, 2.0, 2.5)
 BASELINE = "none"
 NETS = {"baseline": BASELINE, "robust_l1": "robust-l1", "robust_l2": "robust-l2", "robust_linf": "robust-linf"}
 MNIST: Mapping[Scale, Settings] = {
-    "smoke": {"dataset": "digits", "epochs": 8, "architecture": ["gu2014/n100-100-10"]},
+    "smoke": {"dataset": "digits", "epochs": 8, "architecture": ["gu2014/n100-100-10"], "keep_epochs": True},
     "small": {
         "dataset": "mnist",
         "epochs": 8,
@@ -32,6 +32,7 @@ MNIST: Mapping[Scale, Settings] = {
         "learning_rate": 1e-3,
         "schedule": "constant",
         "architecture": ["shaham2015/convnet"],
+        "keep_epochs": True,
     },
     "full": {
         "dataset": "mnist",
@@ -41,6 +42,7 @@ MNIST: Mapping[Scale, Settings] = {
         "learning_rate": 0.01,
         "schedule": "constant",
         "architecture": ["shaham2015/convnet"],
+        "keep_epochs": True,
     },
 }
 CIFAR: Settings = {
