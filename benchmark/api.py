@@ -97,7 +97,7 @@ def run(
     clip: whether adversarial images keep to the range of pixels.
 
     Training (None: the data set's usual budget, `advbench.zoo.training.Budget`)
-    train_examples, epochs, batch_size, learning_rate, optimizer, schedule, augmentation.
+    train_examples, epochs, batch_size, learning_rate, optimizer, momentum, nesterov, weight_decay, schedule, augmentation.
     keep_epochs: whether weights after every epoch are kept in the model cache.
 
     Attacking

@@ -100,6 +100,9 @@ class RunSettings(TypedDict, total=False):
     batch_size: int | None
     learning_rate: float | None
     optimizer: str | None
+    momentum: float | None
+    nesterov: bool | None
+    weight_decay: float | None
     schedule: str | None
     augmentation: str | None
     keep_epochs: bool | None
@@ -125,6 +128,11 @@ class RunSettings(TypedDict, total=False):
     unit_test_images: int | None
 
 
+BUDGET = (
+    *("epochs", "train_examples", "batch_size", "learning_rate", "optimizer", "momentum", "nesterov", "weight_decay"),
+    *("schedule", "augmentation"),
+)
+"""Settings of every training."""
 _LARGEST = 10**8
 _LARGEST_SEED = 2**63 - 1
 
@@ -133,25 +141,25 @@ class Config(BaseModel):
     """One run of advbench. Every field stands under the same name in a TOML file, with ``-`` or ``_``.
 
     matrix: some of `advbench.results.matrices.RANKED`, or `all`. dataset: a name, ``npz:PATH`` or ``folder:PATH``. norm: of
-    the threat; ``none`` for corruptions, whose strength is an argument of the attack. epsilon: one or several, in
-    pixel units of [0, 1]; the data set's usual one where absent. clip: whether adversarial images keep to the range of
-    pixels; where not, as in some papers, the cells stand on no leaderboard. n_examples: scored test images, all where
-    absent. train_examples, epochs, batch_size, learning_rate, optimizer, schedule, augmentation: of every training, as
-    `advbench.zoo.training.Budget` has them; the data set's usual ones where absent. keep_epochs: whether a training of one
-    network keeps its weights after every epoch in the model cache; no part of a key. draws: passes averaged per
-    question to a stochastic defense (EOT); where absent as many as a gradient's direction needs to converge on held-out
-    images, and four for attacks without gradients. score_draws: K, the passes that choose the worst candidate of a
-    stochastic defense, and again as many that score it. substitute, substitute_rounds, substitute_step, substitute_seeds:
-    the black-box attacker's architectures, rounds of Jacobian-based augmentation, its step lambda, and how many held-out
-    images it starts from. calibration_examples: held-out images that a model is attacked on to calibrate an attack. batch:
-    images per compute batch, measured where absent. unit_test: whether the attacks are tested on `unit_test_images` of the
-    scored images on models with a planted adversarial image (`advbench.tasks.planting`): those of the white-box matrix, and
-    those that ask the model itself. compile: whether deterministic models are compiled to be attacked; scores always take
-    the model as it is. precision: of a model's products while it is attacked; scores are always of float32. outputs: what
-    the user's networks (architectures ``own:TARGET``) return, logits where absent. engine: where tasks run, on this
-    machine by default. address: of a dask scheduler that is there already. time_limit: seconds that one task may take,
-    without end where absent. slots_per_device: tasks side by side on each device, in place of `jobs`.
-    pilots: jobs of the engine slurm, one where absent. slurm: their parameters, such as ``{partition = "gpu"}``.
+    the threat; ``none`` for corruptions, whose strength is an argument of the attack. epsilon: one or several, in pixel
+    units of [0, 1]; the data set's usual one where absent. clip: whether adversarial images keep to the range of pixels;
+    where not, as in some papers, the cells stand on no leaderboard. n_examples: scored test images, all where absent.
+    train_examples, epochs, batch_size, learning_rate, optimizer, momentum, nesterov, weight_decay, schedule, augmentation:
+    of every training, as `advbench.zoo.training.Budget` has them; the data set's usual ones where absent. keep_epochs:
+    whether a training of one network keeps its weights after every epoch in the model cache; no part of a key. draws:
+    passes averaged per question to a stochastic defense (EOT); where absent as many as a gradient's direction needs to
+    converge on held-out images, and four for attacks without gradients. score_draws: K, the passes that choose the worst
+    candidate of a stochastic defense, and again as many that score it. substitute, substitute_rounds, substitute_step,
+    substitute_seeds: the black-box attacker's architectures, rounds of Jacobian-based augmentation, its step lambda, and
+    how many held-out images it starts from. calibration_examples: held-out images that a model is attacked on to calibrate
+    an attack. batch: images per compute batch, measured where absent. unit_test: whether the attacks are tested on
+    `unit_test_images` of the scored images on models with a planted adversarial image (`advbench.tasks.planting`): those of
+    the white-box matrix, and those that ask the model itself. compile: whether deterministic models are compiled to be
+    attacked; scores always take the model as it is. precision: of a model's products while it is attacked; scores are
+    always of float32. outputs: what the user's networks (architectures ``own:TARGET``) return, logits where absent. engine:
+    where tasks run, on this machine by default. address: of a dask scheduler that is there already. time_limit: seconds
+    that one task may take, without end where absent. slots_per_device: tasks side by side on each device, in place of
+    `jobs`. pilots: jobs of the engine slurm, one where absent. slurm: their parameters, such as ``{partition = "gpu"}``.
     """
 
     model_config = ConfigDict(
@@ -178,6 +186,9 @@ class Config(BaseModel):
     batch_size: int | None = Field(default=None, ge=1, le=_LARGEST)
     learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     optimizer: str | None = None
+    momentum: float | None = Field(default=None, ge=0, lt=1, allow_inf_nan=False)
+    nesterov: bool | None = None
+    weight_decay: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     schedule: str | None = None
     augmentation: str | None = None
     keep_epochs: bool = False

@@ -27,12 +27,13 @@ class Budget:
     """How long and how a model is trained.
 
     epochs: passes over the training images. train_examples: how many of them, all if None. batch_size: images per step.
-    optimizer: `adam`, `sgd` or `wame`. learning_rate: the highest one. momentum: of sgd (Nesterov). weight_decay: L2
-    coefficient on weight matrices (not on biases and norms). schedule: `constant`, `cosine` (down to 0), `one-cycle` (up
-    from 0 over the first quarter, then down to 0, both straight), `tenths` (a tenth after a fifth of the steps and again
-    after two fifths), `half-tenth` (a half after three tenths, a tenth after six) or `halving` (every twelfth). patience:
-    epochs without a better validation loss before the training stops and the best weights come back; None trains to the
-    end and keeps the last. augmentation: what happens to the training images, a name in `advbench.zoo.augmentation`.
+    optimizer: `adam`, `sgd` or `wame`. learning_rate: the highest one. momentum: of sgd, Nesterov's unless `nesterov` is
+    False. weight_decay: L2 coefficient on weight matrices (not on biases and norms). schedule: `constant`, `cosine` (down
+    to 0), `one-cycle` (up from 0 over the first quarter, then down to 0, both straight), `tenths` (a tenth after a fifth of
+    the steps and again after two fifths), `half-tenth` (a half after three tenths, a tenth after six) or `halving` (every
+    twelfth). patience: epochs without a better validation loss before the training stops and the best weights come back;
+    None trains to the end and keeps the last. augmentation: what happens to the training images, a name in
+    `advbench.zoo.augmentation`.
 
     Raises ValueError for an unknown optimizer, schedule or augmentation, or a number out of range.
     """
@@ -43,6 +44,7 @@ class Budget:
     optimizer: str = "adam"
     learning_rate: float = 1e-3
     momentum: float = 0.9
+    nesterov: bool = True
     weight_decay: float = 0.0
     schedule: str = "one-cycle"
     patience: int | None = None
@@ -69,7 +71,8 @@ def _adam(groups: list[dict[str, object]], budget: Budget) -> torch.optim.Optimi
 
 
 def _sgd(groups: list[dict[str, object]], budget: Budget) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, lr=budget.learning_rate, momentum=budget.momentum, nesterov=budget.momentum > 0)
+    nesterov = budget.nesterov and budget.momentum > 0
+    return torch.optim.SGD(groups, lr=budget.learning_rate, momentum=budget.momentum, nesterov=nesterov)
 
 
 def _wame(groups: list[dict[str, object]], budget: Budget) -> torch.optim.Optimizer:
@@ -132,7 +135,8 @@ class History:
     """What happened in each epoch that ran.
 
     terms: mean of each loss term over the training images. validation_loss: the objective on the validation split, empty
-    without `patience`. validation_accuracy: in [0, 1], NaN where the model gives no logits. seconds: wall-clock time.
+    without `patience`. validation_accuracy: in [0, 1], on the first 1,000 images of that split, NaN where the model gives no
+    logits. seconds: wall-clock time.
     kept_epoch: the epoch, from 0, whose weights the model ends with.
 
     Without `patience` the validation split decides nothing, so that a data set whose `validation` is another split gives
@@ -227,6 +231,10 @@ def train(
         history = _Loop(model, objective, training, validation, budget, seed, progress, streams).run()
     evaluate(model)
     return history
+
+
+_WATCHED = 1_000
+"""Validation images that are classified after every epoch, which decides nothing."""
 
 
 class _Loop:
@@ -327,7 +335,7 @@ class _Loop:
     def _validation_accuracy(self) -> float:
         with evaluating(self.model), torch.inference_mode():
             is_classifier = self.model(self.validation.x[:1]).ndim == 2
-        return accuracy(self.model, self.validation) if is_classifier else math.nan
+        return accuracy(self.model, self.validation.first(_WATCHED)) if is_classifier else math.nan
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:

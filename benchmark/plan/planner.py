@@ -16,7 +16,7 @@ from advbench.attacks.capabilities import family_of, need_of, passes_of, with_st
 from advbench.attacks.draws import CAP, LEVEL
 from advbench.attacks.threat import ThreatModel
 from advbench.clocks import resolve_devices
-from advbench.config import Config
+from advbench.config import BUDGET, Config
 from advbench.defenses.capabilities import fits_any_architecture, open_norm, passes_per_image, with_epsilon
 from advbench.defenses.defended import Defended, Defense, Input, Surrogate
 from advbench.plan.compute_batch import compute_batch
@@ -154,8 +154,7 @@ class Planner:
         return PlannedAttack(spec, attack, Component.of("attacks", spec, attack))
 
     def _budget(self) -> Budget:
-        names = ("epochs", "train_examples", "batch_size", "learning_rate", "optimizer", "schedule", "augmentation")
-        given = {name: getattr(self.config, name) for name in names}
+        given = {name: getattr(self.config, name) for name in BUDGET}
         usual = datasets.default_budget(self.config.dataset)
         return dataclasses.replace(usual, **{name: value for name, value in given.items() if value is not None})
 

@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from advbench.config import make_config, to_toml
+from advbench.plan.plan import make_plan
 from advbench.registry.specs import Spec
 from advbench.results.matrices import RANKED
 
@@ -75,3 +76,18 @@ def test_a_bad_file_is_one_clear_line(tmp_path, content, message):
 def test_settings_of_the_place_are_not_saved_with_a_run():
     here = {"engine": "dask", "address": "tcp://host:8786", "time_limit": 60, "slots_per_device": 2}
     assert to_toml(make_config(**here)) == to_toml(make_config())
+
+
+def test_momentum_and_weight_decay_reach_every_training(tmp_path, cache):
+    chosen = {"momentum": 0.5, "nesterov": False, "weight_decay": 1e-3, "optimizer": "sgd"}
+    config = make_config(dataset="digits", defense="none", attack="fgsm", matrix="white-box", out=tmp_path, **chosen)
+    budgets = [content.budget for content in make_plan(config, measure=False).trainings.values()]
+    assert budgets
+    assert all(getattr(budget, name) == value for budget in budgets for name, value in chosen.items())
+
+
+@pytest.mark.parametrize(("name", "value"), [("momentum", 1.0), ("weight_decay", -1.0), ("weight_decay", float("nan"))])
+def test_training_settings_out_of_range_are_one_line(name, value):
+    with pytest.raises(ValueError, match=name.replace("_", "[-_]")) as caught:
+        make_config(**{name: value})
+    assert "\n" not in str(caught.value)

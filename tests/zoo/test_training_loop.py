@@ -332,3 +332,38 @@ def test_training_raises_no_warnings(blobs: DataSet, small_net: Maker) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _train(small_net(), blobs, Budget(epochs=1, patience=1))
+
+
+@pytest.mark.parametrize(("nesterov", "moves"), [(False, [1.0, 1.9, 2.71]), (True, [1.9, 2.71, 3.439])])
+def test_momentum_is_nesterovs_or_plain(nesterov: bool, moves: list[float]) -> None:
+    """Of a gradient that is always 1: v <- 0.9 v + 1, and the step is v, or 1 + 0.9 v as Nesterov's form has it."""
+    weight = torch.nn.Parameter(torch.zeros(()))
+    budget = Budget(optimizer="sgd", learning_rate=1.0, nesterov=nesterov)
+    optimizer = training.OPTIMIZERS["sgd"]([{"params": [weight]}], budget)
+    places = [0.0]
+    for _ in moves:
+        weight.grad = torch.ones(())
+        optimizer.step()
+        places.append(weight.item())
+    assert [before - after for before, after in pairwise(places)] == pytest.approx(moves)
+
+
+def test_a_thousand_validation_images_are_classified_after_an_epoch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    parts = [
+        Split(torch.rand(n, 1, 2, 2, generator=generator), torch.randint(0, 2, (n,), generator=generator), torch.arange(n))
+        for n in (20, 1300, 20)
+    ]
+    data = DataSet("made", *parts, n_classes=2, radii={})
+    seen = list[int]()
+
+    class Watched(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            if not self.training:
+                seen.append(len(x))
+            return super().forward(x)
+
+    model = Watched(nn.Flatten(), nn.Linear(4, 2))
+    history = _train(model, data, Budget(epochs=1, batch_size=10))
+    assert sum(seen) == 1_000 + 1  # one more asks for the shape
+    assert history.validation_accuracy[0] == accuracy(model, parts[1].first(1_000))
