@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal
 from advbench.attacks.waiting import Doubt, on_host
 from advbench.modes import evaluating
+
+if TYPE_CHECKING:
+    from advbench.attacks.watch import Watch
 
 Loss: TypeAlias = Callable[[Tensor, Goal], Tensor]
 """(logits (n, classes), goal) -> loss (n,) that the attacker ascends."""
@@ -218,6 +221,7 @@ class Access:
 
     The attribute `stochastic` says whether answers are random: those of the model or those of its detector. `per_example`
     says whether the model is a `PerExample`. `doubts`: what an accelerator has not been asked yet about past answers.
+    `watch`: what follows all questions (`advbench.attacks.watch`), None if nobody does.
     """
 
     def __init__(
@@ -231,6 +235,7 @@ class Access:
         rows: Tensor | None = None,
         detector: DetectorView | None = None,
         doubts: list[Doubt] | None = None,
+        watch: Watch | None = None,
     ) -> None:
         if draws < 1:
             raise ValueError(f"Expected `draws` >= 1, got {draws}")
@@ -245,6 +250,7 @@ class Access:
         self.ledger = Ledger.zeros(n, rng.index.device) if ledger is None else ledger
         self.rows = torch.arange(n, device=rng.index.device) if rows is None else rows
         self.doubts = [] if doubts is None else doubts
+        self.watch = watch
         self._frozen = frozen(model)
 
     def __enter__(self) -> Self:
@@ -276,6 +282,7 @@ class Access:
             rows=self.rows[rows],
             detector=None if self.detector is None else self.detector.select(rows),
             doubts=self.doubts,
+            watch=self.watch,
         )
 
     def averaging(self, draws: int) -> Self:
@@ -289,6 +296,7 @@ class Access:
             rows=self.rows,
             detector=self.detector,
             doubts=self.doubts,
+            watch=self.watch,
         )
 
     def _count(self, column: Tensor, times: int) -> None:
@@ -298,7 +306,17 @@ class Access:
         """Logits of fresh draws, shape (draws * n, classes), one copy of the batch after the other."""
         if len(x) != len(self):
             raise ValueError(f"Expected {len(self)} images, one for each example of the access, got {len(x)}")
-        return self.uncounted(*self._drawn(x, draws))
+        copies, rng = self._drawn(x, draws)
+        if self.watch is None:
+            return self.uncounted(copies, rng)
+
+        def ask(some: Tensor | None) -> Tensor:
+            if some is None:
+                return self.uncounted(copies, rng)
+            return self.select(some).uncounted(copies[some], None if rng is None else rng.select(some))
+
+        repeats = len(copies) // max(1, len(x))
+        return self.watch.answers(ask, copies, self.rows.repeat(repeats), whole=self.stochastic, draws=repeats)
 
     def _drawn(self, x: Tensor, draws: int) -> tuple[Tensor, ExampleRNG | None]:
         """So many copies of the batch, one after the other, and the randomness of their fresh draws; counted."""
@@ -350,6 +368,11 @@ def _differentiable(logits: Tensor) -> Tensor:
     raise NoGradientError(
         "Expected logits that depend on the images differentiably: attack scores or labels, or a surrogate"
     )
+
+
+def _per_row(mask: Tensor, x: Tensor) -> Tensor:
+    """A mask (n,) in the shape that spreads over x (n, c, h, w)."""
+    return mask.view(-1, *(1 for _ in x.shape[1:]))
 
 
 def _suspicions(gradient: Tensor) -> Tensor:
@@ -438,9 +461,22 @@ class WhiteBox(Access):
         with torch.enable_grad():
             logits = _differentiable(self._forward(x, draws))
             losses = self._share(loss(logits, goal.tile(draws)), draws)
-            (gradient,) = torch.autograd.grad(losses.sum(), x)
+            gradient = self._gradient(losses, x, draws)
         self._count(self.ledger.backwards, draws)
         return losses.detach(), gradient, self._share(logits.detach(), draws)
+
+    def _gradient(self, values: Tensor, x: Tensor, draws: int, *, again: bool = False) -> Tensor:
+        """The gradients of the examples' own values, (n,), in the images x; zero for examples that cannot pay for theirs.
+
+        again: whether the graph is kept.
+        """
+        paid = None if self.watch is None else self.watch.pays_back(self.rows, draws)
+        if paid is not None:
+            if not paid.any():
+                return torch.zeros_like(x)
+            values = values.where(paid, 0)
+        (gradient,) = torch.autograd.grad(values.sum(), x, retain_graph=again)
+        return gradient if paid is None else gradient.where(_per_row(paid, gradient), 0)
 
     def sides(self, x: Tensor, goal: Goal, loss: Loss) -> Sides:
         """The loss of the classifier as if there were no detector, the detector's score, and the gradient of each.
@@ -469,22 +505,25 @@ class WhiteBox(Access):
 
     def _sides(self, x: Tensor, goal: Goal, loss: Loss, draws: int) -> tuple[Tensor, ...]:
         """What some draws add to the fields of `Sides`, in order."""
+        if self.detector is None:
+            losses, uphill, logits = self._loss_gradient(x, goal, loss, draws)
+            return losses, torch.full_like(losses, -torch.inf), uphill, torch.zeros_like(x), logits
         with torch.enable_grad():
             copies, rng = self._drawn(x, draws)
             logits = _differentiable(self._ask(copies, rng))
-            losses = self._share(loss(logits, goal.tile(draws)), draws)
-            (uphill,) = torch.autograd.grad(losses.sum(), x, retain_graph=self.detector is not None)
-            self._count(self.ledger.backwards, draws)
-            if self.detector is None:
-                accepted = torch.full_like(losses.detach(), -torch.inf)
-                return losses.detach(), accepted, uphill, torch.zeros_like(x), self._share(logits.detach(), draws)
             scores = self.detector.score(copies, rng)
+            both = self.detector(logits.detach(), scores.detach())
+            if self.watch is not None:
+                rows = self.rows.repeat(draws)
+                self.watch.note(copies, both, rows, self.watch.charge(rows), draws)
+            losses = self._share(loss(logits, goal.tile(draws)), draws)
+            uphill = self._gradient(losses, x, draws, again=True)
+            self._count(self.ledger.backwards, draws)
             score, downhill = self._share(scores, draws), torch.zeros_like(x)
             if score.requires_grad:
-                downhill = -torch.autograd.grad(score.sum(), x)[0]
+                downhill = -self._gradient(score, x, draws)
                 self._count(self.ledger.backwards, draws)
-            both = self._share(self.detector(logits.detach(), scores.detach()), draws)
-        return losses.detach(), score.detach(), uphill, downhill, both
+        return losses.detach(), score.detach(), uphill, downhill, self._share(both, draws)
 
     def pullback(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Logits (n, classes) and the map from cotangents (m, n, classes) to images (m, n, c, h, w).
@@ -509,10 +548,17 @@ class WhiteBox(Access):
 
         def pull(cotangents: Tensor) -> Tensor:
             self._count(self.ledger.backwards, self.draws * len(cotangents))
-            rows = [torch.autograd.grad(logits, x, cotangent, retain_graph=True)[0] for cotangent in cotangents]
-            return torch.stack(rows)
+            return torch.stack([self._pulled(logits, x, cotangent) for cotangent in cotangents])
 
         return logits.detach(), pull
+
+    def _pulled(self, logits: Tensor, x: Tensor, cotangent: Tensor) -> Tensor:
+        """The product of a cotangent (n, classes) with the Jacobian; zero for examples that cannot pay for theirs."""
+        paid = None if self.watch is None else self.watch.pays_back(self.rows, self.draws)
+        if paid is not None:
+            cotangent = cotangent.where(paid.unsqueeze(1), 0)
+        (product,) = torch.autograd.grad(logits, x, cotangent, retain_graph=True)
+        return product if paid is None else product.where(_per_row(paid, product), 0)
 
 
 class ScoreBased(Access):

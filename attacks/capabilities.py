@@ -7,6 +7,7 @@ registration. Callers ask the functions below, which know the fallback of every 
 * `short_of`: a cheap setting for tests (`Shortened`); without it, arguments with known names are cut down.
 * `family_of`: the family that reports show (`Grouped`); without it, the one that the access and the goal suggest.
 * `need_of`: values to be found on held-out images (`Calibrated`); without it, none.
+* `returned_by`: which of its iterates it returns (`Defined`); without it, the best by distance or margin.
 * `with_stop`: a dataclass field `stop` can be set; without it, the attack stays as it is.
 """
 
@@ -142,6 +143,19 @@ class Claiming(Attack, Protocol):
     ) -> tuple[Tensor, Tensor | None]:
         """The images, (n, c, h, w), and its claims, (n,) bool, or None where it makes none."""
         ...
+
+
+@runtime_checkable
+class Defined(Protocol):
+    """An attack whose definition says which iterate it returns, the nearest or not."""
+
+    returns: ClassVar[str]
+    """What it returns, such as ``the iterate of lowest objective``."""
+
+
+def returned_by(attack: Attack) -> str:
+    """Which of its iterates an attack returns by its definition; empty for the best by distance or margin."""
+    return attack.returns if isinstance(attack, Defined) else ""
 
 
 def passes_of(attack: Attack, threat: ThreatModel, classes: int) -> Passes:

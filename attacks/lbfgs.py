@@ -53,6 +53,7 @@ class LBFGS:
     knowledge: ClassVar[type[Access]] = WhiteBox
     targeted: ClassVar[bool] = True
     family: ClassVar[str] = MINIMAL_NORM
+    returns: ClassVar[str] = "the misclassified iterate of lowest objective"
 
     def __post_init__(self) -> None:
         check_positive(self, *(() if self.c is None else ("c",)), "steps", "history")

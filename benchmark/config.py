@@ -126,6 +126,8 @@ class RunSettings(TypedDict, total=False):
     batch: int | None
     unit_test: bool | None
     unit_test_images: int | None
+    budget: int | None
+    visited: bool | None
 
 
 BUDGET = (
@@ -154,7 +156,10 @@ class Config(BaseModel):
     how many held-out images it starts from. calibration_examples: held-out images that a model is attacked on to calibrate
     an attack. batch: images per compute batch, measured where absent. unit_test: whether the attacks are tested on
     `unit_test_images` of the scored images on models with a planted adversarial image (`advbench.tasks.planting`): those of
-    the white-box matrix, and those that ask the model itself. compile: whether deterministic models are compiled to be
+    the white-box matrix, and those that ask the model itself. budget: passes through the model for each image in each
+    attack, forwards and backwards together, after which the best image that was asked about counts
+    (`advbench.attacks.watch`); without end where absent. visited: whether the best image that an attack asked about stands
+    in the records beside what it returned, for models that are not random. compile: whether deterministic models are compiled to be
     attacked; scores always take the model as it is. precision: of a model's products while it is attacked; scores are
     always of float32. outputs: what the user's networks (architectures ``own:TARGET``) return, logits where absent. engine:
     where tasks run, on this machine by default. address: of a dask scheduler that is there already. time_limit: seconds
@@ -212,6 +217,8 @@ class Config(BaseModel):
     batch: int | None = Field(default=None, ge=1, le=_LARGEST)
     unit_test: bool = False
     unit_test_images: int = Field(default=64, ge=2, le=_LARGEST)
+    budget: int | None = Field(default=None, ge=1, le=_LARGEST)
+    visited: bool = False
 
     @field_validator("matrix", mode="before")
     @classmethod
@@ -246,6 +253,12 @@ class Config(BaseModel):
     def _no_unit_test_without_a_norm(self) -> Self:
         if self.norm == "none" and self.unit_test:
             raise ValueError("Expected no `unit_test` with the norm none: a planted image needs a ball to lie in")
+        return self
+
+    @model_validator(mode="after")
+    def _no_budget_that_is_spent_twice(self) -> Self:
+        if self.budget is not None and self.precision != "float32":
+            raise ValueError(f"Expected no `budget` with precision {self.precision}, in which images may be attacked again")
         return self
 
     @model_validator(mode="after")

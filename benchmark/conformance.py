@@ -19,9 +19,10 @@ from advbench.attacks import balls
 from advbench.attacks.access import DetectorView
 from advbench.attacks.attack import Attack
 from advbench.attacks.calibration import HeldOut, calibrate
-from advbench.attacks.capabilities import Claiming, Configured, short_of
+from advbench.attacks.capabilities import Claiming, Configured, returned_by, short_of
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, ThreatModel, Untargeted
+from advbench.attacks.watch import Watch
 from advbench.registry import registry
 from advbench.registry.specs import Spec
 
@@ -31,6 +32,8 @@ SHAPE = (3, 6, 6)
 _MANY = 24
 _SLACK = 3
 """How many of `_MANY` images an attack may lose by a change that should make no difference."""
+_CLEARLY = 1.01
+"""How many times as far as one that was asked about a returned adversarial image may be."""
 
 
 class Broken(Exception):
@@ -127,14 +130,16 @@ def run(
     stochastic: bool = False,
     draws: int = 1,
     detector: DetectorView | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
     """What an attack makes of images x, as the harness would call it.
 
-    index: of the images in their data set. stochastic, draws, detector: as `Access` takes them.
+    index: of the images in their data set. stochastic, draws, detector: as `Access` takes them. watch: what follows it.
     """
     rng = ExampleRNG.make(seed, "attack", torch.arange(len(x)) if index is None else index)
     found: Tensor
     with attack.knowledge(model, rng.fork("model"), stochastic=stochastic, draws=draws, detector=detector) as access:
+        access.watch = watch
         found = attack(access, x, goal, threat, rng.fork("attack"))
     return found
 
@@ -311,6 +316,29 @@ def check_success_flag(attack: Attack, norm: str) -> None:
         raise Broken(f"it is wrong about {int(wrong.sum())} of {len(x)} images")
 
 
+def check_bookkeeping(attack: Attack, norm: str) -> None:
+    """No image that it returns is clearly worse than one that it asked about."""
+    if norm == "none":
+        raise Inapplicable("images of this norm are not ranked")
+    model, x = Net(), images(_MANY)
+    goal, threat = Untargeted(labels(model, x, wrong=())), threat_of(attack, norm)
+    watch = Watch(x, goal, threat)
+    x_adv = run(attack, model, x, goal, threat, watch=watch)
+    model.eval()
+    with torch.no_grad():
+        visited, returned = (goal.achieved(model(each)) for each in (watch.x_adv, x_adv))
+    lost, what = visited & ~returned, "adversarial images that it asked about, and returned others"
+    if attack.minimal_norm:
+        reach = [balls.distance(each - x, threat.norm).double() for each in (watch.x_adv, x_adv)]
+        lost |= visited & (reach[1] > _CLEARLY * reach[0])
+        what = f"adversarial images that it asked about, and returned none, or one more than {_CLEARLY - 1:.0%} farther"
+    told = f"lost {int(lost.sum())} of {len(x)} {what}"
+    if lost.any() and returned_by(attack):
+        raise Inapplicable(f"it returns {returned_by(attack)} by its definition, and {told}")
+    if lost.any():
+        raise Broken(f"bad bookkeeping: it {told}")
+
+
 CHECKS: Mapping[str, Callable[[Attack, str], None]] = {
     "budget": check_budget,
     "box": check_box,
@@ -324,6 +352,7 @@ CHECKS: Mapping[str, Callable[[Attack, str], None]] = {
     "zero gradient": check_zero_gradient,
     "model untouched": check_model_untouched,
     "success flag": check_success_flag,
+    "bookkeeping": check_bookkeeping,
 }
 """The checks by name: (attack, norm), raising `Broken` where they do not hold."""
 

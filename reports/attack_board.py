@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,8 +36,27 @@ def attack_board_section(board: RankedBoard) -> Section | None:
         "attack takes too (Cinà et al. 2025, arXiv:2404.19460). Both are relative: attacks that faced other models, or "
         "stand beside other attacks, are in another table, and their scores cannot be compared.",
         tables=tuple(_table(board, envelopes) for envelopes in groups),
-        caveats=(f"Local optimality is left out beside fewer than {FEWEST} attacks.",) if few else (),
+        caveats=(
+            *_caveats(groups),
+            *((f"Local optimality is left out beside fewer than {FEWEST} attacks.",) if few else ()),
+        ),
     )
+
+
+def _caveats(groups: Sequence[Sequence[Envelope]]) -> Iterator[str]:
+    """What to know of budgets, and of images that were visited."""
+    cells = [cell for envelopes in groups for envelope in envelopes for cell in envelope.cells]
+    budgets = sorted({cell.record.attack["budget"] for cell in cells if "budget" in cell.record.attack})
+    for budget in budgets:
+        yield (
+            f"The budget of each attack is {budget:,} for each image, passes forwards and backwards together; of an image "
+            "that has spent them the best one that was asked about counts."
+        )
+    if any(not np.isnan(envelope.visited).all() for envelopes in groups for envelope in envelopes):
+        yield (
+            "Visited images stand beside what an attack returned and count nowhere: one that visits clearly more than it "
+            "returns keeps its books badly, one that visits no more searches badly."
+        )
 
 
 def _groups(board: RankedBoard) -> list[list[Envelope]]:
@@ -78,6 +97,11 @@ class _Row:
         found: Values = np.concatenate([envelope.reached[row][envelope.nearest > 0] for envelope, row in self.places])
         return found
 
+    def visited(self) -> Values | None:
+        """The same for the best images that the attack asked about; None unless it was watched on every model."""
+        found: Values = np.concatenate([envelope.visited[row][envelope.nearest > 0] for envelope, row in self.places])
+        return None if np.isnan(found).any() else found
+
     def per_image(self, total: Callable[[Cell], float | None]) -> float | None:
         """The mean over models of a total over the attacked images, per image; None where it is not known of all."""
         found = [(total(cell), cell.record.counts["examples"]) for cell in self.cells]
@@ -104,6 +128,8 @@ def _table(board: RankedBoard, envelopes: Sequence[Envelope]) -> Table:
     attacks = sorted((_Row(name, places) for name, places in rows.items()), key=lambda row: _merit(row, epsilon))
     devices = sorted({str(cell.record.measured.get("device", "unknown device")) for row in attacks for cell in row.cells})
     columns = _columns(epsilon, any(row.minimal for row in attacks), scored, devices)
+    if any(row.visited() is not None for row in attacks):
+        columns += _visits(epsilon, any(row.minimal for row in attacks))
     first = envelopes[0]
     return Table(
         f"Attacks, {board.title}: {formatting.plural(len(envelopes), 'model')}; envelope {first.digest[:12]} of "
@@ -150,6 +176,42 @@ def _columns(
     if minimal and scored:
         columns.append((Column("Local optimality", "Mean over the models, 1 for the envelope itself", True), _optimality))
     return [*columns, *_costs(devices)]
+
+
+def _visits(epsilon: float | None, minimal: bool) -> list[tuple[Column, Callable[[_Row], Entry]]]:
+    """What the attacks asked about, whatever they returned, and what watching that cost."""
+    columns: list[tuple[Column, Callable[[_Row], Entry]]] = []
+    if epsilon is not None:
+        limit = epsilon * (1 + TOLERANCE)
+
+        def share(row: _Row) -> Entry:
+            visited = row.visited()
+            return _NONE if visited is None else _share(int((visited <= limit).sum()), len(visited))
+
+        title = "Share of the images that the models get right for which it asked about an adversarial image within epsilon"
+        columns.append((Column("Visited", title, True), share))
+    if minimal:
+
+        def median(row: _Row) -> Entry:
+            visited = row.visited() if row.minimal else None
+            return formatting.number_entry(*_shown(None if visited is None else _median(visited)))
+
+        title = "Median distance of the nearest adversarial images that it asked about, failures at infinity"
+        columns.append((Column("Visited median", title, True), median))
+
+    def cost(row: _Row) -> Entry:
+        known = [(cell.record.measured.get("watch_seconds"), cell.record.measured.get("seconds")) for cell in row.cells]
+        spent = [(watch, total) for watch, total in known if watch is not None and total]
+        if len(spent) < len(known):
+            return _NONE
+        value = sum(watch for watch, _ in spent) / sum(total for _, total in spent)
+        return Entry(formatting.percent(value), order=value)
+
+    columns.append((Column("Cost of watching", "Of the attack's time, what keeping the visited images took", True), cost))
+    return columns
+
+
+_NONE = Entry(formatting.NONE, tone="muted")
 
 
 def _costs(devices: Sequence[str]) -> list[tuple[Column, Callable[[_Row], Entry]]]:

@@ -14,7 +14,7 @@ from itertools import combinations
 from advbench.reading import seen
 from advbench.reports.cells import Cells, in_order
 from advbench.reports.standings import complete
-from advbench.results.boards import BoardThreat, threat_of
+from advbench.results.boards import BoardThreat, attack_facts, threat_of
 from advbench.results.cells import Cell
 from advbench.results.record import Record
 
@@ -126,9 +126,8 @@ def _may_join(parts: Sequence[Sequence[Cell]]) -> bool:
 
 
 def _meaning(record: Record) -> tuple[str, str]:
-    """An attack's label, and what it stands for: every argument, and the source that it ran from."""
-    attack = record.attack
-    return attack["label"], json.dumps([attack["name"], attack["arguments"], attack["source_hash"]], sort_keys=True)
+    """An attack's label, and what it stands for: every argument, the source that it ran from, and its budget."""
+    return record.attack["label"], json.dumps(attack_facts(record), sort_keys=True)
 
 
 def run_names(paths: Iterable[str]) -> list[str]:

@@ -256,8 +256,9 @@ def facts_of(record: Record) -> Facts:
 
 
 def attack_facts(record: Record) -> Facts:
-    """What an attack's label stands for: its name, every argument, and the source that it ran from."""
-    return {name: record.attack[name] for name in ("name", "arguments", "source_hash")}
+    """What an attack's label stands for: its name, every argument, the source that it ran from, and its budget, if any."""
+    found: Facts = {name: record.attack[name] for name in ("name", "arguments", "source_hash")}
+    return found | {"budget": record.attack["budget"]} if "budget" in record.attack else found
 
 
 def examples_digest(examples: Examples) -> str:

@@ -28,12 +28,15 @@ class Envelope:
     """What all attacks of a run together found on one model.
 
     cells: the scored ones, of any matrix. reached: of each cell, the distance by example, (cells, n), zero for images that
-    the model gets wrong, infinite for those that the attack leaves. nearest: the least of them, (n,). digest: of who is in
-    it: attacks with their arguments, source, matrix, data, norm; the same for models that the same attacks attacked.
+    the model gets wrong, infinite for those that the attack leaves. visited: of each cell, the distance of the best that
+    the attack asked about, likewise, NaN where nobody watched; it never counts in the envelope. nearest: the least of what
+    was reached, (n,). digest: of who is in it: attacks with their arguments, source, matrix, data, norm; the same for models
+    that the same attacks attacked.
     """
 
     cells: tuple[Cell, ...]
     reached: Values
+    visited: Values
     nearest: Values
     digest: str
 
@@ -59,7 +62,8 @@ def envelope_of(cells: Sequence[Cell]) -> Envelope:
     members = sorted(json.dumps([*attacker_of(record), attack_facts(record)], sort_keys=True) for record, _ in outcomes)
     threat = threat_of(scored[0])
     told = json.dumps([members, threat.dataset, threat.split, threat.norm, examples_digest(outcomes[0][1])])
-    return Envelope(scored, reached, reached.min(axis=0), hashlib.sha256(told.encode()).hexdigest())
+    visited = np.stack([_in_order(visits(examples), examples) for _, examples in outcomes])
+    return Envelope(scored, reached, visited, reached.min(axis=0), hashlib.sha256(told.encode()).hexdigest())
 
 
 def reach(record: Record, examples: Examples) -> Values:
@@ -70,6 +74,14 @@ def reach(record: Record, examples: Examples) -> Values:
     broken: NDArray[np.bool_] = 2 * examples.report_correct < examples.draws
     reached: Values = np.where(clean_correct(examples), np.where(broken, distances, np.inf), 0.0)
     return reached
+
+
+def visits(examples: Examples) -> Values:
+    """The distance of the best image that the attack asked about, (n,): 0 where the model is wrong without it, infinite
+    where none was adversarial, NaN where nobody watched.
+    """
+    found: Values = np.where(clean_correct(examples) | np.isnan(examples.visited), examples.visited, 0.0)
+    return found
 
 
 def local_optimality(reached: Values, nearest: Values) -> float:

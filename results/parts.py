@@ -183,7 +183,7 @@ SOURCE = part(
 )
 ATTACK = part(
     {"label": _TEXT, "name": _TEXT, "arguments": _OBJECT, "minimal_norm": _FLAG, "source_hash": _TEXT},
-    {"gradients": _FLAG, "family": _TEXT, "parts": by_name(_TEXT), "identity": _TEXT},
+    {"gradients": _FLAG, "family": _TEXT, "parts": by_name(_TEXT), "identity": _TEXT, "budget": whole(1)},
 )
 THREAT = part({"norm": one_of(*NORMS), "epsilon": real(above=True, missing=True), "box": _box})
 _COUNTS = dict.fromkeys(("examples", "forwards", "backwards", "queries"), whole())
@@ -216,6 +216,7 @@ MEASURED = part(
         "threads": whole(missing=True),
         "tasks_beside": whole(missing=True),
         "environment": by_name(typed(str, int, float, bool, type(None))),
+        "watch_seconds": real(),
     },
 )
 FIELDS: Mapping[str, Check] = {

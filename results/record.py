@@ -76,7 +76,8 @@ class AttackPart(TypedDict):
 
     label: its name in the run. minimal_norm: whether its distances count. gradients: whether it differentiates. family: its
     kind, for people; older records lack it. source_hash: of its module. parts: source hashes of the attacks that it is made
-    of. identity: what else its results depend on.
+    of. identity: what else its results depend on. budget: passes for each image and candidate, after which it was ended;
+    there only if there was one.
     """
 
     label: str
@@ -88,6 +89,7 @@ class AttackPart(TypedDict):
     family: NotRequired[str]
     parts: NotRequired[Mapping[str, str]]
     identity: NotRequired[str]
+    budget: NotRequired[int]
 
 
 class ThreatPart(TypedDict):
@@ -159,7 +161,10 @@ class DetailsPart(TypedDict, total=False):
 
 
 class MeasuredPart(TypedDict, total=False):
-    """What no comparison of two records looks at: seconds of the attack, bytes, and where it ran."""
+    """What no comparison of two records looks at: seconds of the attack, bytes, and where it ran.
+
+    watch_seconds: of the seconds, the processor time that keeping what it visited took; there only if it was kept.
+    """
 
     seconds: float
     peak_memory_bytes: int
@@ -167,6 +172,7 @@ class MeasuredPart(TypedDict, total=False):
     threads: int
     tasks_beside: int
     environment: Mapping[str, str | bool | None]
+    watch_seconds: float
 
 
 _COUNTED = (
@@ -178,8 +184,11 @@ _COUNTED = (
     "report_wrong",
     "fooled_rejected",
 )
-ADDED = frozenset({"clean_rejected", "report_rejected", "report_wrong", "fooled_rejected", "clean_score", "report_score"})
-"""The arrays of examples that records of version 1 lack, and of version 2 the first ones ``fooled_rejected``."""
+ADDED = frozenset(
+    {"clean_rejected", "report_rejected", "report_wrong", "fooled_rejected", "clean_score", "report_score", "visited"}
+)
+"""The arrays of examples that records of version 1 lack, and of version 2 the first ones ``fooled_rejected``, many
+``visited``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,6 +282,8 @@ class Examples:
     fooled_rejected: report draws in which the model was wrong and the detector alone stood, the most over all candidates
     within the radius, not only for the one that was chosen; by default as many as that one must have had.
     clean_score, report_score: the detector's mean score over the report draws, above zero for rejected; NaN by default.
+    visited: the distance, in the norm of the threat, of the best adversarial image that the attack asked about, whatever it
+    returned; inf: none was adversarial, NaN: nobody watched, the default.
     distance_*: l0, l1, l2, linf of the perturbation in pixel units, rms: root of its mean square; NaN: not attacked, inf: a
     minimal-norm attack found nothing. image_l2: the clean image's l2 norm.
 
@@ -298,12 +309,13 @@ class Examples:
     fooled_rejected: NDArray[np.int16] = field(default_factory=_absent)
     clean_score: NDArray[np.float64] = field(default_factory=_absent)
     report_score: NDArray[np.float64] = field(default_factory=_absent)
+    visited: NDArray[np.float64] = field(default_factory=_absent)
 
     def __post_init__(self) -> None:
         if int(self.draws) < 1:
             raise ValueError(f"Expected `draws` >= 1, got {self.draws}")
         object.__setattr__(self, "draws", int(self.draws))
-        for name, value in self._without_detector().items():
+        for name, value in self._unless_given().items():
             if np.size(getattr(self, name)) == 0:
                 object.__setattr__(self, name, value)
         if np.size(self.fooled_rejected) == 0:
@@ -316,18 +328,18 @@ class Examples:
                 raise ValueError(f"Expected `{name}` in [0, {self.draws}], got values outside")
         if len(np.unique(self.index)) != len(self.index):
             raise ValueError("Expected `index` to name every example once, got repeats")
-        for name in DISTANCES:
+        for name in (*DISTANCES, "visited"):
             if (getattr(self, name) < 0).any():
                 raise ValueError(f"Expected `{name}` >= 0, NaN or inf, got a negative value")
         for name, values in ((name, getattr(self, name)) for name in EXAMPLE_DTYPES if EXAMPLE_DTYPES[name] is np.float64):
             if (np.isfinite(values) & (np.abs(values) > parts.HUGE)).any():
                 raise ValueError(f"Expected `{name}` within {parts.HUGE:g}, NaN or inf, got a larger value")
 
-    def _without_detector(self) -> dict[str, NDArray[Any]]:
-        """What the arrays of a detector hold where there was none."""
+    def _unless_given(self) -> dict[str, NDArray[Any]]:
+        """What the arrays of a detector and of a watch hold where there was none."""
         none, unknown = np.zeros(len(self), np.int16), np.full(len(self), np.nan)
         wrong = (self.draws - np.asarray(self.report_correct)).astype(np.int16)
-        scores = {"clean_score": unknown, "report_score": unknown}
+        scores = {"clean_score": unknown, "report_score": unknown, "visited": unknown}
         return {"clean_rejected": none, "report_rejected": none, "report_wrong": wrong, **scores}
 
     def _surely_fooled(self) -> NDArray[Any]:
@@ -386,7 +398,7 @@ class Gallery:
 EXAMPLE_DTYPES: dict[str, type[np.generic]] = {
     **dict.fromkeys(("index", "label", "clean_prediction"), np.int64),
     **dict.fromkeys(_COUNTED, np.int16),
-    **dict.fromkeys((*DISTANCES, "image_l2", "clean_score", "report_score"), np.float64),
+    **dict.fromkeys((*DISTANCES, "image_l2", "clean_score", "report_score", "visited"), np.float64),
 }
 GALLERY_DTYPES: dict[str, type[np.generic]] = {
     **dict.fromkeys(("clean", "adversarial"), np.float32),

@@ -12,7 +12,18 @@ import typer
 from advbench import __version__
 from advbench.cli.choices import BenchName, ListKind, OutputsChoice, Scale, TableFormat
 from advbench.cli.completion import names_of
-from advbench.cli.options import Address, DataDir, Fresh, Jobs, SlotsPerDevice, TimeLimit, UnitTest, UnitTestImages
+from advbench.cli.options import (
+    Address,
+    Budget,
+    DataDir,
+    Fresh,
+    Jobs,
+    SlotsPerDevice,
+    TimeLimit,
+    UnitTest,
+    UnitTestImages,
+    Visited,
+)
 from advbench.cli.pilot_commands import work
 from advbench.cli.record_commands import baseline, check, gc, publish, report
 from advbench.cli.terminal import complain, fail, print_plan, print_result, print_verdicts, refuse, say, watcher
@@ -120,6 +131,8 @@ def run(
     epochs: Annotated[int | None, typer.Option(help="Training epochs. \\[default: set by the data set]")] = None,
     unit_test: UnitTest = False,
     unit_test_images: UnitTestImages = None,
+    budget: Budget = None,
+    visited: Visited = False,
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda, xpu, mps, or cuda:0,cuda:1. \\[default: auto]")
     ] = None,
@@ -157,7 +170,7 @@ def run(
     Exit codes: 0 all cells scored, 1 at least one cell failed (the table says which), 2 bad input or a full disk,
     130 interrupted.
     """
-    flags = {"compile": compile, "fresh": fresh, "unit_test": unit_test}
+    flags = {"compile": compile, "fresh": fresh, "unit_test": unit_test, "visited": visited}
     given = {name: value for name, value in locals().items() if name not in ("config", "dry_run", "debug", "flags")}
     given["outputs"] = outputs.value if outputs else None
     settings = given | {name: value or None for name, value in flags.items()}
@@ -217,6 +230,8 @@ def evaluate(
     seed: Annotated[int | None, typer.Option(help="Random seed of the attacks. \\[default: 0]")] = None,
     unit_test: UnitTest = False,
     unit_test_images: UnitTestImages = None,
+    budget: Budget = None,
+    visited: Visited = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, xpu, mps or cuda:N. \\[default: auto]")] = None,
     jobs: Jobs = None,
     slots_per_device: SlotsPerDevice = None,
@@ -239,7 +254,8 @@ def evaluate(
     130 interrupted.
     """
     settings = {name: value for name, value in locals().items() if name not in ("target", "json", "debug")}
-    settings |= {"fresh": fresh or None, "unit_test": unit_test or None, "outputs": outputs.value if outputs else None}
+    settings |= {name: settings[name] or None for name in ("fresh", "unit_test", "visited")}
+    settings |= {"outputs": outputs.value if outputs else None}
     notes: list[str] = []
     try:
         from advbench.user_models.target import plan_target, run_target

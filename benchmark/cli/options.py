@@ -29,4 +29,17 @@ UnitTest: TypeAlias = Annotated[
 UnitTestImages: TypeAlias = Annotated[
     int | None, typer.Option(help="Number of images that the unit test plants one for. \\[default: 64]")
 ]
+Budget: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        help="Passes per image and attack, forwards and backwards together; then the best image asked about counts. "
+        "\\[default: no limit]"
+    ),
+]
+Visited: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--visited", help="Also record the best image each attack asked about, whatever it returned; not for random models."
+    ),
+]
 Fresh: TypeAlias = Annotated[bool, typer.Option("--fresh", help="Recompute everything, ignoring finished results.")]

@@ -77,8 +77,8 @@ class Keys:
         return self._members(value)
 
     def _members(self, value: object) -> str:
-        names = _names(type(value))  # type: ignore[arg-type]
-        return f"{{{','.join(f'{name}{self._text(getattr(value, attribute))}' for name, attribute in names)}}}"
+        found = ((name, getattr(value, each.name), each) for name, each in _names(type(value)))  # type: ignore[arg-type]
+        return f"{{{','.join(f'{name}{self._text(one)}' for name, one, each in found if _counts(each, one))}}}"
 
 
 _SHARED = (Component, Images, ThreatModel, Budget, Attacked)
@@ -87,11 +87,16 @@ _encoded = json.JSONEncoder(allow_nan=False).encode
 
 
 @cache
-def _names(kind: type) -> list[tuple[str, str]]:
-    """The members of a kind of content, sorted: as their text begins, and the attribute. TypeError for another kind."""
+def _names(kind: type) -> list[tuple[str, dataclasses.Field[object]]]:
+    """The members of a kind of content, sorted: as their text begins, and the field. TypeError for another kind."""
     if not dataclasses.is_dataclass(kind):
         raise TypeError(f"Expected a value that a content holds, got one of {kind.__name__}")
-    return [(f'"{name}":', name) for name in sorted(field.name for field in dataclasses.fields(kind))]
+    return [(f'"{field.name}":', field) for field in sorted(dataclasses.fields(kind), key=lambda field: field.name)]
+
+
+def _counts(field: dataclasses.Field[object], value: object) -> bool:
+    """Whether a field is part of the key; see `IF_SET`."""
+    return not field.metadata.get("if_set") or value != field.default
 
 
 def keyed(content: TaskContent | ScoreContent) -> dict[str, Plain]:
@@ -112,7 +117,8 @@ def plain(value: object) -> Plain:
     if isinstance(value, Component):
         return value.described()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        members = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
+        return {field.name: plain(member) for field, member in members if _counts(field, member)}
     if isinstance(value, tuple):
         return [plain(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):

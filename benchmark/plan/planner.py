@@ -334,7 +334,7 @@ class Planner:
         n = min(images.n, self.config.unit_test_images)
         content = UnitTestContent(
             target=target.key,
-            crafts=tuple((name, self.crafts[key]) for name, key in crafts.items()),
+            crafts=tuple((name, dataclasses.replace(self.crafts[key], visited=False)) for name, key in crafts.items()),
             threat=threat,
             points=max(1, min(MOST_POINTS, math.ceil(self._effort(attack, threat)))),
             draws=self.config.score_draws if target.stochastic else 1,
@@ -378,11 +378,19 @@ class Planner:
             transfer=transfer,
             calibration=self._calibrate(attack.spec, runs, self._threat(within), label, attacked, images),
             images=images,
+            budget=self.config.budget,
+            visited=self._followed(view, transfer=transfer),
         )
-        cost = (draws or AT_ONCE) * self._effort(attack, threat)
+        effort = (draws or AT_ONCE) * self._effort(attack, threat)
+        cost = min(effort, self.config.budget or effort)
         key = self.add(content, content.label(str(attack.spec), label), cost)
         self.crafts[key] = content
         return key
+
+    def _followed(self, view: View, *, transfer: bool) -> bool:
+        """Whether what an attack visits is kept: where it asks the scored model itself, whose answers are not random."""
+        config, exact = self.config, view.exact and not view.stochastic and not transfer
+        return config.visited and exact and config.norm != "none" and config.precision == "float32"
 
     def _prepared(self, attacked: Attacked, view: View, label: str, epsilon: float | None, images: Images) -> Attacked:
         """The attacked model with the task that finds on held-out images what every attack on it must know, if anything.
@@ -457,7 +465,7 @@ class Planner:
         facts = ScoreFacts(
             target=target.facts,
             source=source,
-            attack=self._once(lambda: _facts_of(attack, minimal), "facts", attack.spec, minimal),
+            attack=self._once(lambda: _facts_of(attack, minimal, self.config.budget), "facts", attack.spec, minimal),
             candidates=tuple(self._candidate(name, craft) for name, craft in crafts.items()),
             precision=self.config.precision,
         )
@@ -490,6 +498,6 @@ class Planner:
         return Images(seed, self.data.fingerprint, "test", len(self.split), batch, self.place.name)
 
 
-def _facts_of(attack: PlannedAttack, minimal: bool) -> AttackFacts:
+def _facts_of(attack: PlannedAttack, minimal: bool, budget: int | None) -> AttackFacts:
     """What records show of an attack. minimal: whether its distances count."""
-    return AttackFacts(str(attack.spec), minimal, attack.by_gradients, family_of(attack.attack), attack.component)
+    return AttackFacts(str(attack.spec), minimal, attack.by_gradients, family_of(attack.attack), attack.component, budget)

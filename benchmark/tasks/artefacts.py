@@ -9,6 +9,7 @@ import threading
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -21,6 +22,9 @@ Kind = Literal["train", "substitute", "clean", "diagnose", "unit-test", "calibra
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MODELS: tuple[Kind, ...] = ("train", "substitute")
 """Kinds whose results are checkpoints."""
+
+IF_SET: Mapping[str, object] = MappingProxyType({"if_set": True})
+"""Metadata of a content's field that is part of the key only if it is not the default, as keys of before have none of it."""
 
 Array: TypeAlias = NDArray[np.generic]
 

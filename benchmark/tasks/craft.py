@@ -6,7 +6,7 @@ import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,10 +19,11 @@ from advbench.attacks.attack import Attack
 from advbench.attacks.capabilities import calibrated, passes_of, with_stop
 from advbench.attacks.threat import ThreatModel
 from advbench.attacks.transfer import for_transfer
+from advbench.attacks.watch import Watching
 from advbench.clocks import Measured
 from advbench.defenses.defended import Surrogate
 from advbench.tasks import progress, time_limit
-from advbench.tasks.artefacts import Kind, artefact, read, save, whole
+from advbench.tasks.artefacts import IF_SET, Kind, artefact, read, save, whole
 from advbench.tasks.blocks import Block, blocks_of, forget, missing, place_of
 from advbench.tasks.calibrate import NO_GRADIENT, prepared_for, read_values
 from advbench.tasks.components import Component, attack_of
@@ -42,7 +43,8 @@ class CraftContent:
 
     attacked: the model, and how it is asked. transfer: whether the images are meant for another model, so that no example
     is left as soon as it fools this one. calibration: key of the calibration of the attack's open values; None if it has
-    none. images: the scored ones.
+    none. images: the scored ones. budget: passes for each image, without end if None. visited: whether the best image that
+    the attack asked about is kept beside what it returns (`advbench.attacks.watch`).
     """
 
     kind: ClassVar[Kind] = "craft"
@@ -53,11 +55,18 @@ class CraftContent:
     transfer: bool
     calibration: str | None
     images: Images
+    budget: int | None = field(default=None, metadata=IF_SET)
+    visited: bool = field(default=False, metadata=IF_SET)
 
     @property
     def needs(self) -> tuple[str, ...]:
         """The model, and the calibrations of its surrogate and of the attack."""
         return self.attacked.needs + (() if self.calibration is None else (self.calibration,))
+
+    @property
+    def watching(self) -> Watching:
+        """How the attack is watched."""
+        return Watching(self.visited, self.budget, ends=not self.transfer)
 
     def label(self, attack: str, model: str) -> str:
         """For people: the attack and the model as the user names them."""
@@ -175,6 +184,7 @@ class _Crafting:
             device=self.device,
             scale=self.prepared.scale,
             around=nullcontext if again else self._around,
+            watching=self.content.watching,
         )
 
     def _confirmed(self, found: Craft, part: Split) -> Craft:
@@ -209,6 +219,7 @@ class _Crafting:
         name = self.key if block is None else f"{self.key}-{block.start}"
         classes = data_of(self.context).n_classes
         forwards = self.prepared.draws * passes_of(self.attack, self.content.threat, classes).forwards
+        forwards = min(forwards, self.content.budget or forwards)
         reporter = Reporter(lambda standing: self._say(name, standing), self.label, images, forwards, self.context.every)
         self._around = reporter.block
         try:
@@ -262,7 +273,14 @@ def _joined(parts: Sequence[Craft | None]) -> Craft | None:
         return None
     ledger = Ledger(*(torch.cat([getattr(part.ledger, field) for part in there]) for field in _COUNTS))
     seconds, peak = sum(part.measured.seconds for part in there), max(part.measured.peak_memory_bytes for part in there)
-    return Craft(torch.cat([part.x_adv for part in there]), ledger, Measured(seconds, peak))
+    visited = [part.visited for part in there if part.visited is not None]
+    return Craft(
+        torch.cat([part.x_adv for part in there]),
+        ledger,
+        Measured(seconds, peak),
+        torch.cat(visited) if len(visited) == len(there) else None,
+        sum(part.watch_seconds for part in there),
+    )
 
 
 def _save(path: Path, found: Craft | None) -> None:
@@ -276,6 +294,8 @@ def _save(path: Path, found: Craft | None) -> None:
         **{field: getattr(found.ledger, field).numpy() for field in _COUNTS},
         seconds=np.array(found.measured.seconds),
         peak_memory_bytes=np.array(found.measured.peak_memory_bytes),
+        **({} if found.visited is None else {"visited": found.visited.numpy()}),
+        watch_seconds=np.array(found.watch_seconds),
     )
 
 
@@ -290,7 +310,9 @@ def read_craft(path: Path, images: int | None = None) -> Craft | None:
         return None
     ledger = Ledger(*(torch.from_numpy(found[name]) for name in _COUNTS))
     measured = Measured(float(found["seconds"]), int(found["peak_memory_bytes"]))
-    return Craft(torch.from_numpy(found["x_adv"]), ledger, measured)
+    visited = torch.from_numpy(found["visited"]) if "visited" in found else None
+    watched = float(found["watch_seconds"]) if "watch_seconds" in found else 0.0
+    return Craft(torch.from_numpy(found["x_adv"]), ledger, measured, visited, watched)
 
 
 def read_images(key: str, out: Path) -> Tensor:

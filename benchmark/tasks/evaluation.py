@@ -20,6 +20,7 @@ from advbench.attacks.access import Access, DetectorView, Ledger, WhiteBox, froz
 from advbench.attacks.attack import Attack
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Norm, ThreatModel, Untargeted, cross_entropy
+from advbench.attacks.watch import NOT_WATCHED, BudgetSpent, Watch, Watching
 from advbench.clocks import Measured, stopwatch
 from advbench.defenses.defended import Defended, Surrogate
 from advbench.defenses.inference.composition import call
@@ -37,12 +38,16 @@ class ViolationError(RuntimeError):
 class Craft:
     """Adversarial images and what they cost.
 
-    x_adv: (n, c, h, w), float32, on the CPU. ledger: counts per example. measured: seconds and peak memory.
+    x_adv: (n, c, h, w), float32, on the CPU. ledger: counts per example. measured: seconds and peak memory. visited: the
+    distances of the best images that the attack asked about, (n,) float64, infinite where none was adversarial, verified by
+    a fresh pass; None if nobody watched. watch_seconds: processor time that keeping them took.
     """
 
     x_adv: Tensor
     ledger: Ledger
     measured: Measured
+    visited: Tensor | None = None
+    watch_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,22 +110,23 @@ def craft(
     device: torch.device,
     scale: float = 1.0,
     around: Callable[[Access], AbstractContextManager[object]] = nullcontext,
+    watching: Watching = NOT_WATCHED,
 ) -> Craft:
     """Attack every image of `split` in compute batches, and verify what comes back.
 
     scale: the worth of a unit of the score of the surrogate's detector in logits. around: what each batch is attacked in,
-    given its access, to follow its progress.
+    given its access, to follow its progress. watching: the budget of passes, and whether what the attack visits is kept.
     The attack sees copies of the images, labels and indices, and the model's parameters and buffers are put back after it:
     what it writes into them bends no other number.
     Raises ViolationError if the attack leaves the budget or the box, changes the shape, or returns NaN.
     """
     _warm_up(surrogate, split, seed=seed, batch=batch, device=device)
-    images, ledgers = [], []
+    images, ledgers, visited, watch_seconds = [], [], [], 0.0
     with _state_kept(surrogate), stopwatch(device) as measured:
         for start in range(0, len(split), batch):
             part = split.select(slice(start, start + batch)).to(device)
             shown = copied(part)
-            rng = ExampleRNG.make(seed, "attack", shown.index)
+            rng, goal = ExampleRNG.make(seed, "attack", shown.index), Untargeted(shown.y)
             access = attack.knowledge(
                 surrogate.model,
                 rng.fork("model"),
@@ -128,12 +134,44 @@ def craft(
                 draws=draws,
                 detector=detector_view(surrogate, shown.y, scale),
             )
+            access.watch = watching.begin(part.x, Untargeted(part.y), threat)
             with access, around(access):
-                x_adv = attack(access, shown.x, Untargeted(shown.y), threat, rng.fork("attack"))
+                x_adv = _attacked(access, lambda: attack(access, shown.x, goal, threat, rng.fork("attack")))  # noqa: B023
             images.append(verified(x_adv, part, threat).cpu())
-            ledgers.append(access.ledger)
+            ledgers.append(_paid(access))
+            if watching.visited and access.watch is not None:
+                watch_seconds += access.watch.seconds
+                visited.append(_visited(access.watch, surrogate, part, rng.fork("visited")).cpu())
     counts = [torch.cat([getattr(one, field) for one in ledgers]).cpu() for field in ("forwards", "backwards", "queries")]
-    return Craft(torch.cat(images), Ledger(*counts), measured)
+    found = torch.cat(visited) if visited else None
+    return Craft(torch.cat(images), Ledger(*counts), measured, found, watch_seconds)
+
+
+def _attacked(access: Access, attack: Callable[[], Tensor]) -> Tensor:
+    """What an attack returns, or what the watch of its access has kept where a budget ended it."""
+    if access.watch is None:
+        return attack()
+    try:
+        returned = attack()
+    except BudgetSpent:
+        return access.watch.settled(None)
+    return access.watch.settled(returned)
+
+
+def _paid(access: Access) -> Ledger:
+    """The passes that were asked for, with a budget those that were paid."""
+    asked, watch = access.ledger, access.watch
+    if watch is None or watch.budget is None:
+        return asked
+    return Ledger(watch.paid.forwards, watch.paid.backwards, asked.queries.minimum(watch.paid.forwards))
+
+
+def _visited(watch: Watch, surrogate: Surrogate, part: Split, rng: ExampleRNG) -> Tensor:
+    """The distances of the kept images, (n,) float64, infinite where a fresh pass says that they are not adversarial."""
+    with WhiteBox(surrogate.model, rng, detector=detector_view(surrogate, part.y)) as access:
+        achieved = watch.goal.achieved(access.logits(watch.x_adv))
+    distance = balls.distance(watch.x_adv - part.x, watch.threat.norm).double()
+    return distance.where(achieved, torch.inf)
 
 
 @contextmanager
@@ -184,6 +222,7 @@ def score(
     seed: int,
     batch: int,
     device: torch.device,
+    visited: Sequence[Tensor | None] = (),
 ) -> Scored:
     """Score candidate images, the worst per example, on fresh forward passes.
 
@@ -191,6 +230,7 @@ def score(
     select draws choose and the report draws count (DESIGN, invariant 2). Of a minimal-norm attack the nearest candidate
     that fools the model is chosen, else the one that fools it most often. A candidate that a detector rejects has failed; a
     clean image that it rejects is lost. epsilon: the radius within which a minimal-norm attack counts, for `accuracies`.
+    visited: of each candidate, as `Craft.visited` has it.
     """
     found = [
         count(defended, Split(x_adv, split.y, split.index), seed=seed, draws=clean.draws, batch=batch, device=device)
@@ -232,9 +272,17 @@ def score(
         fooled_rejected=fooled_rejected.numpy(),
         clean_score=clean.score.numpy(),
         report_score=detector_score.numpy(),
+        visited=_nearest([one for one in visited if one is not None], len(split)),
         **_distances(x_adv, split.x, failed=failed, untouched=untouched),
     )
     return Scored(examples, x_adv, prediction, accuracies)
+
+
+def _nearest(visited: Sequence[Tensor], n: int) -> NDArray[np.float64]:
+    """The least distances of what several attacks visited, (n,); NaN if none was watched."""
+    found = torch.stack(list(visited)).amin(dim=0) if visited else torch.full((n,), torch.nan, dtype=torch.float64)
+    values: NDArray[np.float64] = found.numpy()
+    return values
 
 
 def _accuracy(clean: Counts, report: Tensor, delta: Tensor, norm: Norm, epsilon: float | None) -> float:

@@ -13,6 +13,7 @@ from advbench.attacks.access import NoGradientError
 from advbench.attacks.attack import Attack
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import ThreatModel
+from advbench.attacks.watch import NOT_WATCHED, Watching
 from advbench.defenses.defended import Defended, Surrogate
 from advbench.results.statistics import TOLERANCE
 from advbench.tasks.evaluation import craft
@@ -25,7 +26,7 @@ class Probe:
     """An attack under test, as a cell of the evaluation runs it.
 
     attack: with what was calibrated. surrogate: the model that it differentiates or asks. threat: what it is given, of a
-    minimal-norm attack without an epsilon. draws, scale: as `advbench.tasks.evaluation.craft` takes them.
+    minimal-norm attack without an epsilon. draws, scale, watching: as `advbench.tasks.evaluation.craft` takes them.
     """
 
     attack: Attack
@@ -33,6 +34,7 @@ class Probe:
     threat: ThreatModel
     draws: int = 1
     scale: float = 1.0
+    watching: Watching = NOT_WATCHED
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,6 +94,7 @@ def unit_test(
                 batch=batch,
                 device=device,
                 scale=probe.scale,
+                watching=probe.watching,
             )
         except NoGradientError:
             continue

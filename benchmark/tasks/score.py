@@ -129,7 +129,7 @@ class AttackFacts:
     """An attack as a record shows it.
 
     label: as the user names it. minimal_norm: whether the cell counts distances. gradients: whether it differentiates.
-    family: its kind, for people.
+    family: its kind, for people. budget: passes for each image and candidate, without end if None.
     """
 
     label: str
@@ -137,6 +137,7 @@ class AttackFacts:
     gradients: bool
     family: str
     component: Component
+    budget: int | None = None
 
     def described(self) -> AttackPart:
         """As a record holds it."""
@@ -153,6 +154,8 @@ class AttackFacts:
             found["parts"] = dict(self.component.parts)
         if self.component.identity:
             found["identity"] = self.component.identity
+        if self.budget is not None:
+            found["budget"] = self.budget
         return found
 
 
@@ -212,6 +215,7 @@ def run(key: str, content: ScoreContent, facts: ScoreFacts, context: Context, de
         seed=content.images.seed,
         batch=content.images.batch,
         device=device,
+        visited=[one.visited for one in crafts],
     )
     accuracies = dict.fromkeys(each.name for each in facts.candidates) | dict(zip(named, found.accuracies, strict=True))
     record = _record(
@@ -290,7 +294,9 @@ def _counts(crafts: Sequence[Craft], examples: int) -> CountsPart:
 
 def _measured(crafts: Sequence[Craft], content: ScoreContent, context: Context) -> MeasuredPart:
     """What all crafts took together."""
+    watched: MeasuredPart = {"watch_seconds": sum(one.watch_seconds for one in crafts)}
     return {
+        **(watched if any(one.visited is not None for one in crafts) else {}),
         "seconds": sum(one.measured.seconds for one in crafts),
         "peak_memory_bytes": max(one.measured.peak_memory_bytes for one in crafts),
         "device": content.images.device,

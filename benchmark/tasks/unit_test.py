@@ -80,7 +80,11 @@ def _probes(content: UnitTestContent, defended: Defended, context: Context) -> d
     for name, craft in content.crafts:
         attack, prepared = ready_attack(craft, context), prepared_for(craft.attacked, context)
         surrogate = surrogate_of(defended, craft.attacked.surrogate)
-        probes[name] = None if attack is None else Probe(attack, surrogate, craft.threat, prepared.draws, prepared.scale)
+        probes[name] = (
+            None
+            if attack is None
+            else Probe(attack, surrogate, craft.threat, prepared.draws, prepared.scale, craft.watching)
+        )
     return probes
 
 

@@ -27,6 +27,7 @@ from advbench.attacks.access import Access, WhiteBox
 from advbench.attacks.attack import check_norm
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Goal, Targeted, ThreatModel
+from advbench.attacks.watch import BudgetSpent
 from advbench.registry.sources import package_hash
 from advbench.user_models.blockwise import generators
 
@@ -167,9 +168,30 @@ class Counted(nn.Module):
         logits = self._answer(x) if draws == 1 else torch.stack([self._answer(x) for _ in range(draws)]).mean(dim=0)
         self._count("forwards", draws * len(x))
         if logits.requires_grad:
-            hook: Callable[[Tensor], None] = lambda _: self._count("backwards", draws * len(x))  # noqa: E731
+            owners = None if access.watch is None else self._owners(x)
+            hook: Callable[[Tensor], Tensor | None] = lambda slope: self._back(slope, draws, owners)  # noqa: E731
             logits.register_hook(hook)  # type: ignore[no-untyped-call]
         return logits
+
+    def _back(self, slope: Tensor, draws: int, owners: Tensor | None) -> Tensor | None:
+        """Count a pass back from logits with the slopes (m, classes); the slopes that are paid, None if all are."""
+        self._count("backwards", draws * len(slope))
+        watch = self._access.watch
+        if watch is None or owners is None:
+            return None
+        try:
+            paid = watch.pays_back(owners, draws)
+        except BudgetSpent:  # which the next question raises again, outside of the engine of gradients
+            return torch.zeros_like(slope)
+        return None if paid is None else slope.where(paid.unsqueeze(1), 0)
+
+    def _owners(self, x: Tensor) -> Tensor:
+        """Whose image each is, by the rows of the ledger: whole copies are in order, of others the clean image tells."""
+        access = self._access
+        assert access.watch is not None
+        if len(x) % len(access) == 0:
+            return access.rows.repeat(len(x) // len(access))
+        return access.watch.owners(x)
 
     def classes(self, x: Tensor) -> int:
         """The number of logits, at the price of a forward."""
@@ -191,7 +213,16 @@ class Counted(nn.Module):
             rows = torch.arange(len(x), device=x.device)
             rng = access.rng.select(rows % len(access)).at(self._asked + rows // len(access))
             self._asked += -(-len(x) // len(access))
-        return access.uncounted(x, rng)
+        if access.watch is None:
+            return access.uncounted(x, rng)
+
+        def ask(some: Tensor | None) -> Tensor:
+            if some is None:
+                return access.uncounted(x, rng)
+            return access.uncounted(x[some], None if rng is None else rng.select(some))
+
+        whole = access.stochastic or access.detector is not None or access.per_example
+        return access.watch.answers(ask, x, self._owners(x), whole=whole)
 
     def _count(self, name: str, passes: int) -> None:
         rows = self._access.rows

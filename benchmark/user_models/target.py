@@ -91,6 +91,8 @@ def evaluate(
     batch: int | None = None,
     unit_test: bool = False,
     unit_test_images: int = 64,
+    budget: int | None = None,
+    visited: bool = False,
     jobs: int = 1,
     out: str | Path | None = None,
     watch: Watcher | None = None,
@@ -118,6 +120,9 @@ def evaluate(
     batch: images at a time, measured if None.
     unit_test: whether every attack is also tested on models with a planted adversarial image
     (`advbench.tasks.planting`); attacks that find less than 95% of them are too weak. unit_test_images: on how many images.
+    budget: passes through the model for each image in each attack, forwards and backwards together; then the best image
+    that was asked about counts (`advbench.attacks.watch`).
+    visited: whether the best image that an attack asked about stands in the records beside what it returned.
     jobs: worker processes, to each of which the model is sent once; the numbers are those of one. If it cannot be pickled,
     one worker does everything and the result's `notes` say so.
     out: a folder for the records and reports; if None nothing is left behind.
@@ -147,6 +152,7 @@ def evaluate(
         data = data_set_of(test, validation)
         given: dict[str, object] = {"norm": norm, "epsilon": epsilon, "seed": seed, "device": str(device)}
         given |= {"unit_test": unit_test, "unit_test_images": unit_test_images}
+        given |= {"budget": budget, "visited": visited}
         given["attack"] = _attacks(attack, norm, look)
         given["outputs"] = outputs or look.returned
         given["draws"] = draws or (None if validation is not None else _DRAWS)

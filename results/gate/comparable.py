@@ -47,6 +47,9 @@ def _attack_differences(label: str, before: Facts, after: Facts, terms: Terms) -
         for name in sorted(old.keys() | new.keys())
         if old.get(name, ...) != new.get(name, ...)
     ]
+    old_budget, new_budget = (attack.get("budget", "no budget") for attack in (before, after))
+    if old_budget != new_budget:
+        differences.append(f"the attack {label}: {old_budget} in the baseline, {new_budget} passes in the candidate")
     if not differences and not terms.across_versions and before["source_hash"] != after["source_hash"]:
         hashes = " and ".join(str(attack["source_hash"])[:8] for attack in (before, after))
         differences.append(f"the attack {label}: another version of its source ({hashes}); --across-versions compares them")

@@ -13,6 +13,7 @@ from advbench.reports.attack_board import attack_board_section
 from advbench.reports.cells import Cells, load
 from advbench.reports.sections import sections
 from advbench.reports.standings import ranked_boards
+from advbench.results.optimality import envelope_of
 
 INF = np.inf
 N = 4
@@ -32,14 +33,16 @@ def cell(store, make_suite):
     make_suite(matrices=("white-box",), n=N, targets={"none": 0.5}, attacks={"deepfool": 1.0}, stochastic=()).write(store)
     [plain] = load(store).cells
 
-    def make(target, attack, reached, *, backwards=100):
+    def make(target, attack, reached, *, backwards=100, visited=None, budget=None):
         record = dataclasses.replace(
             plain.record,
             key=hashlib.sha256(json.dumps([target, attack]).encode()).hexdigest(),
             target={**plain.record.target, "label": target},
-            attack={**plain.record.attack, "label": attack, "name": attack, "minimal_norm": attack != "pgd"},
+            attack={**plain.record.attack, "label": attack, "name": attack, "minimal_norm": attack != "pgd"}
+            | ({} if budget is None else {"budget": budget}),
             counts={"examples": N, "forwards": 2 * backwards * N, "backwards": backwards * N, "queries": 0},
-            measured={**plain.record.measured, "seconds": 0.5 * N},
+            measured={**plain.record.measured, "seconds": 0.5 * N}
+            | ({} if visited is None else {"watch_seconds": 0.02 * N}),
         )
         distances = np.array(reached)
         examples = dataclasses.replace(
@@ -48,6 +51,7 @@ def cell(store, make_suite):
             select_correct=np.isinf(distances).astype(np.int16),
             report_correct=np.isinf(distances).astype(np.int16),
             report_wrong=np.isfinite(distances).astype(np.int16),
+            visited=np.full(N, np.nan) if visited is None else np.array(visited),
             **dict.fromkeys(("distance_linf", "distance_l2", "distance_l1", "rms"), distances),
         )
         return dataclasses.replace(plain, record=record, examples=examples)
@@ -115,3 +119,29 @@ def test_images_that_the_model_gets_wrong_count_nowhere(cell):
 
 def test_a_report_has_the_board(default_cells):
     assert "Attacks" in {section.title for section in sections(default_cells)}
+
+
+def test_what_was_visited_stands_beside_what_was_returned(cell):
+    plain, [before] = tables([cell("none", attack, reached) for attack, reached in REACHED.items()])
+    assert not {"Visited", "Visited median", "Cost of watching"} & set(before["fmn"])
+    assert not any("isited" in caveat for caveat in plain.caveats)
+    visited = {"fmn": [0.1, 0.2, 0.25, 0.7], "pgd": [0.3, 0.3, 0.2, INF], "ddn": REACHED["ddn"]}
+    cells = [cell("none", attack, reached, visited=visited.get(attack)) for attack, reached in REACHED.items()]
+    section, [table] = tables(cells)
+    by_hand = {"fmn": 0.75, "pgd": 0.75, "ddn": 0.5}  # within 0.3
+    assert {name: table[name]["Visited"].order for name in by_hand} == by_hand
+    assert table["fmn"]["Visited median"].order == pytest.approx((0.2 + 0.25) / 2)
+    assert table["pgd"]["Visited median"].text == table["cw"]["Visited"].text == table["cw"]["Cost of watching"].text == "–"
+    assert table["fmn"]["Cost of watching"].order == pytest.approx(0.04)
+    for name, row in table.items():  # what is ranked does not change
+        for column, entry in before[name].items():
+            assert row[column] == entry
+    assert any("keeps its books badly" in caveat for caveat in section.caveats)
+
+
+def test_a_budget_is_said_and_makes_another_attack(cell):
+    free = [cell("none", attack, reached) for attack, reached in REACHED.items()]
+    bound = [cell("none", attack, reached, budget=1000) for attack, reached in REACHED.items()]
+    section, _ = tables(bound)
+    assert any("budget of each attack is 1,000 for each image" in caveat for caveat in section.caveats)
+    assert envelope_of(free).digest != envelope_of(bound).digest
