@@ -35,7 +35,7 @@ class BudgetSpent(BaseException):
 
 
 @dataclass(frozen=True, slots=True)
-class Watching:
+class WatchSettings:
     """How an attack is watched.
 
     visited: whether the best image that was asked about stands beside what the attack returns; not for random answers.
@@ -57,7 +57,7 @@ class Watching:
         return Watch(x, goal, threat, budget=self.budget, ends=self.ends)
 
 
-NOT_WATCHED = Watching()
+NOT_WATCHED = WatchSettings()
 """Nothing is kept, and there is no budget."""
 
 

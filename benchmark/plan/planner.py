@@ -378,7 +378,7 @@ class Planner:
             transfer=transfer,
             calibration=self._calibrate(attack.spec, runs, self._threat(within), label, attacked, images),
             images=images,
-            budget=self.config.budget,
+            passes=self.config.budget,
             visited=self._followed(view, transfer=transfer),
         )
         effort = (draws or AT_ONCE) * self._effort(attack, threat)

@@ -19,7 +19,7 @@ from advbench.attacks.attack import Attack
 from advbench.attacks.capabilities import calibrated, passes_of, with_stop
 from advbench.attacks.threat import ThreatModel
 from advbench.attacks.transfer import for_transfer
-from advbench.attacks.watch import Watching
+from advbench.attacks.watch import WatchSettings
 from advbench.clocks import Measured
 from advbench.defenses.defended import Surrogate
 from advbench.tasks import progress, time_limit
@@ -43,7 +43,7 @@ class CraftContent:
 
     attacked: the model, and how it is asked. transfer: whether the images are meant for another model, so that no example
     is left as soon as it fools this one. calibration: key of the calibration of the attack's open values; None if it has
-    none. images: the scored ones. budget: passes for each image, without end if None. visited: whether the best image that
+    none. images: the scored ones. passes: for each image, without end if None. visited: whether the best image that
     the attack asked about is kept beside what it returns (`advbench.attacks.watch`).
     """
 
@@ -55,7 +55,7 @@ class CraftContent:
     transfer: bool
     calibration: str | None
     images: Images
-    budget: int | None = field(default=None, metadata=IF_SET)
+    passes: int | None = field(default=None, metadata=IF_SET)
     visited: bool = field(default=False, metadata=IF_SET)
 
     @property
@@ -64,9 +64,9 @@ class CraftContent:
         return self.attacked.needs + (() if self.calibration is None else (self.calibration,))
 
     @property
-    def watching(self) -> Watching:
+    def watching(self) -> WatchSettings:
         """How the attack is watched."""
-        return Watching(self.visited, self.budget, ends=not self.transfer)
+        return WatchSettings(self.visited, self.passes, ends=not self.transfer)
 
     def label(self, attack: str, model: str) -> str:
         """For people: the attack and the model as the user names them."""
@@ -219,7 +219,7 @@ class _Crafting:
         name = self.key if block is None else f"{self.key}-{block.start}"
         classes = data_of(self.context).n_classes
         forwards = self.prepared.draws * passes_of(self.attack, self.content.threat, classes).forwards
-        forwards = min(forwards, self.content.budget or forwards)
+        forwards = min(forwards, self.content.passes or forwards)
         reporter = Reporter(lambda standing: self._say(name, standing), self.label, images, forwards, self.context.every)
         self._around = reporter.block
         try:

@@ -20,7 +20,7 @@ from advbench.attacks.access import Access, DetectorView, Ledger, WhiteBox, froz
 from advbench.attacks.attack import Attack
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import Norm, ThreatModel, Untargeted, cross_entropy
-from advbench.attacks.watch import NOT_WATCHED, BudgetSpent, Watch, Watching
+from advbench.attacks.watch import NOT_WATCHED, BudgetSpent, Watch, WatchSettings
 from advbench.clocks import Measured, stopwatch
 from advbench.defenses.defended import Defended, Surrogate
 from advbench.defenses.inference.composition import call
@@ -110,7 +110,7 @@ def craft(
     device: torch.device,
     scale: float = 1.0,
     around: Callable[[Access], AbstractContextManager[object]] = nullcontext,
-    watching: Watching = NOT_WATCHED,
+    watching: WatchSettings = NOT_WATCHED,
 ) -> Craft:
     """Attack every image of `split` in compute batches, and verify what comes back.
 

@@ -13,7 +13,7 @@ from advbench.attacks.access import NoGradientError
 from advbench.attacks.attack import Attack
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import ThreatModel
-from advbench.attacks.watch import NOT_WATCHED, Watching
+from advbench.attacks.watch import NOT_WATCHED, WatchSettings
 from advbench.defenses.defended import Defended, Surrogate
 from advbench.results.statistics import TOLERANCE
 from advbench.tasks.evaluation import craft
@@ -34,7 +34,7 @@ class Probe:
     threat: ThreatModel
     draws: int = 1
     scale: float = 1.0
-    watching: Watching = NOT_WATCHED
+    watching: WatchSettings = NOT_WATCHED
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,7 +18,7 @@ from advbench.attacks.pgd import PGD
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.square import Square
 from advbench.attacks.threat import ThreatModel, Untargeted
-from advbench.attacks.watch import BudgetSpent, Watch, Watching, occurrences
+from advbench.attacks.watch import BudgetSpent, Watch, WatchSettings, occurrences
 from advbench.defenses.defended import Surrogate
 from advbench.tasks.evaluation import craft
 from advbench.user_models.library_attacks import Counted
@@ -301,7 +301,7 @@ def test_a_craft_tells_what_was_visited_by_a_fresh_pass_and_what_was_paid(proble
     def crafted(**watching):
         return craft(
             Forgetful(), Surrogate(model), split, threat, seed=0, draws=1, batch=3, device=torch.device("cpu"),
-            watching=Watching(**watching),
+            watching=WatchSettings(**watching),
         )  # fmt: skip
 
     plain, seen = crafted(), crafted(visited=True)
@@ -322,10 +322,9 @@ def test_a_craft_tells_what_was_visited_by_a_fresh_pass_and_what_was_paid(proble
 
 def test_budgets_that_are_none_are_refused():
     with pytest.raises(ValueError, match="Expected `budget` >= 1, got 0"):
-        Watching(budget=0)
-    assert (
-        Watching().begin(torch.zeros(1, 1), Untargeted(torch.zeros(1, dtype=torch.int64)), ThreatModel("linf", 1.0)) is None
-    )
+        WatchSettings(budget=0)
+    goal = Untargeted(torch.zeros(1, dtype=torch.int64))
+    assert WatchSettings().begin(torch.zeros(1, 1), goal, ThreatModel("linf", 1.0)) is None
 
 
 def test_earlier_entries_are_counted():

@@ -125,10 +125,10 @@ def plan_of(out, **settings):
 def test_keys_without_a_budget_are_what_they_were(tmp_path):
     [content] = [task.content for task in plan_of(tmp_path).tasks.values() if isinstance(task.content, CraftContent)]
     told = keyed(content)
-    assert not {"budget", "visited"} & set(told["content"])
+    assert not {"passes", "visited"} & set(told["content"])
     text = json.dumps(told, sort_keys=True, separators=(",", ":"))
     assert key_of(content) == Keys().of(content) == hashlib.sha256(text.encode()).hexdigest()
-    others = [dataclasses.replace(content, **change) for change in ({"budget": 5}, {"budget": 6}, {"visited": True})]
+    others = [dataclasses.replace(content, **change) for change in ({"passes": 5}, {"passes": 6}, {"visited": True})]
     assert all(key_of(other) == Keys().of(other) for other in others)
     assert len({key_of(each) for each in (content, *others)}) == 4
 
