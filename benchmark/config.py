@@ -158,13 +158,14 @@ class Config(BaseModel):
     `unit_test_images` of the scored images on models with a planted adversarial image (`advbench.tasks.planting`): those of
     the white-box matrix, and those that ask the model itself. budget: passes through the model for each image in each
     attack, forwards and backwards together, after which the best image that was asked about counts
-    (`advbench.attacks.watch`); without end where absent. visited: whether the best image that an attack asked about stands
-    in the records beside what it returned, for models that are not random. compile: whether deterministic models are compiled to be
-    attacked; scores always take the model as it is. precision: of a model's products while it is attacked; scores are
-    always of float32. outputs: what the user's networks (architectures ``own:TARGET``) return, logits where absent. engine:
-    where tasks run, on this machine by default. address: of a dask scheduler that is there already. time_limit: seconds
-    that one task may take, without end where absent. slots_per_device: tasks side by side on each device, in place of
-    `jobs`. pilots: jobs of the engine slurm, one where absent. slurm: their parameters, such as ``{partition = "gpu"}``.
+    (`advbench.attacks.watch`); without end where absent. visited: whether the best image that an attack asked about
+    stands in the records beside what it returned, for models that are not random. compile: whether deterministic models
+    are compiled to be attacked; scores always take the model as it is. precision: of a model's products while it is
+    attacked; scores are always of float32. outputs: what the user's networks (architectures ``own:TARGET``) return,
+    logits where absent. engine: where tasks run, on this machine by default. address: of a dask scheduler that is there
+    already. time_limit: seconds that one task may take, without end where absent. slots_per_device: tasks side by side
+    on each device, in place of `jobs`. pilots: jobs of the engine slurm, one where absent. slurm: their parameters, such
+    as ``{partition = "gpu"}``.
     """
 
     model_config = ConfigDict(
