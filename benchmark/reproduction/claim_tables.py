@@ -149,11 +149,13 @@ def number_text(value: float) -> str:
 
 def verdict_lines(outcomes: Sequence[StudyOutcome], scale: Scale, seeds: Sequence[int]) -> list[str]:
     """A line per claim, for a terminal."""
-    return [
-        f"{one.text:20}{one.claim.id}: {one.claim.text}" + (f" [{_after_holm(one)}]" if one.corrected != one.printed else "")
-        for claims in verdicts(outcomes, scale, seeds).values()
-        for one in claims
-    ]
+    found = [one for claims in verdicts(outcomes, scale, seeds).values() for one in claims]
+    width = max([18, *(len(one.text) for one in found)]) + 2
+    lines = []
+    for one in found:
+        after = f" [{_after_holm(one)}]" if one.corrected != one.printed else ""
+        lines.append(f"{one.text:{width}}{one.claim.id}: {one.claim.text}{after}")
+    return lines
 
 
 def counts(judged: Verdicts) -> list[tuple[str, str]]:

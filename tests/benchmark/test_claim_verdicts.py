@@ -294,3 +294,14 @@ def test_what_is_withheld_stands_in_place_of_holds_and_never_hides_that_a_claim_
     assert (found.printed, found.corrected) == (expected, expected)
     (plain,) = judge_claims([Claim("a", "b", claim.parts)], "small", powers=())
     assert plain.printed == {"not decidable here": "holds", "fails": "fails"}[expected]
+
+
+def test_verdicts_in_a_terminal_stand_apart_from_their_claims(monkeypatch):
+    def found(verdict_):
+        return claim_tables.ClaimVerdict(Claim("a.b", "c", ()), "small", verdict_, None, verdict_)
+
+    monkeypatch.setattr(claim_tables, "verdicts", lambda *_: {"x": [found("holds"), found("not decidable here")]})
+    assert claim_tables.verdict_lines((), "small", ()) == [
+        "holds (small)               a.b: c",
+        "not decidable here (small)  a.b: c",
+    ]
