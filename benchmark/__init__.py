@@ -1,7 +1,8 @@
 """advbench: a benchmark and leaderboard harness for adversarial robustness.
 
-`advbench.run` does what ``advbench run`` does, `advbench.evaluate` attacks a model of yours. Importing the package is cheap:
-public names are loaded when first used.
+`advbench.run` does what ``advbench run`` does, `advbench.evaluate` attacks a model of yours, `advbench.attack` returns the
+adversarial images of one attack on it, and `advbench.adversarial_images` those of a finished run. Importing the package is
+cheap: public names are loaded when first used.
 """
 
 from __future__ import annotations
@@ -12,16 +13,23 @@ if TYPE_CHECKING:
     from advbench.api import RunResult, run
     from advbench.records.fixed_sets import FixedSet, fixed_set
     from advbench.records.gating import check, write_baseline
+    from advbench.records.kept_images import AdversarialImages, adversarial_images
     from advbench.records.reporting import report
     from advbench.reports.evaluation_result import EvaluationResult
+    from advbench.user_models.attacking import AttackError, AttackResult, attack
     from advbench.user_models.target import evaluate
 
 __version__ = "0.1.0"
 __all__ = [
+    "AdversarialImages",
+    "AttackError",
+    "AttackResult",
     "EvaluationResult",
     "FixedSet",
     "RunResult",
     "__version__",
+    "adversarial_images",
+    "attack",
     "check",
     "evaluate",
     "fixed_set",
@@ -44,6 +52,14 @@ def __getattr__(name: str) -> object:
         from advbench.records import fixed_sets
 
         return getattr(fixed_sets, name)
+    if name in ("AdversarialImages", "adversarial_images"):
+        from advbench.records import kept_images
+
+        return getattr(kept_images, name)
+    if name in ("AttackError", "AttackResult", "attack"):
+        from advbench.user_models import attacking
+
+        return getattr(attacking, name)
     if name in ("EvaluationResult", "evaluate"):
         from advbench.reports import evaluation_result
         from advbench.user_models import target

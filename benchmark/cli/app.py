@@ -227,6 +227,10 @@ def evaluate(
         typer.Option(help="What the model returns. \\[default: probabilities where all rows sum to 1, else logits]"),
     ] = None,
     stochastic: Annotated[bool, typer.Option("--stochastic", help="The model's output is random.")] = False,
+    curve: Annotated[
+        bool,
+        typer.Option("--curve/--no-curve", help="Add a minimum-norm attack for the robustness curve, unless one is named."),
+    ] = True,
     seed: Annotated[int | None, typer.Option(help="Random seed of the attacks. \\[default: 0]")] = None,
     unit_test: UnitTest = False,
     unit_test_images: UnitTestImages = None,

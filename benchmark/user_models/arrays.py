@@ -56,11 +56,11 @@ def shape_of(split: Split) -> tuple[int, int, int]:
     return c, h, w
 
 
-def data_set_of(test: Split, validation: Split | None) -> DataSet:
-    """A data set without training images; its classes are those up to the largest label of `test`."""
+def data_set_of(test: Split, validation: Split | None, name: str = "images") -> DataSet:
+    """A data set of a name, without training images; its classes are those up to the largest label of `test`."""
     nothing = test.select(slice(0))
     classes = int(test.y.max()) + 1
-    return DataSet("images", nothing, validation if validation is not None else nothing, test, classes, {})
+    return DataSet(name, nothing, validation if validation is not None else nothing, test, classes, {})
 
 
 def device_of(model: nn.Module) -> torch.device:

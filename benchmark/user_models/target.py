@@ -22,7 +22,6 @@ from advbench.clocks import resolve_devices
 from advbench.config import Config, Outputs, make_config
 from advbench.defenses.defended import Architecture
 from advbench.engine.scheduler import Watcher, run_plan
-from advbench.errors import reason
 from advbench.plan.compute_batch import DEFAULT_BATCH
 from advbench.plan.plan import Plan, make_plan
 from advbench.registry import registry
@@ -33,14 +32,15 @@ from advbench.results.store import Store
 from advbench.tasks.artefacts import artefact
 from advbench.tasks.images import scored_split
 from advbench.user_models import onnx_files
-from advbench.user_models.arrays import as_it_came, data_set_of, device_of, folder_of, shape_of, split_of
+from advbench.user_models.arrays import as_it_came, data_set_of, device_of, folder_of, split_of
 from advbench.user_models.files import few
-from advbench.user_models.handed import Handed, as_logits
+from advbench.user_models.handed import Handed
 from advbench.user_models.held import HandedOver, holding
+from advbench.user_models.looks import Look, look_at
 from advbench.user_models.networks import CodeNetwork, TorchvisionNetwork
 from advbench.user_models.onnx_files import OnnxNetwork
-from advbench.user_models.preflight import LOOKS, check_model, expects_bytes, outputs_of, slopes_are_finite
-from advbench.user_models.weights import Own, loaded
+from advbench.user_models.preflight import LOOKS
+from advbench.user_models.weights import Own
 from advbench.zoo import checkpoints
 from advbench.zoo.data import DataSet, Split
 from advbench.zoo.training import seeded
@@ -54,20 +54,7 @@ BLACK_BOX = ("square", "hop-skip-jump")
 """The attacks on an ONNX file that cannot be converted, if none is named."""
 _WITH_QUERIES = frozenset({"auto", "autoattack"})
 """Ensembles that have such an attack among their parts."""
-_NOT_FINITE = (
-    "Gradients are NaN or infinite in places: attacks follow the slopes beside these, and square, or auto's part of it, "
-    "attacks without gradients in addition"
-)
 _DRAWS = 16
-RECOGNISED: Mapping[Outputs, str] = {
-    "probabilities": "The model returns probabilities (no number is negative, and each row sums to 1): they are attacked "
-    "through their logarithm. Declare it: --outputs probabilities, or --outputs logits to attack them as they are "
-    "(from Python outputs=)",
-    "log-probabilities": "The model returns log-probabilities, some of them minus infinity, which count as the logarithm of "
-    "the smallest number. Declare it: --outputs log-probabilities (from Python outputs=)",
-}
-"""What is said of outputs that were recognised, not declared."""
-
 AttackChoice: TypeAlias = str | Sequence[str | Spec | Mapping[str, object]] | None
 """Attacks as settings name them: a comma-separated text, or specs, texts and mappings with a `name`; None: the default."""
 
@@ -94,6 +81,7 @@ def evaluate(
     budget: int | None = None,
     visited: bool = False,
     jobs: int = 1,
+    curve: bool = True,
     out: str | Path | None = None,
     watch: Watcher | None = None,
 ) -> EvaluationResult:
@@ -125,6 +113,8 @@ def evaluate(
     visited: whether the best image that an attack asked about stands in the records beside what it returned.
     jobs: worker processes, to each of which the model is sent once; the numbers are those of one. If it cannot be pickled,
     one worker does everything and the result's `notes` say so.
+    curve: whether the minimal-norm attack runs beside attacks of which none is one; without it there is no curve of accuracy
+    against epsilon and no median distance.
     out: a folder for the records and reports; if None nothing is left behind.
     watch: called with the scheduler's `Status`.
 
@@ -141,28 +131,88 @@ def evaluate(
     >>> result.clean.value, result.robust.value
     (1.0, 0.5)
     """
-    started = time.monotonic()
-    test, validation = split_of(x, y), split_of(*held_out) if held_out is not None else None
-    device = device_of(model)
-    resolve_devices(str(device))
     own = Own(mean=tuple(map(float, mean)), std=tuple(map(float, std)), stochastic=stochastic)
-    with torch.inference_mode(False), as_it_came(model):
-        look = _look(lambda: model, own, test, int(test.y.max()) + 1, outputs, device)
-        own = replace(own, weights_sha256=look.weights_sha256)
-        data = data_set_of(test, validation)
-        given: dict[str, object] = {"norm": norm, "epsilon": epsilon, "seed": seed, "device": str(device)}
-        given |= {"unit_test": unit_test, "unit_test_images": unit_test_images}
-        given |= {"budget": budget, "visited": visited}
-        given["attack"] = _attacks(attack, norm, look)
-        given["outputs"] = outputs or look.returned
-        given["draws"] = draws or (None if validation is not None else _DRAWS)
-        given["batch"] = batch if batch or look.differentiable else DEFAULT_BATCH
-        with holding(_place(name, own, data), model, data) as held, folder_of(out) as folder:
-            handed, said = _handed_over(HandedOver(held, model, data), jobs)
-            given["jobs"] = 1 if said else jobs
-            config = _config(held, own, name, dataset=held, out=folder, fresh=True, **given)
+    test, validation = split_of(x, y), split_of(*held_out) if held_out is not None else None
+    live = Live(model, test, own, name, validation, outputs, draws, batch)
+    with folder_of(out) as folder:
+        return evaluate_live(
+            live,
+            folder,
+            attack,
+            curve=curve,
+            reports=out is not None,
+            watch=watch,
+            jobs=jobs,
+            norm=norm,
+            epsilon=epsilon,
+            seed=seed,
+            unit_test=unit_test,
+            unit_test_images=unit_test_images,
+            budget=budget,
+            visited=visited,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Live:
+    """A live model with the images that it is attacked on.
+
+    own: its normalisation, and whether it is random. validation: images that nothing is scored on, if there are any.
+    outputs: what it returns, looked for if None. draws: passes that a gradient of a random model averages. batch: images at
+    a time, measured if None. dataset: what the images are called.
+    """
+
+    model: nn.Module
+    test: Split
+    own: Own = Own()  # noqa: RUF009 - frozen
+    name: str = "model"
+    validation: Split | None = None
+    outputs: Outputs | None = None
+    draws: int | None = None
+    batch: int | None = None
+    dataset: str = "images"
+
+    def looked_at(self) -> Look:
+        """The model as it is evaluated. ValueError, in one line, for one that cannot be."""
+        classes = int(self.test.y.max()) + 1
+        return look_at(lambda: self.model, self.own, self.test, classes, self.outputs, device_of(self.model))
+
+
+def evaluate_live(
+    live: Live,
+    folder: Path,
+    attack: AttackChoice,
+    *,
+    curve: bool = True,
+    alone: bool = False,
+    resume: bool = False,
+    reports: bool = False,
+    watch: Watcher | None = None,
+    jobs: int = 1,
+    **given: object,
+) -> EvaluationResult:
+    """Attack a live model, and leave records and adversarial images in a folder.
+
+    curve: as in `evaluate`. alone: whether nothing but what is named runs. resume: whether finished attacks and blocks of
+    attacks in the folder count, of a model with the same weights and answers on the same images. reports: whether reports
+    are written. given: other settings of a run.
+    """
+    started, device = time.monotonic(), device_of(live.model)
+    resolve_devices(str(device))
+    with torch.inference_mode(False), as_it_came(live.model):
+        look = live.looked_at()
+        own = replace(live.own, weights_sha256=look.weights_sha256)
+        data = data_set_of(live.test, live.validation, live.dataset)
+        given["attack"] = attack if alone else _attacks(attack, str(given.get("norm") or "linf"), look, curve=curve)
+        given["outputs"] = live.outputs or look.returned
+        given["draws"] = live.draws or (None if live.validation is not None else _DRAWS)
+        given["batch"] = live.batch if live.batch or look.differentiable else DEFAULT_BATCH
+        with holding(_place(live.name, own, data), live.model, data) as held:
+            handed, said = _handed_over(HandedOver(held, live.model, data), jobs)
+            given |= {"jobs": 1 if said else jobs, "device": str(device)}
+            config = _config(held, own, live.name, dataset=held, out=folder, fresh=not resume, **given)
             notes = (*look.said, *said)
-            return _evaluated(config, name, started, watch, validation, notes, handed, reports=out is not None)
+            return _evaluated(config, live.name, started, watch, live.validation, notes, handed, reports=reports)
 
 
 def _handed_over(handed: HandedOver, jobs: int) -> tuple[HandedOver | None, tuple[str, ...]]:
@@ -188,6 +238,7 @@ def plan_target(
     std: str | None = None,
     outputs: Outputs | None = None,
     stochastic: bool = False,
+    curve: bool = True,
     say: Callable[[str], None] | None = None,
     device: str | None = None,
     batch: int | None = None,
@@ -195,8 +246,8 @@ def plan_target(
 ) -> Plan:
     """The plan of ``advbench evaluate``: TARGET (see `advbench.user_models.networks`) on a registered data set.
 
-    mean, std: numbers by channel, such as ``"0.49,0.48,0.45"``. outputs: as in `evaluate`. say: called with each line that
-    the user should know before the run. The rest as `advbench.config.Config` has it.
+    mean, std: numbers by channel, such as ``"0.49,0.48,0.45"``. outputs, curve: as in `evaluate`. say: called with each
+    line that the user should know before the run. The rest as `advbench.config.Config` has it.
     Raises ValueError, in one line, for anything that does not fit.
     """
     registry.datasets.check(dataset)
@@ -206,14 +257,14 @@ def plan_target(
     network = registry.architectures.factory(OWN + target)
     own = replace(own, stochastic=stochastic)
     first = scored_split(data, n_examples).first(LOOKS)
-    look = _look(lambda: network(data.shape, data.n_classes), own, first, data.n_classes, outputs, place)
+    look = look_at(lambda: network(data.shape, data.n_classes), own, first, data.n_classes, outputs, place)
     own = replace(own, weights_sha256=look.weights_sha256)
     if isinstance(network, OnnxNetwork):
         onnx_files.check(network.file, look.network, first.x[:2].to(place))
     for line in (*onnx_files.said_of(look.network), *look.said, *_drawn(network, own, data, look.network)):
         (say or _unheard)(line)
     settings |= {"dataset": dataset, "data_dir": data_dir, "norm": norm, "n_examples": n_examples, "device": device}
-    settings["attack"] = _attacks(attack, norm or "linf", look)
+    settings["attack"] = _attacks(attack, norm or "linf", look, curve=curve)
     settings["batch"] = batch if batch or look.differentiable else DEFAULT_BATCH
     settings["outputs"] = outputs or look.returned
     label = f"{target} ({Path(own.weights).name})" if own.weights else target
@@ -224,54 +275,6 @@ def run_target(plan: Plan, watch: Watcher | None = None, notes: Sequence[str] = 
     """Run the plan of one target, and write its reports. notes: lines that the result shows."""
     label = str(plan.config.defense[0]) if plan.config.defense else ""
     return _run(plan, label, time.monotonic(), watch, notes, reports=True)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Look:
-    """A model as it is evaluated, and what a look at it found.
-
-    network: the user's own part of it. returned: what that returns if not logits. weights_sha256: of the whole.
-    differentiable: whether gradients reach the images. finite: whether these are numbers in all components. said: lines that
-    the user should know.
-    """
-
-    network: nn.Module
-    returned: Outputs | None
-    weights_sha256: str
-    differentiable: bool
-    finite: bool
-    said: tuple[str, ...]
-
-
-def _look(
-    architecture: Architecture, own: Own, test: Split, n_classes: int, declared: Outputs | None, device: torch.device
-) -> _Look:
-    """Build a model and look at it through a few images. ValueError, in one line, for one that cannot be evaluated."""
-    try:
-        return _looked_at(architecture, own, test, n_classes, declared, device)
-    except ValueError:
-        raise
-    except Exception as error:
-        raise ValueError(f"Expected a model that can be built, moved and asked, got {reason(error)}") from error
-
-
-def _looked_at(
-    architecture: Architecture, own: Own, test: Split, n_classes: int, declared: Outputs | None, device: torch.device
-) -> _Look:
-    shown = test.first(LOOKS).to(device)
-    found = loaded(architecture, own.weights, own.mean, own.std, shape_of(test))
-    model, said = found.model.to(device), found.said
-    outputs = outputs_of(model, shown.x, declared)
-    if outputs != "logits":
-        network = as_logits(found.network, outputs)
-        model = loaded(lambda: network, "", own.mean, own.std, shape_of(test)).model.to(device)
-        if declared is None:
-            said = (*said, RECOGNISED[outputs])
-    differentiable = check_model(model, shown.x, n_classes, stochastic=own.stochastic)
-    finite = not differentiable or slopes_are_finite(model, shown.x, stochastic=own.stochastic)
-    said = tuple(filter(None, (*said, expects_bytes(model, shown.x, shown.y), "" if finite else _NOT_FINITE)))
-    returned = None if outputs == "logits" else outputs
-    return _Look(found.network, returned, checkpoints.fingerprint(model), differentiable, finite, said)
 
 
 def _drawn(network: Architecture | CodeNetwork, own: Own, data: DataSet, first: nn.Module) -> tuple[str, ...]:
@@ -344,7 +347,8 @@ def _run(
         found = finish(plan, watch=watch)
         interrupted, written = found.interrupted, tuple(found.reports)
     else:
-        plan.forget()
+        if plan.config.fresh:
+            plan.forget()
         interrupted = run_plan(plan, watch).interrupted
     cells = {key: store.load(key) for key in plan.cells}
     return EvaluationResult(
@@ -358,7 +362,7 @@ def _run(
     )
 
 
-def _attacks(attack: AttackChoice, norm: str, look: _Look) -> AttackChoice:
+def _attacks(attack: AttackChoice, norm: str, look: Look, *, curve: bool) -> AttackChoice:
     """The attacks that were named, or the default, one of minimal norm, and one without gradients if they are not finite."""
     if not look.differentiable:
         if attack is None and onnx_files.runs_it(look.network):
@@ -377,7 +381,7 @@ def _attacks(attack: AttackChoice, norm: str, look: _Look) -> AttackChoice:
         spec.name in _WITH_QUERIES or not issubclass(each.knowledge, WhiteBox)
         for spec, each in zip(chosen, made, strict=True)
     ]
-    if not any(each.minimal_norm for each in made):
+    if curve and not any(each.minimal_norm for each in made):
         chosen = (*chosen, Spec(CURVE))
     return chosen if look.finite or any(asked) else (*chosen, Spec(WITHOUT_GRADIENTS))
 
