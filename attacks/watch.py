@@ -72,7 +72,7 @@ class Watch:
     whether they achieve the goal by the model's answer, (n,) bool. score: their margin, or minus the distance of an
     adversarial where the threat has no epsilon, (n,). nearest: the least distance in the box at which an image that was
     asked about achieved the goal, (n,) float64, infinite for none, NaN in the norm ``none``. frozen: who could not pay a
-    pass, (n,) bool. paid: the passes that were run within the budget. seconds: processor time that keeping images took.
+    pass, (n,) bool. paid: the passes that were run within the budget. seconds: that keeping images took.
     """
 
     def __init__(self, x: Tensor, goal: Goal, threat: ThreatModel, *, budget: int | None = None, ends: bool = False) -> None:
@@ -171,7 +171,7 @@ class Watch:
         paid: positions of those that count, (k,) int64, all if None. draws: so many copies of the same images, one after the
         other, which count with the mean of their logits.
         """
-        begun = time.thread_time()
+        begun = time.perf_counter()
         if draws > 1:
             x, logits, rows, paid = _means(x, logits, rows, paid, draws)
         if paid is not None:
@@ -180,7 +180,7 @@ class Watch:
             self._last = logits.new_zeros(len(self.clean), logits.shape[1])
         for part in _apart(rows):
             self._keep(*((x, logits, rows) if part is None else (x[part], logits[part], rows[part])))
-        self.seconds += time.thread_time() - begun
+        self.seconds += time.perf_counter() - begun
 
     def _keep(self, x: Tensor, logits: Tensor, rows: Tensor) -> None:
         """Keep what is better of images (m, c, h, w) of different examples."""

@@ -163,7 +163,7 @@ class DetailsPart(TypedDict, total=False):
 class MeasuredPart(TypedDict, total=False):
     """What no comparison of two records looks at: seconds of the attack, bytes, and where it ran.
 
-    watch_seconds: of the seconds, the processor time that keeping what it visited took; there only if it was kept.
+    watch_seconds: of the seconds, those that keeping what it visited took; there only if it was kept.
     """
 
     seconds: float

@@ -6,6 +6,7 @@ fresh forward pass says (DESIGN invariants 1 and 2).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class Craft:
 
     x_adv: (n, c, h, w), float32, on the CPU. ledger: counts per example. measured: seconds and peak memory. visited: the
     distances of the best images that the attack asked about, (n,) float64, infinite where none was adversarial, verified by
-    a fresh pass; None if nobody watched. watch_seconds: processor time that keeping them took.
+    a fresh pass; None if nobody watched. watch_seconds: of the seconds, those that keeping and verifying them took.
     """
 
     x_adv: Tensor
@@ -140,8 +141,9 @@ def craft(
             images.append(verified(x_adv, part, threat).cpu())
             ledgers.append(_paid(access))
             if watching.visited and access.watch is not None:
-                watch_seconds += access.watch.seconds
+                begun = time.perf_counter()
                 visited.append(_visited(access.watch, surrogate, part, rng.fork("visited")).cpu())
+                watch_seconds += access.watch.seconds + time.perf_counter() - begun
     counts = [torch.cat([getattr(one, field) for one in ledgers]).cpu() for field in ("forwards", "backwards", "queries")]
     found = torch.cat(visited) if visited else None
     return Craft(torch.cat(images), Ledger(*counts), measured, found, watch_seconds)
