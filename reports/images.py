@@ -16,6 +16,7 @@ from advbench.results.cells import Cell
 from advbench.results.record import Gallery, Record
 
 _GAP = 1
+_RING = (1.9, 2.9)
 _MOST = 1000
 """Of more cells than this only some images are shown."""
 _FEW = 50
@@ -111,6 +112,21 @@ def around_grey(change: NDArray[np.float32], largest: float | None = None) -> ND
     """Changes of images as images: grey is none, black and white are -`largest` and `largest`, by default their extreme."""
     bound = float(np.abs(change).max(initial=0.0)) if largest is None else largest
     shown: NDArray[np.float32] = 0.5 + (0.5 / bound if 0 < bound < np.inf else 1.0) * change
+    return shown
+
+
+def circled(images: NDArray[np.float32], change: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The images with a grey ring of two to three pixels around the pixel that changed most, both (n, c, h, w).
+
+    An image that did not change at all has none.
+    """
+    sizes = np.abs(change).max(axis=1)
+    h, w = sizes.shape[1:]
+    places = sizes.reshape(len(sizes), -1).argmax(axis=1)
+    y, x = np.mgrid[:h, :w]
+    distance = np.hypot(y - (places // w)[:, None, None], x - (places % w)[:, None, None])
+    ring = (distance > _RING[0]) & (distance < _RING[1]) & (sizes.max(axis=(1, 2)) > 0)[:, None, None]
+    shown: NDArray[np.float32] = np.where(ring[:, None], np.float32(0.5), images)
     return shown
 
 

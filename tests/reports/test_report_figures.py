@@ -12,7 +12,7 @@ from matplotlib import rcParams
 from matplotlib.image import imread
 
 from advbench.reports import figures
-from advbench.reports.images import around_grey, image_grid, image_section, png
+from advbench.reports.images import around_grey, circled, image_grid, image_section, png
 from advbench.reports.section import Drawing
 
 
@@ -169,3 +169,15 @@ def test_changes_are_shown_around_grey():
     np.testing.assert_allclose(around_grey(change), [0.0, 0.5, 0.75], atol=1e-6)
     np.testing.assert_allclose(around_grey(change, 1.0), [0.4, 0.5, 0.55], atol=1e-6)
     np.testing.assert_array_equal(around_grey(0 * change), [0.5, 0.5, 0.5])
+
+
+def test_a_ring_lies_around_the_pixel_that_changed_most():
+    clean = np.zeros((2, 1, 12, 12), dtype=np.float32)
+    change = np.zeros_like(clean)
+    change[0, 0, 5, 6] = -0.3
+    change[0, 0, 1, 1] = 0.2
+    shown = circled(clean + 1, change)
+    ring = {(y, x) for y, x in zip(*np.nonzero(shown[0, 0] == 0.5), strict=True)}
+    assert ring == {(y, x) for y in range(12) for x in range(12) if 1.9**2 < (y - 5) ** 2 + (x - 6) ** 2 < 2.9**2}
+    assert (5, 6) not in ring
+    assert (shown[1] == 1).all()  # nothing changed

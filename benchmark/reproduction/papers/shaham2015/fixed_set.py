@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
-from advbench.reports.images import around_grey, image_grid
+from advbench.reports.images import around_grey, circled, image_grid
 from advbench.reports.section import ImageGrid
 from advbench.reproduction.clean import clean_by_seed
 from advbench.reproduction.findings import Findings, ScoredCell
@@ -114,7 +115,7 @@ def _samples(findings: Findings) -> tuple[ImageGrid, ...]:
         labels = cells[radius].examples.label[rows]
         grids.append(
             image_grid(
-                np.stack((x, np.clip(x_adv, 0, 1), around_grey(x_adv - x))),
+                np.stack((x, _marked(norm, np.clip(x_adv, 0, 1), x_adv - x), around_grey(x_adv - x))),
                 rows=("clean", "adversarial", "change"),
                 columns=tuple(map(str, labels)),
                 alt=f"{len(rows)} images that the baseline gets right, their {norm} adversarials, and the changes",
@@ -123,6 +124,11 @@ def _samples(findings: Findings) -> tuple[ImageGrid, ...]:
             )
         )
     return tuple(grids)
+
+
+def _marked(norm: str, x_adv: NDArray[np.float32], change: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Figure 1 circles the one pixel that a step in l1 changes."""
+    return circled(x_adv, change) if norm == "l1" else x_adv
 
 
 def _clean(findings: Findings, defense: str) -> SeedFigure:
