@@ -11,7 +11,7 @@ from advbench.reports import figures, formatting
 from advbench.reports.section import Column, Entry, Section, Table
 from advbench.results.boards import seen_attacker, threat_of
 from advbench.results.cells import Cell
-from advbench.results.statistics import Values, clean_correct, distance
+from advbench.results.statistics import Values, clean_correct, distance, quantile
 
 _BINS = 30
 _COLUMNS = (
@@ -89,7 +89,7 @@ def panel(name: str, by_target: dict[str, Values]) -> figures.Panel:
 def _table(name: str, by_target: dict[str, Values], norm: str) -> Table:
     rows = []
     for target, values in by_target.items():
-        quartiles = np.quantile(values, (0.25, 0.5, 0.75), method="closest_observation") if len(values) else [np.nan] * 3
+        quartiles = [quantile(values, share) for share in (0.25, 0.5, 0.75)] if len(values) else [np.nan] * 3
         lost = int(np.isinf(values).sum())
         rows.append(
             (

@@ -6,8 +6,11 @@ import hashlib
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -19,6 +22,7 @@ from advbench.results.statistics import Values
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
 _INK = "#010203"
 _PAPER = "#010204"
@@ -46,6 +50,9 @@ _LARGEST = (14.0, 24.0)
 _MOST_CURVES = 48
 """More curves than this in a figure cannot be told apart: the first few are drawn."""
 _FEW = 16
+_PLACES: ContextVar[Mapping[str, int]] = ContextVar("places", default=MappingProxyType({}))
+_BESIDE = ((4, 3, "left"), (4, -9, "left"), (-4, 3, "right"), (-4, -9, "right"), (4, 11, "left"), (4, -17, "left"))
+"""Where a note may stand beside its mark: points to the right, points up, and which of its ends is there."""
 _INHERITED = {"font-family", "mix-blend-mode"}
 _DECIMALS = re.compile(r"-?\d+\.\d+")
 
@@ -75,6 +82,24 @@ class Panel:
     title: str
     curves: tuple[Curve, ...]
     verticals: tuple[float, ...] = ()
+
+
+@contextmanager
+def same_colours(names: Sequence[str]) -> Iterator[None]:
+    """Curves of these names have one colour and style in all plots that are made inside."""
+    token = _PLACES.set({name: place for place, name in enumerate(dict.fromkeys(names))})
+    try:
+        yield
+    finally:
+        _PLACES.reset(token)
+
+
+def _places(names: Sequence[str]) -> dict[str, int]:
+    """The place among colours and styles of each curve, those without a colour of their own behind the others."""
+    known = _PLACES.get()
+    others = [name for name in names if name not in known]
+    first = len(known) if len(others) < len(names) else 0
+    return {name: known[name] for name in names if name in known} | {name: first + i for i, name in enumerate(others)}
 
 
 def heat_map(
@@ -212,7 +237,7 @@ def line_plots(
     panels, left_out = _fewer(panels)
     caption = f"{caption}; {left_out}" if left_out else caption
     names = list(dict.fromkeys(curve.name for panel in panels for curve in panel.curves))
-    labels = [shorten(name) for name in names]
+    labels, places = [shorten(name) for name in names], _places(names)
     across = min(3, len(panels))
     down = -(-len(panels) // across)
     width = 4.8 if across == 1 else 3.0 * across + 0.3
@@ -225,13 +250,15 @@ def line_plots(
         bottom = (0.5 + 0.22 * legend_rows) / height
         figure.subplots_adjust(0.68 / width, bottom, 1 - 0.08 / width, 1 - 0.3 / height, wspace=0.1, hspace=0.45)
         for axes, panel in zip(grid.flat, panels, strict=False):
-            _draw_panel(axes, panel, names, x_label)
+            _draw_panel(axes, panel, places, x_label)
             if log_x:
                 _set_log_x(axes, x_text)
             elif shares:
                 axes.set_xlim(left=0)
-            if shares or zoomed:
-                _set_shares(axes, zoomed=zoomed)
+        if shares or zoomed:  # the panels share one axis, which is fitted to what is drawn until it is limited
+            _set_shares(grid[0, 0], zoomed=zoomed)
+        for axes, panel in zip(grid.flat, panels, strict=False):
+            _note_marks(axes, panel)
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
         for axes in grid[:, 0]:
@@ -261,11 +288,11 @@ def shorten(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
 
 
-def _draw_panel(axes: Axes, panel: Panel, names: Sequence[str], x_label: str) -> None:
+def _draw_panel(axes: Axes, panel: Panel, places: Mapping[str, int], x_label: str) -> None:
     for position in panel.verticals:
         axes.axvline(position, color=_INK, linewidth=0.8, alpha=0.45, linestyle=(0, (2, 2)))
     for curve in panel.curves:
-        _draw_curve(axes, curve, names.index(curve.name))
+        _draw_curve(axes, curve, places[curve.name])
     axes.set_title(shorten(panel.title), loc="left", fontsize=10)
     axes.set_xlabel(x_label)
     axes.grid(color=_INK, alpha=0.13, linewidth=0.6)
@@ -307,9 +334,22 @@ def _draw_curve(axes: Axes, curve: Curve, place: int) -> None:
             axes.vlines(curve.x, curve.low, curve.high, color=colour, linewidth=1.0, alpha=0.8)
         else:
             axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
-    for x, y, note in zip(curve.x, curve.y, curve.notes, strict=False):
-        beside = (4, -9 if place % 2 else 3)  # so that the notes of two curves leave each other room
-        axes.annotate(shorten(note), (x, y), beside, textcoords="offset points", fontsize=7.5, alpha=0.85)
+
+
+def _note_marks(axes: Axes, panel: Panel) -> None:
+    """A word beside each mark where it covers no other word; where every place is taken the table alone has it."""
+    taken: list[Bbox] = []
+    for curve in panel.curves:
+        for x, y, note in zip(curve.x, curve.y, curve.notes, strict=False):
+            for right, up, end in _BESIDE:
+                word = axes.annotate(
+                    shorten(note), (x, y), (right, up), textcoords="offset points", ha=end, fontsize=7.5, alpha=0.85
+                )
+                extent = word.get_window_extent()
+                if not any(extent.overlaps(other) for other in taken):
+                    taken.append(extent)
+                    break
+                word.remove()
 
 
 def _drawing(size: tuple[float, float], draw: Callable[[Figure, str], None], alt: str, caption: str) -> Drawing:

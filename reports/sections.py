@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from advbench.reports import formatting
+from advbench.reports import figures, formatting
 from advbench.reports.attack_board import attack_board_section
 from advbench.reports.attackers import attackers_section, detectors_section
 from advbench.reports.cell_sections import all_cells_section, cost_sections, failure_section, provenance_section
@@ -27,8 +27,13 @@ from advbench.results.cells import Cell
 
 
 def sections(cells: Cells) -> list[Section]:
-    """Leaderboards first, then what they rest on."""
+    """Leaderboards first, then what they rest on. A model has one colour in all figures."""
     boards = ranked_boards(cells)
+    with figures.same_colours([standing.label for board in boards for standing in board.standings]):
+        return _sections(boards, cells)
+
+
+def _sections(boards: Sequence[RankedBoard], cells: Cells) -> list[Section]:
     failures, images = failure_section(cells), image_section(_from_the_top(boards, cells.scored))
     return _distinct(
         *(leaderboard_section(board, missing=len(cells.missing)) for board in boards),

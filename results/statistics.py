@@ -151,6 +151,24 @@ def bootstrap_median(values: Values, seed: int = 0) -> Estimate:
     return Estimate(float(np.median(ordered)), float(low), float(high))
 
 
+def quantile(values: Values, share: float) -> float:
+    """The `share`-quantile of `values`, (n,), infinities allowed: the mean of the two values between which it falls.
+
+    The averaged inverse of the distribution function (Hyndman & Fan 1996, definition 2), whose median is the usual one.
+    Raises ValueError for no value, or a share outside (0, 1).
+
+    >>> [quantile(np.array([1.0, 2.0, 3.0, np.inf]), share) for share in (0.25, 0.5, 0.6)]
+    [1.5, 2.5, 3.0]
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"Expected `share` in (0, 1), got {share}")
+    ordered = np.sort(_not_empty(values))
+    place = round(share * len(ordered), 9)
+    upper = min(math.floor(place), len(ordered) - 1)
+    lower = upper - 1 if place == math.floor(place) else upper
+    return float((ordered[lower] + ordered[upper]) / 2)
+
+
 def rate(values: Values) -> Estimate:
     """The mean of shares in [0, 1], (n,): Wilson's interval if each is 0 or 1, the bootstrap over examples otherwise.
 

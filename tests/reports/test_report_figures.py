@@ -4,11 +4,13 @@ import io
 import re
 import struct
 from dataclasses import replace
+from itertools import combinations
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from matplotlib import rcParams
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from advbench.reports import figures
@@ -181,3 +183,60 @@ def test_a_ring_lies_around_the_pixel_that_changed_most():
     assert ring == {(y, x) for y in range(12) for x in range(12) if 1.9**2 < (y - 5) ** 2 + (x - 6) ** 2 < 2.9**2}
     assert (5, 6) not in ring
     assert (shown[1] == 1).all()  # nothing changed
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The matplotlib figure behind a plot."""
+
+    def draw(panels, **settings):
+        kept = []
+
+        def keep(size, drawing, alt, caption):
+            made = Figure(figsize=size)
+            drawing(made, "white")
+            kept.append(made)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(figures, "_drawing", keep)
+            figures.line_plots(panels, x_label="x", y_label="y", caption="", alt="", **settings)
+        return kept[0]
+
+    return draw
+
+
+def _panel(name, *heights, notes=()):
+    x = np.array([0.1, 0.1001, 0.1002])[: len(heights[0])]
+    return figures.Panel(
+        name, tuple(figures.Curve(f"model {i}", x, np.array(y), marked=True, notes=notes) for i, y in enumerate(heights))
+    )
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_an_axis_that_panels_share_reaches_the_highest_of_all(drawn, order):
+    panels = [_panel("low", [0.01, 0.03]), _panel("high", [0.2, 0.4])]
+    made = drawn([panels[i] for i in order], zoomed=True)
+    for axes in made.axes[:2]:
+        assert axes.get_ylim()[0] == 0
+        assert 0.4 < axes.get_ylim()[1] < 0.5
+
+
+def test_a_model_keeps_its_colour_in_all_figures(drawn):
+    def colours(*names):
+        curves = tuple(figures.Curve(name, np.array([0.0, 1.0]), np.array([0.0, 1.0])) for name in names)
+        return {line.get_label(): line.get_color() for line in drawn([figures.Panel("", curves)]).axes[0].get_lines()}
+
+    with figures.same_colours(["a", "b", "c"]):
+        all_, two, other = colours("a", "b", "c"), colours("c", "new", "b"), colours("x", "y")
+    assert len(set(all_.values())) == 3
+    assert (two["c"], two["b"]) == (all_["c"], all_["b"])
+    assert two["new"] not in all_.values()
+    assert list(other.values()) == list(colours("a", "b").values())  # figures of other things begin anew
+    assert colours("c")["c"] == all_["a"]  # nothing is left behind
+
+
+def test_words_beside_marks_cover_no_other(drawn):
+    made = drawn([_panel("", [0.5, 0.5, 0.5], [0.501, 0.5, 0.499], notes=("pgd", "apgd", "fgsm"))])
+    boxes = [text.get_window_extent() for text in made.axes[0].texts]
+    assert len(boxes) >= 4
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))

@@ -323,3 +323,11 @@ def test_costs_are_given_per_attacked_example(make_record, make_examples):
 def test_no_example_is_an_error(make_record, make_examples):
     with pytest.raises(ValueError, match="Expected at least one example, got none"):
         statistics.cell_statistics(make_record(), make_examples(0))
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=40), st.sampled_from((0.25, 0.5, 0.75)))
+def test_a_quantile_is_numpys_averaged_inverse_and_its_median_the_usual_one(values, share):
+    found = statistics.quantile(np.array(values), share)
+    assert found == pytest.approx(float(np.quantile(values, share, method="averaged_inverted_cdf")), abs=1e-12)
+    with_failures = np.array([*values, np.inf, np.inf])
+    assert statistics.quantile(with_failures, 0.5) == np.median(with_failures)
