@@ -69,3 +69,21 @@ def test_rosenbrocks_valley_ends_where_scipys_search_does_within_twice_the_evalu
     ours = minimise(objective, start, torch.full_like(start, -2), torch.full_like(start, upper), steps=500)
     np.testing.assert_allclose(ours, np.array([one.x for one in theirs]), atol=2e-3)
     assert (evaluations <= [2 * one.nfev for one in theirs]).all()
+
+
+@pytest.mark.parametrize(("value", "length"), [(1.0, 1 / 4), (0.5, 1 / 3), (-5e-5, 0.5), (9.0, 0.1), (np.nan, 0.1)])
+def test_a_rejected_step_is_shortened_to_the_minimum_of_the_parabola_through_it(value, length):
+    """a t^2 - t through (1, value) has a = 1 + value and is least at 1 / (2 a), of which a tenth to a half is taken.
+
+    At the shorter length the value is twice the length: a = 3 / length, least at a sixth of it.
+    """
+    asked = []
+
+    def objective(points, _):
+        asked.append(float(points))
+        values = {0.0: 0.0, 1.0: value}
+        return torch.tensor([values.get(asked[-1], 2 * asked[-1])]).double(), torch.full((1, 1), -1.0).double()
+
+    start, bound = torch.zeros(1, 1).double(), torch.full((1, 1), 10.0).double()
+    minimise(objective, start, -bound, bound, steps=4)
+    assert asked == pytest.approx([0.0, 1.0, length, length / 6])
