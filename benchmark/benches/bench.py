@@ -31,6 +31,7 @@ BENCHES: dict[str, str] = {
     "training": "advbench.benches.training:rows",
     "purifiers": "advbench.benches.purifiers:rows",
     "engine": "advbench.benches.engine:rows",
+    "waits": "advbench.benches.waits:rows",
 }
 
 COPY_BYTES = 2 * 2**27

@@ -106,21 +106,24 @@ def _settled(defense: FromScratch) -> FromScratch:
     return defense if norm is None else with_epsilon(defense, RADII[norm])
 
 
-def stepper(defense: FromScratch, network: str, device: torch.device) -> Callable[[], object]:
-    """A call that takes one step on random images."""
+def stepper(defense: FromScratch, network: str, device: torch.device, *, moving: bool = True) -> Callable[[], object]:
+    """A call that takes one step on random images. moving: with Adam's part of it, of which torch keeps some on the host."""
     generator = torch.Generator().manual_seed(0)
     x, y = torch.rand(BATCH, *SHAPE, generator=generator), torch.randint(10, (BATCH,), generator=generator)
     images = Split.of(x, y).to(device)
     with seeded(0, device):
         model = registry.build_network(Spec(network), SHAPE, 10).train()
     if not isinstance(defense, Pretrained):
-        return _step(model.to(device), images, defense.start(images))
+        return _step(model.to(device), images, defense.start(images), moving)
     autoencoder = autoencoder_around(model, SHAPE, seed=0).to(device)
-    pair = _step(autoencoder, images, defense.reconstruction), _step(model.to(device), images, defense.objective)
+    pair = (
+        _step(autoencoder, images, defense.reconstruction, moving),
+        _step(model.to(device), images, defense.objective, moving),
+    )
     return lambda: [call() for call in pair]
 
 
-def _step(model: nn.Module, images: Split, objective: Objective) -> Callable[[], object]:
+def _step(model: nn.Module, images: Split, objective: Objective, moving: bool) -> Callable[[], object]:
     # Steps of length zero, so that every call does the same work on the same weights.
     optimizer, step = torch.optim.Adam(model.parameters(), lr=0.0), Step(0, 0, 0, images.index)
 
@@ -129,7 +132,8 @@ def _step(model: nn.Module, images: Split, objective: Objective) -> Callable[[],
         terms = objective(model, images.x, images.y, step)
         loss = torch.stack(list(terms.values())).sum()
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        if moving:
+            optimizer.step()
         return loss.detach()
 
     return call

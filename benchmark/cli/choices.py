@@ -67,3 +67,4 @@ class BenchName(StrEnum):
     training = "training"
     purifiers = "purifiers"
     engine = "engine"
+    waits = "waits"

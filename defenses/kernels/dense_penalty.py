@@ -113,5 +113,5 @@ def _in_logits(weight: Tensor, p: Tensor, squares: Tensor, factor: Tensor) -> Te
     towards = p @ gram
     within = gram.diagonal() + torch.linalg.vecdot(p, towards).unsqueeze(1)
     in_p = within.mul_(p).addcmul_(factor, towards).addmm_(squares, gram, alpha=-1)
-    through = in_p.mul_(p)  # the softmax's own derivative: p_k (in_p_k - <in_p, p>)
+    through: Tensor = in_p.mul_(p)  # the softmax's own derivative: p_k (in_p_k - <in_p, p>)
     return through.addcmul_(p, through.sum(dim=1, keepdim=True), value=-1)

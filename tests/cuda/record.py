@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,20 +17,17 @@ from tabulate import tabulate
 
 from advbench import devices
 from advbench.attacks.rng import ExampleRNG
-from advbench.attacks.threat import ThreatModel, Untargeted
+from advbench.attacks.threat import Untargeted
 from advbench.benches import bench
 from advbench.clocks import device_name, environment, resolve_devices, single_thread, stopwatch
 from advbench.conformance import Net, images, labels, run
 from advbench.defenses.defended import Surrogate
-from advbench.registry import registry
 from advbench.registry.specs import Spec
 from advbench.tasks.compiling import check_compiler, compiled
 from advbench.zoo.architectures.wong2018 import small
 from advbench.zoo.training import seeded
 
 Rows = list[dict[str, object]]
-WEAK = {"linf": 0.003, "l2": 0.02}
-"""Radii at which some images withstand, so that an attack takes all its steps."""
 
 
 def contract(device: torch.device) -> Rows:
@@ -53,35 +49,6 @@ def contract(device: torch.device) -> Rows:
                 {"attack": name, "norm": norm, "on the device": there.device == device, "alike": f"{int(near.sum())} of 6"}
             )
     return found
-
-
-def waits(device: torch.device) -> Rows:
-    """How often the processor waits in a step, as torch's own debugging mode sees it; elsewhere for the pretend device."""
-    if device.type != "cuda":
-        done = subprocess.run([sys.executable, "-m", "tests.cuda.waits"], capture_output=True, text=True, check=True)
-        counted: Rows = json.loads(done.stdout)
-        return counted
-    found: Rows = []
-    for name, norm in (("pgd", "linf"), ("pgd", "l2"), ("apgd-ce", "linf"), ("apgd-ce", "l2"), ("fmn", "l2"), ("ddn", "l2")):
-        counts = [_waited(name, norm, steps, device) for steps in (8, 24)]
-        found.append({"attack": name, "norm": norm, "waits a step": (counts[1] - counts[0]) / 16})
-    return found
-
-
-def _waited(name: str, norm: str, steps: int, device: torch.device) -> int:
-    spec = f"fmn(steps={steps},form='box-aware')" if name == "fmn" else f"{name}(steps={steps})"
-    attack, model, x = registry.attacks.create(Spec.parse(spec)), Net(), images(8)
-    goal = Untargeted(labels(model, x, wrong=()).to(device))
-    model, x, index = model.to(device), x.to(device), torch.arange(8, device=device)
-    threat = ThreatModel(norm, None if attack.minimal_norm else WEAK[norm])  # type: ignore[arg-type]
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            run(attack, model, x, goal, threat, index=index)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(one.message) for one in told)
 
 
 def kernels(device: torch.device, names: tuple[str, ...], until: float) -> Rows:
@@ -162,7 +129,7 @@ def measure(device: torch.device, out: Path, seconds: float) -> dict[str, object
     start, few = time.monotonic(), devices.traits(device).host
     parts: dict[str, Callable[[], Rows]] = {
         "contract": lambda: contract(device),
-        "waits": lambda: waits(device),
+        "waits": lambda: kernels(device, ("waits",), start + 0.3 * seconds),
         "passes": lambda: passes(device, 128 if few else 1024),
         "kernels": lambda: kernels(device, ("covariance", "jacobian"), start + 0.6 * seconds),
         "table": lambda: table(device, out, few),

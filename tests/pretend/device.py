@@ -3,8 +3,8 @@
 ``torch.device("pretend")`` exists after `register`, before the first backward of the process: torch counts its devices then.
 Its tensors hold a tensor of the processor (`PretendTensor.host`). What a GPU refuses is refused: an operation on tensors of
 two devices (those without dimensions may lie on the processor, and so may indices), a generator of another device, `numpy`.
-What makes the processor wait for a GPU is counted by `waits`: reading a number or a truth value, positions of true entries,
-a copy to the processor, a blocking one from it.
+What makes the processor wait for a GPU is counted by `waits`: what `advbench.benches.waits.question` knows, a copy to the
+processor, a blocking one from it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils import backend_registration
 
+from advbench.benches.waits import question
+
 AVAILABLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
 KIND = "pretend"
 aten = torch.ops.aten
@@ -28,19 +30,6 @@ _GENERATOR = torch.Generator().manual_seed(0)
 _GENERATORS: weakref.WeakSet[torch.Generator] = weakref.WeakSet()
 """Those made for the device; what an operation is handed is another object, of the same state."""
 _COUNTED: list[Counter[str]] = []
-
-_WAITING = {
-    "aten::_local_scalar_dense": "item",
-    "aten::nonzero": "nonzero",
-    "aten::masked_select": "nonzero",
-    "aten::equal": "equal",
-    "aten::_unique2": "unique",
-    "aten::unique_dim": "unique",
-    "aten::unique_consecutive": "unique",
-    "aten::bincount": "bincount",
-    "aten::repeat_interleave": "repeat_interleave",
-}
-"""Operations after which the processor needs a number of the device's, and the names by which they are counted."""
 
 _MOVING = {aten._to_copy.default, aten.copy_.default, aten.copy.default, aten._copy_from.default}
 _INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
@@ -150,7 +139,7 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     on_device = any(isinstance(each, PretendTensor) for each in given) if target is None else _is_ours(target)
     if target is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
-    _count(func, name, args, on_device, given)
+    _count(func, args, on_device, given)
     twins = {id(each.host): each for each in given if isinstance(each, PretendTensor)}
     host_args, host_kwargs = _mapped(_host, args), {key: _mapped(_host, value) for key, value in kwargs.items()}
     with _drawing(func, host_kwargs) if on_device else contextlib.nullcontext():
@@ -222,22 +211,18 @@ def _check_devices(func: Any, name: str, args: Any, given: list[Tensor]) -> None
         raise RuntimeError(f"Expected all tensors to be on the same device, but {name} writes from {KIND}:0 into cpu")
 
 
-def _count(func: Any, name: str, args: Any, on_device: bool, given: list[Tensor]) -> None:
+def _count(func: Any, args: Any, on_device: bool, given: list[Tensor]) -> None:
     if not any(isinstance(each, PretendTensor) for each in given):
         return
-    if name in _WAITING:
-        _waits_for(_WAITING[name])
+    asked = question(func, args)
+    if asked is not None:
+        _waits_for(asked)
     elif (func is aten._to_copy.default and not on_device) or (
         func in (aten.copy_.default, aten._copy_from.default) and _leaves(func, args)
     ):
         _waits_for("copy to cpu")
     elif func is aten.copy_.default and not isinstance(args[1], PretendTensor) and not any(args[2:]):
         _waits_for("copy to device")
-    elif func in _INDEXING:
-        masks = [each for each in _tensors(args[1]) if each.dtype == torch.bool]
-        filled = func is not aten.index.Tensor and len(masks) == 1 and args[2].numel() == 1
-        if masks and not filled:
-            _waits_for("nonzero")
 
 
 def _leaves(func: Any, args: Any) -> bool:

@@ -10,46 +10,45 @@ from advbench.attacks import balls
 from advbench.attacks.access import WhiteBox
 from advbench.attacks.rng import ExampleRNG
 from advbench.attacks.threat import ThreatModel, Untargeted
-from advbench.conformance import Net, images, labels, run
-from advbench.registry import registry
-from advbench.registry.specs import Spec
+from advbench.benches import waits as bench
 from tests.pretend.device import waits
 
-WEAK = {"linf": 0.003, "l2": 0.02, "l1": 0.1, "l0": 1.0}
-"""Radii at which some images withstand, so that the last step is reached."""
-
 PER_STEP = {
-    ("pgd", "linf"): 1,
-    ("pgd", "l2"): 1,
-    ("pgd", "l1"): 1,
-    ("apgd-ce", "linf"): 1,
-    ("apgd-ce", "l2"): 1,
-    ("apgd-ce", "l1"): 1,
-    ("fmn", "linf"): 1,
-    ("fmn", "l2"): 1,
-    ("fmn", "l0"): 1,
-    ("fmn", "l1"): 1,
-    ("ddn", "l2"): 1,
-    ("mi-fgsm", "linf"): 1,
+    "pgd": ("linf", "l2", "l1"),
+    "apgd-ce": ("linf", "l2", "l1"),
+    "apgd-dlr": ("linf", "l2", "l1"),
+    "apgd-t": ("linf", "l2", "l1"),
+    "fmn": ("linf", "l2", "l1", "l0"),
+    "ddn": ("l2",),
+    "mi-fgsm": ("linf", "l2"),
 }
-"""At most so many: whether anyone is left."""
+"""Attacks of which a step asks one thing: whether anyone is left."""
+CELLS = [(name, norm) for name, norms in PER_STEP.items() for norm in norms]
 
 
 def waited(name, norm, steps, device):
-    spec = {"fmn": f"fmn(steps={steps},form='box-aware')"}.get(name, f"{name}(steps={steps})")
-    attack, model, x = registry.attacks.create(Spec.parse(spec)), Net(), images(5)
-    y = labels(model, x, wrong=())
-    threat = ThreatModel(norm, None if attack.minimal_norm else WEAK[norm])
-    model, x, goal, index = model.to(device), x.to(device), Untargeted(y.to(device)), torch.arange(5, device=device)
-    with waits() as counted:
-        run(attack, model, x, goal, threat, index=index)
-    return sum(counted.values())
+    """As the pretend device counts, with what is set up; and the steps."""
+    with waits() as found:
+        _, passes = bench.attacked(name, norm, {"steps": steps}, device)
+    return found.total(), passes
 
 
-@pytest.mark.parametrize(("name", "norm"), PER_STEP)
-def test_a_step_waits_at_most_so_often(device, name, norm):
-    few, many = (waited(name, norm, steps, device) for steps in (6, 12))
-    assert 0 < (many - few) / 6 <= PER_STEP[name, norm]
+@pytest.mark.parametrize(("name", "norm"), CELLS)
+def test_a_step_waits_once(device, name, norm):
+    (few, start), (many, end) = (waited(name, norm, steps, device) for steps in (6, 12))
+    assert end > start
+    assert (many - few) / (end - start) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [("pgd", "l1"), ("apgd-ce", "l1"), ("fmn", "l0"), ("ddn", "l2"), ("di-fgsm", "l2"), ("fab-t", "l1")],
+)
+def test_the_bench_counts_on_the_processor_what_the_device_waits_for(device, name, norm):
+    (few, start), (many, end) = (waited(name, norm, steps, device) for steps in (6, 12))
+    row = bench.of_attack(name, norm, "steps", torch.device("cpu"))
+    assert (row.seconds, row.reference_seconds) == (many - few, end - start)
+    assert bench.attacked(name, norm, {"steps": 6}, device) == bench.attacked(name, norm, {"steps": 6}, torch.device("cpu"))
 
 
 class Root(nn.Module):
