@@ -110,6 +110,7 @@ def run(
     precision: ``float32``, ``tf32`` or ``bfloat16`` while models are attacked; scores are always of float32.
     unit_test: whether attacks are tested on models with planted adversarial images. unit_test_images: on how many images.
     budget: passes through the model for each image in each attack, forwards and backwards together, then it is ended.
+    known_noise: whether random models are also attacked by one who knows the draws that they are scored under.
     visited: whether the best image that an attack asked about stands in the records beside what it returned.
 
     Where it runs

@@ -128,6 +128,7 @@ class RunSettings(TypedDict, total=False):
     unit_test_images: int | None
     budget: int | None
     visited: bool | None
+    known_noise: bool | None
 
 
 BUDGET = (
@@ -159,13 +160,14 @@ class Config(BaseModel):
     the white-box matrix, and those that ask the model itself. budget: passes through the model for each image in each
     attack, forwards and backwards together, after which the best image that was asked about counts
     (`advbench.attacks.watch`); without end where absent. visited: whether the best image that an attack asked about
-    stands in the records beside what it returned, for models that are not random. compile: whether deterministic models
-    are compiled to be attacked; scores always take the model as it is. precision: of a model's products while it is
-    attacked; scores are always of float32. outputs: what the user's networks (architectures ``own:TARGET``) return,
-    logits where absent. engine: where tasks run, on this machine by default. address: of a dask scheduler that is there
-    already. time_limit: seconds that one task may take, without end where absent. slots_per_device: tasks side by side
-    on each device, in place of `jobs`. pilots: jobs of the engine slurm, one where absent. slurm: their parameters, such
-    as ``{partition = "gpu"}``.
+    stands in the records beside what it returned, for models that are not random. known_noise: whether random models are
+    also attacked, within the norm and with a fixed radius, by one who knows the draws that they are scored under
+    (`advbench.tasks.known_noise`). compile: whether deterministic models are compiled to be attacked; scores always take
+    the model as it is. precision: of a model's products while it is attacked; scores are always of float32. outputs:
+    what the user's networks (architectures ``own:TARGET``) return, logits where absent. engine: where tasks run, on this
+    machine by default. address: of a dask scheduler that is there already. time_limit: seconds that one task may take,
+    without end where absent. slots_per_device: tasks side by side on each device, in place of `jobs`. pilots: jobs of
+    the engine slurm, one where absent. slurm: their parameters, such as ``{partition = "gpu"}``.
     """
 
     model_config = ConfigDict(
@@ -220,6 +222,7 @@ class Config(BaseModel):
     unit_test_images: int = Field(default=64, ge=2, le=_LARGEST)
     budget: int | None = Field(default=None, ge=1, le=_LARGEST)
     visited: bool = False
+    known_noise: bool = False
 
     @field_validator("matrix", mode="before")
     @classmethod

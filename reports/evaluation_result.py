@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from advbench.results.boards import trained_model
 from advbench.results.cells import Cell
 from advbench.results.flags import Flag, flags
+from advbench.results.known_noise import known_noise
 from advbench.results.record import Examples, Record
 from advbench.results.resubmissions import rules_of
 from advbench.results.statistics import Estimate, Outcome, cell_statistics, distance, rate, robust, worst_case
@@ -88,6 +89,16 @@ class EvaluationResult:
         return {n: (rate(model.clean_values(n)), rate(model.worst_case(submissions=n))) for n in rules_of([model.draws])}
 
     @property
+    def known_noise(self) -> Estimate | None:
+        """Accuracy of a random model under an attacker who knows the draws, with its interval; None if none attacked it.
+
+        A diagnostic: the mean over the draws, each attacked as a model of its own, of images that are right without an
+        attack too.
+        """
+        found = known_noise(record for record, _ in self.outcomes)
+        return None if found is None else rate(found)
+
+    @property
     def flags(self) -> list[dict[str, str | int]]:
         """Signs that the evaluation is incomplete, as `advbench.results.flags` finds them."""
         return [asdict(flag) for flag in self._flags()]
@@ -126,6 +137,7 @@ class EvaluationResult:
                 {"submissions": n, "clean": _as_json(clean), "robust": _as_json(robust)}
                 for n, (clean, robust) in self.resubmitted.items()
             ],
+            "known_noise": _as_json(self.known_noise),
             "attacks": [self._attack(record, examples) for record, examples in self.cells],
             "missing": list(self.missing),
             "examples": self._examples() if self.outcomes else None,
@@ -156,6 +168,9 @@ class EvaluationResult:
             for n, (clean, robust) in self.resubmitted.items()
             if n > 1
         ]
+        known = self.known_noise
+        lines += [f"under an attacker who knows the draws: robust accuracy {_share(known)}"] if known is not None else []
+        lines += [f"known noise of {label}, left out: {reason}" for label, reason in self._unknown()]
         lines += [
             f"failed: {record.attack['label']}: {record.reason}" for record, examples in self.cells if examples is None
         ]
@@ -226,6 +241,11 @@ class EvaluationResult:
         if nearest:
             outcomes["distance"] = [_plain(value) for value in np.fmin.reduce(nearest).tolist()]
         return outcomes
+
+    def _unknown(self) -> list[tuple[str, str]]:
+        """Attacks that should have known the draws and failed, with the reasons."""
+        told = [(record.attack["label"], record.details.get("known_noise")) for record, _ in self.outcomes]
+        return [(label, part["reason"]) for label, part in told if part is not None and part["reason"]]
 
     def _flags(self) -> tuple[Flag, ...]:
         return flags(self.outcomes, self._epsilon()) if self.outcomes else ()

@@ -10,6 +10,9 @@ import numpy as np
 from advbench.reports import formatting
 from advbench.reports.section import Column, Entry, Section, Table, first
 from advbench.reports.standings import RankedBoard, Standing
+from advbench.results.cells import Cell
+from advbench.results.known_noise import known_noise
+from advbench.results.record import Record
 from advbench.results.significance import paired_test
 from advbench.results.statistics import OverSeeds, Values
 
@@ -23,7 +26,11 @@ def random_models_section(board: RankedBoard) -> Section | None:
     columns = [Column("Target", heading=True)]
     for name, what in (("Robust", "under attack"), ("Clean", "on the clean images")):
         columns += [Column(f"{name}, {_rule(n)}", f"Share of images that are right {what} {_means(n)}", True) for n in rules]
-    rows = tuple(_row(standing, rules) for standing in standings)
+    known = {standing.label: _known(board.cells_of.get(standing.label, ())) for standing in standings}
+    diagnosed = any(value is not None for value in known.values())
+    if diagnosed:
+        columns.append(Column("Known noise", "Under an attacker who knows each draw; not ranked", True))
+    rows = tuple((*_row(standing, rules), *([_share(known[standing.label])] if diagnosed else [])) for standing in standings)
     return Section(
         title="Random models by every rule",
         context=board.title,
@@ -31,10 +38,29 @@ def random_models_section(board: RankedBoard) -> Section | None:
         text="Targets are ranked by the mean over fresh draws. An attacker who may submit an image again waits for the "
         "first wrong answer: under the worst of N, an image counts as right only if N answers in a row are, estimated from "
         "c right ones of K fresh draws as C(c, N) / C(K, N). Clean images are judged by the same rule. Models that are not "
-        "random answer the same each time.",
+        "random answer the same each time." + (_DIAGNOSED if diagnosed else ""),
         tables=(Table(f"Random models by every rule, {board.title}", tuple(columns), rows),),
         caveats=tuple(first(list(flips(standings)), "more pairs change their order")),
     )
+
+
+_DIAGNOSED = (
+    " Known noise is a diagnostic that counts nowhere: each draw is attacked as a model of its own, by an attacker who "
+    "knows it (arXiv:2404.14309). What a target loses there it owes to the attacker's ignorance of the draws."
+)
+
+
+def _known(cells: Sequence[Cell]) -> float | None:
+    """Accuracy under known noise, the mean over training seeds; None where no seed has one."""
+    seeds: dict[int, list[Record]] = {}
+    for cell in cells:
+        seeds.setdefault(cell.record.seed, []).append(cell.record)
+    found = [values for values in map(known_noise, seeds.values()) if values is not None]
+    return float(np.mean([values.mean() for values in found])) if found else None
+
+
+def _share(value: float | None) -> Entry:
+    return Entry(formatting.NONE, tone="muted") if value is None else Entry(formatting.percent(value), order=value)
 
 
 def flips(standings: Sequence[Standing]) -> Iterator[str]:

@@ -204,6 +204,7 @@ DETAILS = part(
         "candidates": by_name(_SHARE),
         "diagnosis": _diagnosis,
         "unit_test": _UNIT_TEST,
+        "known_noise": part({"draws": whole(1), "correct": each(whole()), "reason": _TEXT}),
         "substitute": part({}, {"queries": whole(), "fidelity": _SHARE, "sizes": each(whole()), "seconds": real()}),
     },
 )

@@ -133,6 +133,17 @@ class UnitTestPart(TypedDict):
     reason: str
 
 
+class KnownNoisePart(TypedDict):
+    """Under an attacker who knows the draws: so many of them, and on how many each image withstood, in order, (n,).
+
+    reason: why nothing is known, and `correct` is empty; an empty text otherwise.
+    """
+
+    draws: int
+    correct: list[int]
+    reason: str
+
+
 class DetailsPart(TypedDict, total=False):
     """What else is known about a cell.
 
@@ -141,6 +152,7 @@ class DetailsPart(TypedDict, total=False):
     read. preparation: values found for each surrogate. draws: passes averaged per question, by candidate. candidates: the
     robust accuracy that each candidate alone would leave, None for one that gave no gradient. diagnosis: symptoms of the
     gradients and the number of images that were looked at. unit_test: what the attacks found of planted adversarial images.
+    known_noise: what a random model answered an attacker who knew its draws.
     precision: of the model's products when the images were crafted and when they were scored; older records have none.
     """
 
@@ -157,6 +169,7 @@ class DetailsPart(TypedDict, total=False):
     candidates: dict[str, float | None]
     diagnosis: dict[str, int]
     unit_test: UnitTestPart
+    known_noise: KnownNoisePart
     substitute: SubstitutePart
 
 

@@ -18,6 +18,7 @@ from advbench.cli.options import (
     DataDir,
     Fresh,
     Jobs,
+    KnownNoise,
     SlotsPerDevice,
     TimeLimit,
     UnitTest,
@@ -133,6 +134,7 @@ def run(
     unit_test_images: UnitTestImages = None,
     budget: Budget = None,
     visited: Visited = False,
+    known_noise: KnownNoise = False,
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda, xpu, mps, or cuda:0,cuda:1. \\[default: auto]")
     ] = None,
@@ -170,7 +172,7 @@ def run(
     Exit codes: 0 all cells scored, 1 at least one cell failed (the table says which), 2 bad input or a full disk,
     130 interrupted.
     """
-    flags = {"compile": compile, "fresh": fresh, "unit_test": unit_test, "visited": visited}
+    flags = {"compile": compile, "fresh": fresh, "unit_test": unit_test, "visited": visited, "known_noise": known_noise}
     given = {name: value for name, value in locals().items() if name not in ("config", "dry_run", "debug", "flags")}
     given["outputs"] = outputs.value if outputs else None
     settings = given | {name: value or None for name, value in flags.items()}
@@ -236,6 +238,7 @@ def evaluate(
     unit_test_images: UnitTestImages = None,
     budget: Budget = None,
     visited: Visited = False,
+    known_noise: KnownNoise = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, xpu, mps or cuda:N. \\[default: auto]")] = None,
     jobs: Jobs = None,
     slots_per_device: SlotsPerDevice = None,
@@ -258,7 +261,7 @@ def evaluate(
     130 interrupted.
     """
     settings = {name: value for name, value in locals().items() if name not in ("target", "json", "debug")}
-    settings |= {name: settings[name] or None for name in ("fresh", "unit_test", "visited")}
+    settings |= {name: settings[name] or None for name in ("fresh", "unit_test", "visited", "known_noise")}
     settings |= {"outputs": outputs.value if outputs else None}
     notes: list[str] = []
     try:

@@ -42,4 +42,8 @@ Visited: TypeAlias = Annotated[
         "--visited", help="Also record the best image each attack asked about, whatever it returned; not for random models."
     ),
 ]
+KnownNoise: TypeAlias = Annotated[
+    bool,
+    typer.Option("--known-noise", help="Also attack random models at draws that are known: a diagnostic, not ranked."),
+]
 Fresh: TypeAlias = Annotated[bool, typer.Option("--fresh", help="Recompute everything, ignoring finished results.")]

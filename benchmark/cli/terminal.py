@@ -188,6 +188,7 @@ def print_plan(plan: Plan) -> None:
         "clean": "models to check on clean images",
         "diagnose": "models to check for gradients",
         "unit-test": "attacks to unit-test",
+        "known-noise": "attacks that know the draws",
         "calibrate": "attacks to calibrate on held-out images",
         "craft": "attacks to craft",
         "score": "cells to score",

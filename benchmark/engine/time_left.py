@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Iterable
 from advbench.tasks.clean import CleanContent
 from advbench.tasks.craft import CraftContent
 from advbench.tasks.diagnose import DiagnoseContent
+from advbench.tasks.known_noise import KnownNoiseContent
 from advbench.tasks.score import ScoreContent
 from advbench.tasks.task import Task
 from advbench.tasks.unit_test import UnitTestContent
@@ -81,7 +82,7 @@ def _group(task: Task) -> tuple[str, str]:
     content = task.content
     if isinstance(content, CraftContent):
         return task.kind, content.attacked.model
-    if isinstance(content, CleanContent | DiagnoseContent | UnitTestContent | ScoreContent):
+    if isinstance(content, CleanContent | DiagnoseContent | UnitTestContent | KnownNoiseContent | ScoreContent):
         return task.kind, content.target
     return task.kind, ""
 

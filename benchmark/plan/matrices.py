@@ -40,7 +40,10 @@ def white_box(planner: Planner, target: Target) -> None:
         for epsilon in planner.epsilons:
             found = _crafts(planner, target, attack, epsilon, target.surrogates) | _evasions(planner, target, epsilon)
             looked, tested = planner.diagnose(target, epsilon), planner.unit_test(target, attack, epsilon, found)
-            planner.score("white-box", target, attack, epsilon, found, None, diagnosis=looked, unit_test=tested)
+            known = planner.known_noise(target, attack, found)
+            planner.score(
+                "white-box", target, attack, epsilon, found, None, diagnosis=looked, unit_test=tested, known_noise=known
+            )
             if _IGNORING in found:
                 alone = {_IGNORING: found[_IGNORING]}
                 planner.score("oblivious", target, attack, epsilon, alone, SourceFacts(_IGNORING, "surrogate"))

@@ -34,6 +34,7 @@ from advbench.tasks.components import Component, architecture_of
 from advbench.tasks.craft import CraftContent
 from advbench.tasks.diagnose import DiagnoseContent
 from advbench.tasks.images import Images, scored_split, split_of
+from advbench.tasks.known_noise import KnownNoiseContent
 from advbench.tasks.models import answers_of, build_defended
 from advbench.tasks.planting import INNER, RIVALS
 from advbench.tasks.score import AttackFacts, Candidate, ScoreContent, ScoreFacts, SourceFacts, TargetFacts
@@ -343,6 +344,21 @@ class Planner:
         cost = n / images.n * (target.draws * (INNER + RIVALS) + sum(self.tasks[key].cost for key in crafts.values()))
         return self.add(content, content.label(str(attack.spec), target.label), cost)
 
+    def known_noise(self, target: Target, attack: PlannedAttack, crafts: Mapping[str, str]) -> str | None:
+        """The task that attacks a random target at draws that are known; None if it is not wanted, or not possible.
+
+        crafts: the cell's candidates by name, of which the first is taken: the faithful surrogate's. An attack of minimal
+        norm, and one on a model with a detector, is left out.
+        """
+        if not self.config.known_noise or not target.stochastic or attack.minimal_norm or target.itself.evading:
+            return None
+        first = next(iter(crafts.values()))
+        images = self._images(target.batch, target.seed)
+        candidate = dataclasses.replace(self.crafts[first], visited=False)
+        content = KnownNoiseContent(target.key, candidate, self.config.score_draws, images)
+        cost = self.config.score_draws * self._effort(attack, candidate.threat)
+        return self.add(content, content.label(str(attack.spec), target.label), cost)
+
     def craft(
         self,
         source: str,
@@ -446,6 +462,7 @@ class Planner:
         substitute: str | None = None,
         diagnosis: str | None = None,
         unit_test: str | None = None,
+        known_noise: str | None = None,
     ) -> None:
         """A cell. crafts: candidates by name. handed: whether they were crafted on another model than that of the target."""
         minimal = attack.minimal_norm and not handed
@@ -461,6 +478,7 @@ class Planner:
             minimal_norm=minimal,
             dataset=self.data.name,
             images=self._images(target.batch, target.seed),
+            known_noise=known_noise,
         )
         facts = ScoreFacts(
             target=target.facts,
@@ -468,6 +486,7 @@ class Planner:
             attack=self._once(lambda: _facts_of(attack, minimal, self.config.budget), "facts", attack.spec, minimal),
             candidates=tuple(self._candidate(name, craft) for name, craft in crafts.items()),
             precision=self.config.precision,
+            known_draws=self.config.score_draws,
         )
         key, origin = self._keys.of(content), source.label if source else "itself"
         label = content.label(str(attack.spec), origin, target.label)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from advbench import files
 from advbench.zoo import checkpoints
 
-Kind = Literal["train", "substitute", "clean", "diagnose", "unit-test", "calibrate", "craft", "score"]
+Kind = Literal["train", "substitute", "clean", "diagnose", "unit-test", "known-noise", "calibrate", "craft", "score"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MODELS: tuple[Kind, ...] = ("train", "substitute")
 """Kinds whose results are checkpoints."""

@@ -15,7 +15,7 @@ from advbench.errors import debugging, reason
 from advbench.files import NO_ROOM, names_in
 from advbench.process_state import ChangedStateError, checked, signals
 from advbench.results.store import Store
-from advbench.tasks import agreement, calibrate, clean, craft, diagnose, score, substitute, train, unit_test
+from advbench.tasks import agreement, calibrate, clean, craft, diagnose, known_noise, score, substitute, train, unit_test
 from advbench.tasks.agreement import RefusedError
 from advbench.tasks.artefacts import Kind, artefact, finished, whole
 from advbench.tasks.blocks import forget, place_of
@@ -23,6 +23,7 @@ from advbench.tasks.clean import CleanContent
 from advbench.tasks.context import Context
 from advbench.tasks.craft import CraftContent
 from advbench.tasks.diagnose import DiagnoseContent
+from advbench.tasks.known_noise import KnownNoiseContent
 from advbench.tasks.precision import products
 from advbench.tasks.score import ScoreContent
 from advbench.tasks.substitute import SubstituteContent
@@ -175,6 +176,8 @@ def _perform(task: Task, context: Context, device: torch.device) -> None:
         diagnose.run(key, content, context, device)
     elif isinstance(content, UnitTestContent):
         unit_test.run(key, content, context, device)
+    elif isinstance(content, KnownNoiseContent):
+        known_noise.run(key, content, context, device)
     elif isinstance(content, CraftContent):
         craft.run(key, content, task.label, context, device)
     elif not isinstance(content, ScoreContent):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -26,7 +26,7 @@ from advbench.results.record import (
     TargetPart,
 )
 from advbench.results.store import Store
-from advbench.tasks.artefacts import Kind, artefact
+from advbench.tasks.artefacts import IF_SET, Kind, artefact
 from advbench.tasks.calibrate import read_values
 from advbench.tasks.clean import read_clean
 from advbench.tasks.components import Component
@@ -35,6 +35,7 @@ from advbench.tasks.craft import read_craft
 from advbench.tasks.diagnose import read_diagnosis
 from advbench.tasks.evaluation import Craft, ViolationError, score, verified
 from advbench.tasks.images import Images, scored_split
+from advbench.tasks.known_noise import read_known_noise
 from advbench.tasks.precision import Precision
 from advbench.tasks.substitute import read_substitute
 from advbench.tasks.train import read_training
@@ -50,6 +51,7 @@ class ScoreContent:
     crafts: keys of the candidates' crafts. substitute: key of the substitute that was attacked in the model's place, if one
     was. diagnosis, unit_test: keys of the look at the model's gradients and of the test of the attacks, if there are any.
     minimal_norm: whether the nearest candidate that fools the model counts. dataset: its name. images: the scored ones.
+    known_noise: key of the answers to an attacker who knows the draws, if there are any.
     """
 
     kind: ClassVar[Kind] = "score"
@@ -65,11 +67,16 @@ class ScoreContent:
     minimal_norm: bool
     dataset: str
     images: Images
+    known_noise: str | None = field(default=None, metadata=IF_SET)
 
     @property
     def needs(self) -> tuple[str, ...]:
         """The model, its clean answers, the crafts, and what the record shows beside them."""
-        return (self.target, self.clean, *self.crafts, *filter(None, (self.substitute, self.diagnosis, self.unit_test)))
+        return (self.target, self.clean, *self.crafts, *filter(None, self._beside))
+
+    @property
+    def _beside(self) -> tuple[str | None, ...]:
+        return self.substitute, self.diagnosis, self.unit_test, self.known_noise
 
     def label(self, attack: str, source: str, target: str) -> str:
         """For people: the attack, what it was crafted on, and the model."""
@@ -178,7 +185,7 @@ class ScoreFacts:
     """What the record of a cell shows beside its content.
 
     source: None if the target itself was attacked. candidates: in the order of the content's crafts. precision: in which
-    they were crafted.
+    they were crafted. known_draws: so many draws the attacker of `ScoreContent.known_noise` knows, one after the other.
     """
 
     target: TargetFacts
@@ -186,6 +193,7 @@ class ScoreFacts:
     attack: AttackFacts
     candidates: tuple[Candidate, ...]
     precision: Precision = "float32"
+    known_draws: int = 1
 
 
 def failed_record(key: str, content: ScoreContent, facts: ScoreFacts, reason: str) -> Record:
@@ -323,6 +331,9 @@ def _details(content: ScoreContent, facts: ScoreFacts, context: Context) -> Deta
         details["diagnosis"] = read_diagnosis(artefact("diagnose", content.diagnosis, context.out))
     if content.unit_test:
         details["unit_test"] = read_unit_test(artefact("unit-test", content.unit_test, context.out)).described()
+    if content.known_noise:
+        correct, reason = read_known_noise(artefact("known-noise", content.known_noise, context.out))
+        details["known_noise"] = {"draws": facts.known_draws, "correct": correct.tolist(), "reason": reason}
     if content.substitute:
         found = read_substitute(content.substitute, context)
         details["substitute"] = {

@@ -11,13 +11,21 @@ from advbench.tasks.calibrate import CalibrateContent
 from advbench.tasks.clean import CleanContent
 from advbench.tasks.craft import CraftContent
 from advbench.tasks.diagnose import DiagnoseContent
+from advbench.tasks.known_noise import KnownNoiseContent
 from advbench.tasks.score import ScoreContent, ScoreFacts
 from advbench.tasks.substitute import SubstituteContent
 from advbench.tasks.train import TrainContent
 from advbench.tasks.unit_test import UnitTestContent
 
 TaskContent: TypeAlias = (
-    TrainContent | SubstituteContent | CleanContent | DiagnoseContent | UnitTestContent | CalibrateContent | CraftContent
+    TrainContent
+    | SubstituteContent
+    | CleanContent
+    | DiagnoseContent
+    | UnitTestContent
+    | KnownNoiseContent
+    | CalibrateContent
+    | CraftContent
 )
 """What a task computes, except for scores."""
 

@@ -80,6 +80,7 @@ def evaluate(
     unit_test_images: int = 64,
     budget: int | None = None,
     visited: bool = False,
+    known_noise: bool = False,
     jobs: int = 1,
     curve: bool = True,
     out: str | Path | None = None,
@@ -110,6 +111,8 @@ def evaluate(
     (`advbench.tasks.planting`); attacks that find less than 95% of them are too weak. unit_test_images: on how many images.
     budget: passes through the model for each image in each attack, forwards and backwards together; then the best image
     that was asked about counts (`advbench.attacks.watch`).
+    known_noise: whether a stochastic model is also attacked by one who knows the draws that it is scored under, a diagnostic
+    (`EvaluationResult.known_noise`).
     visited: whether the best image that an attack asked about stands in the records beside what it returned.
     jobs: worker processes, to each of which the model is sent once; the numbers are those of one. If it cannot be pickled,
     one worker does everything and the result's `notes` say so.
@@ -150,6 +153,7 @@ def evaluate(
             unit_test_images=unit_test_images,
             budget=budget,
             visited=visited,
+            known_noise=known_noise,
         )
 
 

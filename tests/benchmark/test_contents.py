@@ -22,6 +22,7 @@ from advbench.tasks.components import Component
 from advbench.tasks.craft import CraftContent
 from advbench.tasks.diagnose import DiagnoseContent
 from advbench.tasks.images import Images
+from advbench.tasks.known_noise import KnownNoiseContent
 from advbench.tasks.score import AttackFacts, ScoreContent, SourceFacts, TargetFacts
 from advbench.tasks.substitute import SubstituteContent
 from advbench.tasks.surrogates import Attacked
@@ -52,6 +53,7 @@ CONTENTS = {
         ("draws", "scale"), dataclasses.replace(ATTACKED, preparation=None), Converged(0.9, 64, 32), THREAT, IMAGES
     ),
     "unit-test": UnitTestContent("training", (("base", CRAFT), ("faithful", OTHER)), THREAT, 40, 10, IMAGES),
+    "known-noise": KnownNoiseContent("training", CRAFT, 10, IMAGES),
     "craft": CRAFT,
     "score": ScoreContent(
         matrix="black-box",
@@ -76,6 +78,7 @@ NEEDS = {
     "calibrate on a model": ("training", "preparation"),
     "calibrate a surrogate": ("training",),
     "unit-test": ("training", "preparation", "calibration"),
+    "known-noise": ("training", "preparation", "calibration"),
     "craft": ("training", "preparation", "calibration"),
     "score": ("training", "clean", "craft", "other craft", "substitute", "diagnosis", "unit test"),
 }

@@ -340,6 +340,9 @@ def plan_of(settings, cache):
     return make
 
 
+_OF_SOME_CELLS = ("substitute", "diagnose", "unit-test", "known-noise", "calibrate")
+
+
 def by_kind(plan):
     found = {kind: set() for kind in MODULES}
     for task in plan.tasks.values():
@@ -348,7 +351,7 @@ def by_kind(plan):
 
 
 def test_every_kind_has_its_code_and_the_version_of_torch_in_its_key_where_numbers_depend_on_it(plan_of, monkeypatch):
-    plan = plan_of(draws=None, unit_test=True)
+    plan = plan_of(draws=None, unit_test=True, known_noise=True)
     before = by_kind(plan)
     assert all(before.values())
     for task in plan.tasks.values():
@@ -356,21 +359,21 @@ def test_every_kind_has_its_code_and_the_version_of_torch_in_its_key_where_numbe
         assert keys.keyed(task.content)["code"] == source_hash(MODULES[task.kind])
         assert ("versions" in keys.keyed(task.content)) == (task.kind in VERSIONED)
     assert set(keys.versions()) == {"torch", "torchvision"}
-    assert frozenset({"clean", "diagnose", "unit-test", "calibrate", "craft", "score"}) == VERSIONED
+    assert frozenset({"clean", "diagnose", "unit-test", "known-noise", "calibrate", "craft", "score"}) == VERSIONED
     monkeypatch.setattr(keys, "versions", lambda: {"torch": "0.0", "torchvision": "0.0"})
-    after = by_kind(plan_of(draws=None, unit_test=True))
+    after = by_kind(plan_of(draws=None, unit_test=True, known_noise=True))
     for kind in MODULES:
         assert (after[kind] == before[kind]) if kind not in VERSIONED else not after[kind] & before[kind], kind
 
 
 @pytest.mark.parametrize("kind", MODULES)
 def test_the_changed_code_of_a_kind_is_another_task(plan_of, monkeypatch, kind):
-    before = by_kind(plan_of(draws=None, unit_test=True))
+    before = by_kind(plan_of(draws=None, unit_test=True, known_noise=True))
     monkeypatch.setattr(keys, "MODULES", MODULES | {kind: "advbench"})
-    after = by_kind(plan_of(draws=None, unit_test=True))
+    after = by_kind(plan_of(draws=None, unit_test=True, known_noise=True))
     assert not after[kind] & before[kind]
     if kind != "score":
-        assert not after["score"] & before["score"] or kind in ("substitute", "diagnose", "unit-test", "calibrate")
+        assert not after["score"] & before["score"] or kind in _OF_SOME_CELLS
 
 
 def test_planning_hashes_a_model_once_and_its_looks_once(plan_of, monkeypatch):

@@ -101,3 +101,21 @@ def test_an_evaluation_says_it_too(cells):
     assert plain.resubmitted == {}
     assert plain.summary()["resubmitted"] == []
     assert "submissions" not in str(plain)
+
+
+def test_known_noise_has_a_column_where_it_was_measured(cells):
+    [board] = ranked_boards(answering(cells, "input-noise", clean=10, attacked=8))
+    assert "Known noise" not in rows_of(random_models_section(board))["input-noise"]
+    found = []
+    for cell in answering(cells, "input-noise", clean=10, attacked=8).cells:
+        if cell.record.target["label"] == "input-noise":
+            told = {"known_noise": {"draws": 10, "correct": [10, 5, 0, 3, 2] * 4, "reason": ""}}
+            cell = dataclasses.replace(
+                cell, record=dataclasses.replace(cell.record, details={**cell.record.details, **told})
+            )
+        found.append(cell)
+    [board] = ranked_boards(Cells(tuple(found)))
+    section = random_models_section(board)
+    assert rows_of(section)["input-noise"]["Known noise"] == pytest.approx(0.4)
+    assert rows_of(section)["none"]["Known noise"] is None
+    assert "attacker's ignorance of the draws" in section.text
