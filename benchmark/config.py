@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import re
@@ -32,7 +33,7 @@ def _spec(item: object) -> Spec:
         return item
     if isinstance(item, str):
         return Spec.parse(item)
-    if isinstance(item, Mapping) and isinstance(item.get("name"), str):
+    if isinstance(item, Mapping) and isinstance(item.get("name"), str) and item["name"].strip():
         return Spec.of(item["name"], {key: value for key, value in item.items() if key != "name"})
     raise ValueError(f'Expected a name or a table such as {{name = "pgd", steps = 100}}, got {item!r}')
 
@@ -41,18 +42,18 @@ def _numbers(value: object) -> object:
     """One number, a list of numbers, or a text such as ``0,1,2``."""
     if value is None:
         return None
-    if isinstance(value, str):
-        return tuple(_fraction(part) for part in split_list(value))
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
+    parts = split_list(value) if isinstance(value, str) else value if isinstance(value, list | tuple) else (value,)
+    return tuple(_fraction(part) if isinstance(part, str) else part for part in parts)
 
 
-def _fraction(text: str) -> float | str:
-    """A number; ``8/255`` is one."""
+def _fraction(text: str) -> float:
+    """A number; ``8/255`` is one. ValueError, in one line, for anything else."""
     above, slash, below = text.partition("/")
     try:
         return float(above) / float(below) if slash else float(text) if not text.lstrip("-").isdigit() else int(text)
-    except (ValueError, ZeroDivisionError):
-        return text
+    except (ValueError, ZeroDivisionError) as error:
+        why = ", which divides by zero" if isinstance(error, ZeroDivisionError) else ""
+        raise ValueError(f"Expected numbers such as 0.1 or 8/255, got {text!r:.80}{why}") from None
 
 
 def _parameters(value: object) -> object:
@@ -231,7 +232,20 @@ class Config(BaseModel):
             return value
         items = split_list(value) if isinstance(value, str) else list(value)
         chosen = RANKED if "all" in items else items
+        for name in chosen:
+            if name not in RANKED:
+                close = difflib.get_close_matches(str(name).lower(), (*RANKED, "all"), n=1)
+                hint = f": did you mean {close[0]}?" if close else ""
+                raise ValueError(f"Expected {', '.join(RANKED)} or all, got {name!r:.80}{hint}")
         return tuple(dict.fromkeys(chosen))
+
+    @field_validator("out")
+    @classmethod
+    def _a_folder(cls, value: Path) -> Path:
+        """Refuse a file before anything is computed."""
+        if value.exists() and not value.is_dir():
+            raise ValueError(f"Expected a folder, got a file: {value}")
+        return value
 
     @field_validator("out", "data_dir")
     @classmethod
@@ -353,7 +367,9 @@ def _one_line(error: ValidationError, file: Path | None) -> str:
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         known = [name.replace("_", "-") for name in Config.model_fields]
-        return f"{file or 'settings'}: unknown setting {field!r:.80}; known are {', '.join(known)}"
+        close = difflib.get_close_matches(field.replace("_", "-"), known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+        return f"{file or 'settings'}: unknown setting {field!r:.80}: {hint}"
     if message.startswith("Expected"):
         return f"`{field:.80}`: {message:.300}"
     return f"`{field:.80}`: {message[:1].lower() + message[1:]}, got {first['input']!r:.200}"

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from advbench import __version__
-from advbench.cli.choices import BenchName, ListKind, OutputsChoice, Scale, TableFormat
-from advbench.cli.completion import names_of
+from advbench.cli.choices import BenchName, OutputsChoice, Scale, TableFormat
+from advbench.cli.completion import kinds_and_names, names_of
 from advbench.cli.options import (
     Address,
     Budget,
@@ -333,12 +333,29 @@ def conformance(
 
 @app.command("list")
 def list_components(
-    kind: Annotated[ListKind | None, typer.Argument(help="The kind of component. \\[default: all]")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Argument(
+            help="A kind (attacks, defenses, parts, architectures, datasets), or a component's name, such as pgd. "
+            "\\[default: all kinds]",
+            metavar="[KIND|NAME]",
+            autocompletion=kinds_and_names,
+        ),
+    ] = None,
 ) -> None:
-    """List the registered components, one per line, with the paper each comes from."""
-    from advbench.registry import registry, schemes
+    """List the registered components, one per line, with the paper each comes from.
 
-    kinds = schemes.KINDS if kind is None else (kind.value,)
+    Of a name: what it is, its arguments with their defaults, the norms that it knows, and a command line.
+    """
+    from advbench.registry import explain, registry, schemes
+
+    if kind is not None and kind not in schemes.KINDS:
+        try:
+            print(explain.explained(kind))
+        except ValueError as error:
+            refuse(error)
+        return
+    kinds = schemes.KINDS if kind is None else tuple(each for each in schemes.KINDS if each == kind)
     for each in kinds:
         rows = registry.of(each).listing()
         width = max((len(name) for name, _ in rows), default=0)
@@ -348,6 +365,25 @@ def list_components(
             print(f"{name:{width}}  {description}")
         if each != kinds[-1]:
             print()
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="The name of the package, such as my-attacks; a folder of that name is made.")],
+) -> None:
+    """Write a package with an attack, two defenses, a data set and an architecture of your own, ready to install.
+
+    Exit codes: 0 written, 2 the name cannot be one, or something is in the way.
+    """
+    try:
+        from advbench.plugin_package import write_package
+
+        files = write_package(name, Path.cwd())
+    except (ValueError, OSError) as error:
+        refuse(error)
+    for file in files:
+        print(file)
+    print(f"next: pip install -e {name} && advbench conformance {name}-attack && advbench list {name}-attack")
 
 
 @app.command()

@@ -5,16 +5,6 @@ from __future__ import annotations
 from enum import StrEnum
 
 
-class ListKind(StrEnum):
-    """What can be listed."""
-
-    attacks = "attacks"
-    defenses = "defenses"
-    parts = "parts"
-    architectures = "architectures"
-    datasets = "datasets"
-
-
 class OutputsChoice(StrEnum):
     """What a network of the user's can return."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from advbench.registry.schemes import Kind, listed
+from advbench.registry.schemes import KINDS, Kind, listed
 from advbench.registry.specs import split_list
 
 
@@ -21,6 +21,14 @@ def names_of(kind: Kind) -> Callable[[str], list[tuple[str, str]]]:
         return [(earlier + name, text) for name, text in _known(kind) if name.startswith(last)]
 
     return complete
+
+
+def kinds_and_names(incomplete: str) -> list[tuple[str, str]]:
+    """Kinds, and registered names of every kind, that begin with an unfinished text, as (text, help) pairs."""
+    from advbench.registry import registry
+
+    names = dict.fromkeys([*KINDS, *(name for kind in KINDS for name in registry.of(kind).names())])
+    return [(name, "") for name in names if name.startswith(incomplete)]
 
 
 def _known(kind: Kind) -> Iterator[tuple[str, str]]:

@@ -114,7 +114,9 @@ def check(
     if refused is not None:
         refuse(refused)
     if found.incomparable:
-        print(f"advbench: not comparable: {'; '.join(found.incomparable)}", file=sys.stderr)
+        first, *others = found.incomparable
+        several = f"for {len(found.incomparable)} reasons:\n- " + "\n- ".join((first, *others))
+        print(f"advbench: not comparable: {several if others else first}", file=sys.stderr)
     raise typer.Exit(found.exit_code)
 
 

@@ -8,6 +8,7 @@ import importlib
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
@@ -118,14 +119,38 @@ class Registry(Generic[T_co]):
         """
         make = self.bind(spec)
         try:
-            return make()
+            made = make()
         except (TypeError, ValueError) as error:
             raise ValueError(f"{spec}: {error}") from error
+        return self._completed(spec.name, made)
+
+    def _completed(self, name: str, component: object) -> T_co:
+        """A component of a plug-in with the defaults of its kind. ContractError for one that lacks what it must have."""
+        if name not in self._plugins:
+            return cast("T_co", component)
+        from advbench.registry.contracts import completed
+
+        return cast("T_co", completed(self.kind, name, component))
+
+    def restored(self, name: str, arguments: Mapping[str, Any]) -> T_co:
+        """The component of a name with every argument as it was described."""
+        make = self.factory(name)
+        try:
+            made = make()
+        except TypeError:  # arguments without defaults
+            made = make(**arguments)
+        if not dataclasses.is_dataclass(made) or isinstance(made, type):
+            return self._completed(name, make(**arguments))
+        values = {field: tuple(value) if isinstance(value, list) else value for field, value in arguments.items()}
+        return self._completed(name, dataclasses.replace(made, **values))
 
     def describe(self, name: str) -> str:
         """One line: the first line of the factory's docstring, without its full stop."""
         try:
             text = inspect.getdoc(self.factory(name)) or ""
+            if name in self._plugins and self.kind in ("attacks", "defenses", "parts"):
+                with suppress(TypeError):  # arguments without defaults
+                    self._completed(name, self.factory(name)())
         except ValueError as error:
             return f"unavailable: {error}"
         return text.partition("\n")[0].removesuffix(".")
@@ -167,7 +192,12 @@ def build_network(spec: Spec, shape: tuple[int, int, int], n_classes: int) -> nn
     Its weights come from torch's global generator: build inside `advbench.zoo.training.seeded`.
     Raises ValueError for an unknown name, an argument that the network lacks, or images that it cannot take.
     """
-    return architectures.bind(spec)(shape, n_classes)
+    from torch import nn
+
+    made: object = architectures.bind(spec)(shape, n_classes)
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"Expected an nn.Module from the architecture {spec.name!r}, got {type(made).__name__}")
+    return made
 
 
 def load_dataset(name: str, data_dir: Path | None = None) -> DataSet:
@@ -177,7 +207,12 @@ def load_dataset(name: str, data_dir: Path | None = None) -> DataSet:
     folder, to which they are downloaded. Raises ValueError for an unknown name or files of another form, FileNotFoundError
     for missing files, each in one line.
     """
-    return datasets.factory(name)(data_dir)
+    from advbench.zoo.data import DataSet
+
+    made: object = datasets.factory(name)(data_dir)
+    if not isinstance(made, DataSet):
+        raise ValueError(f"Expected an advbench.zoo.data.DataSet from the data set {name!r}, got {type(made).__name__}")
+    return made
 
 
 def resolve_whitened(name: str) -> Callable[[Path | None], DataSet]:
@@ -256,8 +291,4 @@ def _plain(value: Any) -> Any:
 
 def restore(kind: Literal["attacks", "defenses", "parts"], content: Mapping[str, Any]) -> Any:
     """The component that `content` described: the factory's, with every field set to the described value."""
-    component = factory(kind, content["name"])()
-    if not dataclasses.is_dataclass(component) or isinstance(component, type):
-        return factory(kind, content["name"])(**content["arguments"])
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in content["arguments"].items()}
-    return dataclasses.replace(component, **values)
+    return of(kind).restored(content["name"], content["arguments"])

@@ -49,7 +49,11 @@ class Spec:
                 raise ValueError
             arguments = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            raise ValueError(f"Expected name(key=value, ...) such as pgd(steps=100), got {text!r}") from None
+            bare = _bare(rest)
+            hint = f": {bare} is no number, and a text has quotes, '{bare}'" if bare else ""
+            raise ValueError(f"Expected name(key=value, ...) such as pgd(steps=100), got {text!r}{hint}") from None
+        if not name.strip():
+            raise ValueError(f"Expected the name of a component before its arguments, got {text!r}")
         return Spec.of(name.strip(), arguments)
 
     @property
@@ -66,6 +70,16 @@ class Spec:
 
     def __str__(self) -> str:
         return self.text
+
+
+def _bare(rest: str) -> str:
+    """The first value among arguments that is a bare word, such as ten in ``steps=ten)``; empty if none is."""
+    try:
+        call = ast.parse(f"f({rest}", mode="eval").body
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return ""
+    keywords = call.keywords if isinstance(call, ast.Call) and not call.args else []
+    return next((one.value.id for one in keywords if isinstance(one.value, ast.Name)), "")
 
 
 @dataclass(frozen=True, slots=True)

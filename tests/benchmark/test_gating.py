@@ -167,7 +167,8 @@ def test_what_is_not_comparable_is_said_in_every_format(place, tmp_path):
     text = cli("check", renamed, "--baseline", "base.json", cwd=place)
     assert text.returncode == 2
     assert text.stderr == (
-        "advbench: not comparable: white-box pgd: only in the baseline; white-box pdg: only in the candidate\n"
+        "advbench: not comparable: for 2 reasons:\n"
+        "- white-box pgd: only in the baseline\n- white-box pdg: only in the candidate\n"
     )
     found = advbench.check(renamed, place / "base.json")
     assert "not comparable:\n  white-box pgd: only" in FORMATS["text"](found)

@@ -160,7 +160,8 @@ PLUGINS = {
     "boom": "raise RuntimeError('no such\\nluck')",
     "exits": "raise SystemExit(0)",
     "syntax": "def (:",
-    "fine": "class Fine:\n    '''Does nothing (nobody 2026).'''\n\nnumber = 3\n",
+    "fine": "class Fine:\n    '''Does nothing (nobody 2026).'''\n    norms = ('linf',)\n\n"
+    "    def __call__(self, access, x, goal, threat, rng):\n        return x\n\nnumber = 3\n",
 }
 
 
