@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 from advbench.attacks.access import Access, DecisionBased, ScoreBased, WhiteBox
 from advbench.attacks.threat import NORMS
@@ -22,7 +21,7 @@ class ContractError(ValueError):
     """A component lacks what every component of its kind has; the message says what, in one line."""
 
 
-def completed(kind: Kind, name: str, component: object) -> Any:
+def completed(kind: Kind, name: str, component: object) -> object:
     """A component with the defaults of its kind, on its class: of an attack `minimal_norm` and `targeted`, which are False,
     and `knowledge`, that of the annotation of `access`, else `WhiteBox`; of a defense `inputs`, which are none.
 

@@ -132,7 +132,7 @@ class Registry(Generic[T_co]):
 
         return cast("T_co", completed(self.kind, name, component))
 
-    def restored(self, name: str, arguments: Mapping[str, Any]) -> T_co:
+    def restored(self, name: str, arguments: Mapping[str, object]) -> T_co:
         """The component of a name with every argument as it was described."""
         make = self.factory(name)
         try:
