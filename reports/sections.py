@@ -21,6 +21,7 @@ from advbench.reports.random_models import random_models_section
 from advbench.reports.section import LONGEST, Section
 from advbench.reports.standings import RankedBoard, ranked_boards
 from advbench.reports.tradeoff import tradeoff_section
+from advbench.reports.union import union_sections
 from advbench.reports.unit_tests import unit_test_section
 from advbench.results.boards import label_of
 from advbench.results.cells import Cell
@@ -37,6 +38,7 @@ def _sections(boards: Sequence[RankedBoard], cells: Cells) -> list[Section]:
     failures, images = failure_section(cells), image_section(_from_the_top(boards, cells.scored))
     return _distinct(
         *(leaderboard_section(board, missing=len(cells.missing)) for board in boards),
+        *union_sections(boards),
         *(section for section in map(random_models_section, boards) if section is not None),
         *(section for section in map(attackers_section, boards) if section is not None),
         *(section for section in map(masking_section, boards) if section is not None),
