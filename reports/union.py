@@ -63,8 +63,8 @@ def _section(boards: Sequence[RankedBoard]) -> Section | None:
         context=context,
         anchor=formatting.anchor(f"union of threats {context}"),
         text="For each image the worst of all threats that the model was attacked at; of random models the lowest share of "
-        "correct draws, an upper bound. Of a norm with several epsilons the largest counts. A model that stands in some norms "
-        "alone, or was trained anew for one of them, is not here.",
+        "correct draws, an upper bound. Of a norm with several epsilons the largest counts. A model that stands in some "
+        "norms alone, or was trained anew for one of them, is not here.",
         tables=(Table(f"Robust accuracy against {', '.join(names)} together", columns, entries, longest=LONGEST_BOARD),),
         caveats=tuple(_flagged(rows)),
     )
