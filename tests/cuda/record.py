@@ -60,9 +60,11 @@ def measured(name: str, device: str, limit: float, *, rehearsed: bool) -> Found:
             try:
                 code = child.wait(limit)
             except subprocess.TimeoutExpired:
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
                 code = None
+            finally:
+                if child.poll() is None:
+                    os.killpg(child.pid, signal.SIGKILL)
+                    child.wait()
         lines = rows.read_text().splitlines() if rows.exists() else []
         found: Found = {"rows": [json.loads(line) for line in lines]}
         if code is None:
