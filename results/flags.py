@@ -29,6 +29,8 @@ RESTARTS = 0.05
 """What more restarts may gain before they are said to matter much."""
 SHARE = 0.05
 """The share of looked-at images that may have no gradient, or no rising loss, before it is flagged."""
+COIN = 0.05
+"""How often a fair coin may show as many draws as an image of a random model must withstand to count as not reached."""
 GREY = 0.5
 """The linf epsilon from which every image can be made grey, so that no classifier can tell them apart."""
 
@@ -189,24 +191,49 @@ def noise_finds_more(evidence: Evidence) -> Flag | None:
 
 
 def fails_without_bound(evidence: Evidence) -> Flag | None:
-    """Attacks of any distance do not reach every image."""
-    cells = evidence.those(lambda record: record.attack["minimal_norm"] and not record.target["stochastic"])
-    failed, n = 0, 0
+    """Attacks of any distance do not reach every image; of a random model, those that withstand nearly all draws count."""
+    cells = evidence.those(lambda record: record.attack["minimal_norm"])
+    alone: dict[str, list[NDArray[np.bool_]]] = {}
+    left, chance = [], 0.0
     for outcomes in _by_seed(cells).values():
         attacked = clean_correct(outcomes[0][1]) & ~np.isnan(outcomes[0][1].distance_l2)
-        failed += int((attacked & np.all([np.isinf(examples.distance_l2) for _, examples in outcomes], axis=0)).sum())
-        n += int(attacked.sum())
-    if not _exceeds(failed, n, POINTS):
+        found = [_unreached(examples) for _, examples in outcomes]
+        left.append(np.all([unreached for unreached, _ in found], axis=0)[attacked])
+        chance = max(chance, *(by_chance for _, by_chance in found))
+        for (record, _), (unreached, _) in zip(outcomes, found, strict=True):
+            alone.setdefault(record.attack["label"], []).append(unreached[attacked])
+    failed, n = sum(int(one.sum()) for one in left), sum(len(one) for one in left)
+    if not _exceeds(failed, n, max(POINTS, chance)):
         return _survives_grey(evidence)
+    shares = {label: np.concatenate(parts).mean() for label, parts in alone.items()}
+    each = "" if len(shares) == 1 else f" ({', '.join(f'{label} {_percent(one, 1)}' for label, one in shares.items())})"
     return Flag(
         name="unbounded attacks fail",
         finding="Minimal-norm attacks, which no epsilon bounds, do not reach all images",
-        measured=f"{failed} of {n} clean-correct images ({_percent(failed, n)}) survive every one of them at any distance",
+        measured=f"{failed} of {n} clean-correct images ({_percent(failed, n)}) survive every one of them at any distance"
+        + each,
         n=n,
         why="Without a bound every image can be turned into one of another class, so that only a failed search leaves any.",
         paper=f"{ATHALYE}; {CARLINI}",
-        remedy="Run another minimal-norm attack (fmn, ddn, carlini-wagner, hop-skip-jump) with more steps.",
+        remedy="Run another minimal-norm attack (fmn, ddn, carlini-wagner, hop-skip-jump) with more steps, with more draws "
+        "where the model is random, and through another surrogate of a purifier.",
     )
+
+
+def _unreached(examples: Examples) -> tuple[NDArray[np.bool_], float]:
+    """Which images a minimal-norm attack has not reached, (n,), and how often chance alone says so of a reached one.
+
+    The smallest perturbation of a random model fools it about every other time. So an image counts as not reached only if
+    it withstands so many of the report draws that a fair coin would seldom show as many (`COIN`).
+    """
+    failed: NDArray[np.bool_] = np.isinf(examples.distance_l2)
+    if examples.draws == 1:
+        return failed, 0.0
+    withstood = examples.report_correct.astype(np.int64)
+    tails = binomial_tail(withstood, np.full(len(withstood), examples.draws), 0.5)
+    rare = failed & (tails <= COIN)
+    counts = binomial_tail(np.arange(examples.draws + 1), np.full(examples.draws + 1, examples.draws), 0.5)
+    return rare, float(counts[counts <= COIN].max(initial=0.0))
 
 
 def _survives_grey(evidence: Evidence) -> Flag | None:

@@ -144,6 +144,52 @@ def test_minimal_norm_attacks_that_do_not_reach_all(cell):
     assert names(alone, cell("fmn", range(140, N), minimal=True, epsilon=None)) == [], "together they reach all"
 
 
+def test_the_share_that_each_unbounded_attack_leaves_is_named(cell):
+    (flag,) = flags(
+        [
+            cell("carlini-wagner", range(150), minimal=True, epsilon=None),
+            cell("fmn", range(40, 170), minimal=True, epsilon=None),
+        ],
+        0.3,
+    )
+    assert flag.measured.startswith("30 of 200 clean-correct images (15.0%) survive every one of them at any distance")
+    assert flag.measured.endswith("(carlini-wagner 25.0%, fmn 35.0%)")
+
+
+@pytest.mark.parametrize(
+    ("withstood", "expected"),
+    [
+        ([10] * 24 + [5] * 176, ["unbounded attacks fail"]),
+        ([10] * 12 + [9] * 12 + [0] * 176, ["unbounded attacks fail"]),
+        ([8] * 200, []),  # 5.5% of fair coins show as many
+        ([10] * 4 + [0] * 196, []),  # 1.1% of fair coins show nine or ten
+    ],
+)
+def test_a_random_model_that_nothing_reaches_at_any_distance(make_record, make_examples, withstood, expected):
+    """Twelve percent of ten draws, as of one: counted are images that withstand more draws than a coin would let them."""
+    record = make_record(
+        target={**make_record().target, "stochastic": True},
+        attack={**make_record().attack, "label": "carlini-wagner", "name": "carlini-wagner", "minimal_norm": True},
+        threat={"norm": "l2", "epsilon": None, "box": [0.0, 1.0]},
+    )
+    withstood, labels = np.array(withstood, np.int16), np.arange(N) % 10
+    distance = np.where(2 * withstood >= 10, np.inf, 0.1)
+    arrays = dict.fromkeys(("distance_l0", "distance_l1", "distance_l2", "distance_linf", "rms"), distance)
+    examples = make_examples(
+        N,
+        draws=10,
+        clean_correct=np.full(N, 10, np.int16),
+        select_correct=withstood,
+        report_correct=withstood,
+        label=labels,
+        clean_prediction=labels,
+        **arrays,
+    )
+    assert names((record, examples), epsilon=None) == expected
+    if expected:
+        assert "24 of 200 clean-correct images (12.0%)" in flags([(record, examples)], None)[0].measured
+
+
 def test_images_that_stay_correct_where_all_can_be_grey(cell):
     assert names(cell("pgd", range(150), epsilon=0.5), epsilon=0.5) == ["unbounded attacks fail"]
     assert names(cell("pgd", range(185), epsilon=0.5), epsilon=0.5) == [], "a constant answer is right on a tenth"
