@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from advbench.attacks.access import ask
 from advbench.attacks.rng import ExampleRNG
+from advbench.attacks.stages import Staged
 from advbench.defenses.defended import Defended, Detector, Surrogate
 
 State = TypeVar("State", Tensor, tuple[Tensor, ...])
@@ -161,7 +162,7 @@ class AnyRejects(nn.Module):
         return torch.maximum(*scores)
 
 
-class Purified(nn.Module):
+class Purified(Staged):
     """A model behind a purifier, images (n, c, h, w) -> logits (n, classes).
 
     stochastic, base_stochastic: whether the purifier and the model behind it take an rng, each a fork of its own.
@@ -177,7 +178,32 @@ class Purified(nn.Module):
     def forward(self, x: Tensor, rng: ExampleRNG | None = None) -> Tensor:
         """Logits of the purified images. ValueError if something is stochastic and no rng is given."""
         pure = call(self.purifier, x, None if rng is None else rng.fork("purifier"), self.stochastic)
-        return call(self.base, pure, None if rng is None else rng.fork("base"), self.base_stochastic)
+        return self.classified(pure, rng)
+
+    @property
+    def substituted(self) -> bool:
+        """Whether something stands in for the purifier's gradient."""
+        return isinstance(self.purifier, Approximated)
+
+    def states(self, x: Tensor, rng: ExampleRNG | None) -> Tensor:
+        """The images before and after every step of the purifier; one that tells no steps has one."""
+        inner = None if rng is None else rng.fork("purifier")
+        if isinstance(self.purifier, WithSteps):
+            return self.purifier.states(x, inner)
+        return torch.stack([x, call(self.purifier, x, inner, self.stochastic)])
+
+    def classified(self, x: Tensor, rng: ExampleRNG | None) -> Tensor:
+        """What the model behind says of images as they are, (n, classes)."""
+        return call(self.base, x, None if rng is None else rng.fork("base"), self.base_stochastic)
+
+
+@runtime_checkable
+class WithSteps(Protocol):
+    """A purifier that tells its steps."""
+
+    def states(self, x: Tensor, rng: ExampleRNG | None) -> Tensor:
+        """The images before the first and after every step, (steps + 1, n, c, h, w), differentiable in bounded memory."""
+        ...
 
 
 class Approximated(nn.Module):

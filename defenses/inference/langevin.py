@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from advbench.attacks.rng import ExampleRNG
 from advbench.defenses.inference.composition import checkpointed
@@ -102,6 +103,20 @@ class Langevin(nn.Module):
         for t in range(self.steps):
             states.append(step(states[-1], t))
         return torch.stack([state[0] for state in states])
+
+    def states(self, x: Tensor, rng: ExampleRNG | None = None) -> Tensor:
+        """The images before and after every step, the last one as `forward` has it, (steps + 1, n, c, h, w).
+
+        For a gradient no more than these is kept where they are many; each step runs a second time then.
+        """
+        step, state = self._stepping(x, rng), self._start(x)
+        again = x.numel() * self.steps > _KEPT_WHOLE and torch.is_grad_enabled() and x.requires_grad
+        found = [x]
+        for t in range(self.steps):
+            state = checkpoint(step, state, t, use_reentrant=False, preserve_rng_state=False) if again else step(state, t)
+            found.append(state[0])
+        found[-1] = found[-1].clamp(0, 1) if self.clip else found[-1]
+        return torch.stack(found)
 
     def _start(self, x: Tensor) -> State:
         return (x, self._residual(x)) if self.metropolis else (x,)

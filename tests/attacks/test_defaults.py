@@ -139,6 +139,7 @@ TABLE = [
     Row("auto", "misled", None, 0.8, "ours", "squares beside gradients, chosen on the choosing half of the gauntlet"),
     Row("auto", "all_targets", 9, 9, APGD),
     Row("auto", "all_queries", 5000, 5000, SQUARE),
+    Row("auto", "survivor_queries", None, 1000, "ours", "of what survives all else behind a purifier or beside a detector"),
     Row("autoattack", "steps", 100, 100, APGD),
     Row("autoattack", "queries", 5000, 5000, SQUARE),
     Row("autoattack-rand", "steps", 100, 100, APGD),
