@@ -50,6 +50,11 @@ def setting(name: str, norm: str, dtype: torch.dtype = torch.float32) -> tuple[A
     return attack, model, x, Untargeted(labels(model, x)), threat_of(attack, norm)
 
 
+@every_cell
+def test_it_returns_nothing_clearly_worse_than_what_it_asked_about(name: str, norm: str) -> None:
+    holds("bookkeeping", name, norm)
+
+
 @every_attack
 def test_an_attack_says_what_it_is(name):
     attack = factory(name)()
