@@ -15,7 +15,7 @@ from torch import Tensor
 
 from advbench.reading import check_memory, open_plain
 from advbench.zoo.data import DataSet
-from advbench.zoo.splits import permutation, with_validation
+from advbench.zoo.splits import permutation, with_validation, without_training
 
 PREFIX = "folder:"
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -28,13 +28,18 @@ _LARGEST = 2**24
 def folder(path: Path) -> DataSet:
     """A folder with train/CLASS/IMAGE and test/CLASS/IMAGE (or val/CLASS/IMAGE), all images of one size.
 
+    Without train these are test images alone, which trained models are scored on; so are CLASS/IMAGE in the folder itself.
+
     Classes are numbered in the order of their names. Images that are grey throughout become one channel. The test images
     are shuffled once and for all, so that the first ones come from all classes.
     Raises FileNotFoundError for missing folders, ValueError for classes or sizes that differ, and, with the file's name, for
     what is no whole image.
     """
     held_out = next((part for part in ("test", "val") if (path / part).is_dir()), None)
-    if held_out is None or not (path / "train").is_dir():
+    trained = (path / "train").is_dir()
+    if not trained and path.is_dir() and (held_out is not None or _has_classes(path)):
+        return _alone(path, _listed(path / held_out if held_out is not None else path))
+    if held_out is None or not trained:
         raise FileNotFoundError(f"Expected folders train and test (or val) in {path}, got {_names_in(path)}")
     train, test = _listed(path / "train"), _listed(path / held_out)
     if train.classes != test.classes:
@@ -51,6 +56,26 @@ def folder(path: Path) -> DataSet:
     y_train, y_test = (torch.tensor(part.labels, dtype=torch.int64) for part in (train, test))
     pairs = (x_train.float().div_(255), y_train), (x_test[order].float().div_(255), y_test[order])
     return with_validation(f"{PREFIX}{path}", *pairs, len(train.classes))
+
+
+def _has_classes(path: Path) -> bool:
+    """Whether a folder has two folders or more, and images in the first one."""
+    with os.scandir(path) as entries:
+        inside = sorted(entry.path for entry in entries if _is_folder(entry))
+    return len(inside) > 1 and bool(_files(inside[0]))
+
+
+def _alone(path: Path, test: _Listed) -> DataSet:
+    """The images of one part as a data set without training images."""
+    if len(test.classes) < 2:
+        raise ValueError(f"Expected at least 2 classes in {path}, got {len(test.classes)}")
+    size, _ = _image(test.files[0])
+    check_memory(len(test.files) * size[0] * size[1] * 3 * 5, f"images in {path}")
+    x = _images(test, size)
+    x = x[:, :1] if _is_grey(x) else x
+    order = permutation(len(test.files))
+    y = torch.tensor(test.labels, dtype=torch.int64)
+    return without_training(f"{PREFIX}{path}", x[order].float().div_(255), y[order], len(test.classes))
 
 
 def resolve(name: str) -> Callable[[Path | None], DataSet]:

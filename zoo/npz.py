@@ -13,22 +13,25 @@ from torch import Tensor
 
 from advbench.reading import arrays_of, check_memory
 from advbench.zoo.data import DataSet
-from advbench.zoo.splits import with_validation
+from advbench.zoo.splits import with_validation, without_training
 
 PREFIX = "npz:"
-_KEYS = ("x_train", "y_train", "x_test", "y_test")
+_TRAIN, _TEST = ("x_train", "y_train"), ("x_test", "y_test")
 _CHANNELS = (1, 3)
 
 
 def npz(path: Path) -> DataSet:
-    """A NumPy archive with x_train, y_train, x_test, y_test, images as bytes or floats in [0, 1].
+    """A NumPy archive with x_test, y_test, and x_train, y_train to train on; images as bytes or floats in [0, 1].
 
     Images are (n, h, w), (n, h, w, c) or (n, c, h, w) with c = 1 or 3, labels (n,) or (n, 1), whole numbers from 0 that all
-    occur in training. The test images stay in the file's order. Arrays of objects are refused, since they hold code, and
-    sizes that the file cannot hold (`advbench.reading.arrays_of`).
+    occur in training, if there are training images. The test images stay in the file's order. Arrays of objects are refused,
+    since they hold code, and sizes that the file cannot hold (`advbench.reading.arrays_of`).
     Raises FileNotFoundError for a missing file, ValueError for contents of another form.
     """
     arrays = _read(path)
+    if not any(key in arrays for key in _TRAIN):
+        x, y = _images("x_test", arrays), _labels("y_test", arrays, len(arrays["x_test"]))
+        return without_training(f"{PREFIX}{path}", x, y, max(2, int(y.max()) + 1))
     train, test = (
         (_images(f"x_{part}", arrays), _labels(f"y_{part}", arrays, len(arrays[f"x_{part}"]))) for part in ("train", "test")
     )
@@ -48,10 +51,15 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"Expected a NumPy archive, got no file at {path}")
     try:
-        arrays = arrays_of(path, _KEYS)
+        arrays = arrays_of(path, _TEST, _TRAIN)
+        missing = [key for key in _TRAIN if key not in arrays]
+        if len(missing) == 1:
+            raise ValueError(f"it lacks {missing[0]}")
         check_memory(sum(array.size * 4 + array.nbytes for array in arrays.values()), "arrays")
     except (OSError, ValueError) as error:
-        raise ValueError(f"Expected a NumPy archive with {', '.join(_KEYS)} at {path}: {error}") from None
+        raise ValueError(
+            f"Expected a NumPy archive with {', '.join(_TEST)} (and {', '.join(_TRAIN)} to train) at {path}: {error}"
+        ) from None
     return arrays
 
 

@@ -22,6 +22,16 @@ def permutation(n: int) -> Tensor:
     return torch.from_numpy(np.random.RandomState(0).permutation(n).astype(np.int64))
 
 
+def without_training(name: str, x: Tensor, y: Tensor, n_classes: int) -> DataSet:
+    """A data set of test images alone, which models that are trained already are scored on.
+
+    x, y: images (n, c, h, w) float32 in [0, 1] and labels (n,) int64. Radii as in `with_validation`.
+    """
+    nothing = Split.of(x[:0], y[:0])
+    radii = MNIST_RADII if x.shape[1] == 1 else CIFAR_RADII
+    return DataSet(name, nothing, nothing, Split.of(x, y), n_classes, radii)
+
+
 def with_validation(name: str, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], n_classes: int) -> DataSet:
     """A data set whose validation split is the last tenth of the training images in a fixed order.
 

@@ -75,6 +75,10 @@ class PlannedAttack:
         return issubclass(self.attack.knowledge, WhiteBox)
 
 
+_OWN_WEIGHTS = "own"
+"""The defense that gives a network its weights, and trains nothing."""
+
+
 class Planner:
     """Adds tasks to a plan, each once.
 
@@ -192,6 +196,11 @@ class Planner:
     def _train(self, spec: Spec, architecture: Spec, seed: int) -> str:
         """The training task of a defense, after those of its inputs."""
         defense, component = self._once(lambda: self._defense(spec), "defense", spec)
+        if not len(self.data.train) and spec.name != _OWN_WEIGHTS and passes_per_image(defense) > 0:
+            raise ValueError(
+                f"Expected training images for {spec}, got none in {self.data.name}: trained models alone are scored on it, "
+                "as by `advbench evaluate`"
+            )
         given = {name: self._input(wanted, architecture) for name, wanted in sorted(defense.inputs.items())}
         anywhere = fits_any_architecture(defense)
         content = TrainContent(

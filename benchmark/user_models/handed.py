@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from advbench import modes
 from advbench.config import Outputs
-from advbench.user_models.outputs import log_probabilities
+from advbench.user_models.outputs import log_probabilities, tensor_in
 
 _INNER = "inner."
 
@@ -24,13 +24,15 @@ class Handed(nn.Module):
     It can be switched to evaluation mode where the module cannot (programs of torch.export) or has none (frozen
     TorchScript). A module whose parameters are all of one other precision gets images of that, if it refuses float32. One
     that breaks where gradients are recorded, as NumPy inside does, answers without them. None runs in torch's inference
-    mode, whose tensors a module may keep and then fail on.
+    mode, whose tensors a module may keep and then fail on. Of an object with `logits`, a tuple, list or dictionary with one
+    tensor (n, classes) that tensor is the answer, and `taken` says so.
     """
 
     def __init__(self, inner: nn.Module, outputs: Outputs = "logits") -> None:
         super().__init__()
         self.inner = inner
         self.outputs: Outputs = outputs
+        self.taken = ""
         self._dtype: torch.dtype | None = None
         self._has_gradients: bool | None = None
         self.register_load_state_dict_pre_hook(_renamed)  # type: ignore[no-untyped-call]
@@ -110,8 +112,14 @@ class Handed(nn.Module):
 
     def _asked(self, x: Tensor) -> Tensor:
         if self.outputs == "logits":
-            return self.inner(x)  # type: ignore[no-any-return]
-        return log_probabilities(self.inner, x, self.outputs)
+            return self._tensor(x)
+        return log_probabilities(self._tensor, x, self.outputs)
+
+    def _tensor(self, x: Tensor) -> Tensor:
+        """The tensor of what the module returns; `taken` says where it was found, if it returns more."""
+        found, how = tensor_in(self.inner(x), len(x))
+        self.taken = self.taken or how
+        return found  # type: ignore[return-value]
 
 
 def as_logits(model: nn.Module, outputs: Outputs) -> nn.Module:

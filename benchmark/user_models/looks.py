@@ -76,6 +76,7 @@ def _looked_at(
             said = (*said, RECOGNISED[outputs])
     differentiable = check_model(model, shown.x, n_classes, stochastic=own.stochastic)
     finite = not differentiable or slopes_are_finite(model, shown.x, stochastic=own.stochastic)
-    said = tuple(filter(None, (*said, expects_bytes(model, shown.x, shown.y), "" if finite else _NOT_FINITE)))
+    more = (found.model.taken, expects_bytes(model, shown.x, shown.y), "" if finite else _NOT_FINITE)
+    said = tuple(filter(None, (*said, *more)))
     returned = None if outputs == "logits" else outputs
     return Look(found.network, model, returned, checkpoints.fingerprint(model), differentiable, finite, said)

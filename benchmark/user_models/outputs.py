@@ -46,7 +46,35 @@ def check_outputs(answers: Tensor, outputs: Outputs) -> None:
         )
 
 
-def log_probabilities(model: nn.Module, x: Tensor, outputs: Outputs) -> Tensor:
+def tensor_in(answer: object, n: int) -> tuple[object, str]:
+    """The one tensor (n, k) of floats in an answer for n images, and how it was found: empty if the answer is a tensor.
+
+    Looked for in `logits`, then among the values of a mapping, a tuple, a list or a dataclass. An answer in which none or
+    several fit comes back as it is.
+    """
+    if isinstance(answer, Tensor):
+        return answer, ""
+    logits = answer.get("logits") if isinstance(answer, Mapping) else getattr(answer, "logits", None)
+    if _fits(logits, n):
+        return logits, f"The model returns {type(answer).__name__}: its `logits` are taken"
+    if isinstance(answer, Mapping):
+        named = {repr(key): value for key, value in answer.items()}
+    elif isinstance(answer, tuple | list):
+        named = {f"number {place}": value for place, value in enumerate(answer)}
+    else:
+        named = dict(vars(answer)) if hasattr(answer, "__dict__") else {}
+    fitting = [(name, value) for name, value in named.items() if _fits(value, n)]
+    if len(fitting) != 1:
+        return answer, ""
+    ((name, value),) = fitting
+    return value, f"The model returns {type(answer).__name__}: {name}, its one tensor (n, classes), is taken"
+
+
+def _fits(value: object, n: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 2 and len(value) == n and value.dtype.is_floating_point
+
+
+def log_probabilities(model: Callable[[Tensor], Tensor], x: Tensor, outputs: Outputs) -> Tensor:
     """The logarithms of a model's probabilities, (n, classes), finite and with a gradient where it has one.
 
     x: images (n, c, h, w). Where the answers are those of the last softmax that torch computed, or the logarithm of these,

@@ -269,10 +269,14 @@ def plan_target(
         (say or _unheard)(line)
     settings |= {"dataset": dataset, "data_dir": data_dir, "norm": norm, "n_examples": n_examples, "device": device}
     settings["attack"] = _attacks(attack, norm or "linf", look, curve=curve)
+    if not len(data.validation):
+        settings["draws"] = _DRAWS
     settings["batch"] = batch if batch or look.differentiable else DEFAULT_BATCH
     settings["outputs"] = outputs or look.returned
     label = f"{target} ({Path(own.weights).name})" if own.weights else target
-    return make_plan(_config(OWN + target, replace(own, n_examples=n_examples if stochastic else None), label, **settings))
+    config = _config(OWN + target, replace(own, n_examples=n_examples if stochastic else None), label, **settings)
+    _check_held_out(config, data.validation if len(data.validation) else None)
+    return make_plan(config)
 
 
 def run_target(plan: Plan, watch: Watcher | None = None, notes: Sequence[str] = ()) -> EvaluationResult:
