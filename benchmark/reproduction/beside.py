@@ -40,8 +40,9 @@ def beside_table(
     for name in runs:
         run = findings[name]
         for label in dict.fromkeys(cell.record.target["label"] for cell in run.cells):
-            strong = run.first(target=label, attack=AUTO)
-            (near,) = (one for one in run.all(target=label) if one.record.attack["name"] != AUTO)
+            cells = run.all(target=label, matrix="white-box")
+            (strong,) = (one for one in cells if one.record.attack["name"] == AUTO)
+            (near,) = (one for one in cells if one.record.attack["name"] != AUTO)
             rows.append((f"{name}: {label}", _row(strong, near, paper(name, label))))
     columns = (
         ("clean accuracy", "%"),
