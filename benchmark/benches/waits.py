@@ -16,7 +16,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -34,6 +34,9 @@ from advbench.clocks import device_name
 from advbench.registry import registry
 from advbench.registry.specs import Spec
 from advbench.zoo.training import seeded
+
+_FromTorch: TypeAlias = Any
+"""A function of torch, its arguments or its answer, as torch hands them to a mode."""
 
 NETWORK = "gu2014/n100-100-10"
 SHAPE = (1, 8, 8)
@@ -70,7 +73,7 @@ _LEAVING = {Tensor.cpu, Tensor.tolist}
 _ARRIVING = {torch.tensor, torch.as_tensor, Tensor.new_tensor}
 
 
-def question(func: Any, args: Any) -> str | None:
+def question(func: _FromTorch, args: _FromTorch) -> str | None:
     """What the processor asks an accelerator by an operation of torch, such as ``item`` or ``nonzero``; None if nothing.
 
     func: an overload, such as ``torch.ops.aten.nonzero.default``; args: its positional arguments. Copies are no operations
@@ -118,7 +121,9 @@ class _Calls(TorchFunctionMode):
         super().__init__()
         self.waits, self.kind = waits, device.type
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: _FromTorch, types: _FromTorch, args: _FromTorch = (), kwargs: _FromTorch = None
+    ) -> _FromTorch:
         given = kwargs or {}
         if func in _LEAVING and args[0].device.type == self.kind:
             self.waits["copy to cpu"] += 1
@@ -135,7 +140,9 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.waits, self.kind = waits, device.type
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: _FromTorch, types: _FromTorch, args: _FromTorch = (), kwargs: _FromTorch = None
+    ) -> _FromTorch:
         kind = question(func, args)
         if kind is not None and args[0].device.type == self.kind:
             self.waits[kind] += 1

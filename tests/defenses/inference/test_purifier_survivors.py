@@ -122,6 +122,7 @@ def attacked(defended: Defended, attack: Auto, given: Parts, epsilon: float, sur
     return Outcome(fooled(defended, x_adv, given.y), access.ledger.forwards + access.ledger.backwards, x_adv)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seed", "more"), [(1, 1), (2, 0)])
 def test_more_survivors_of_detectors_fall_and_nothing_is_lost_or_paid_for_the_others(seed, more):
     """On nets, autoencoders and images that nothing was chosen on (seed 0 was looked at).
@@ -137,6 +138,7 @@ def test_more_survivors_of_detectors_fall_and_nothing_is_lost_or_paid_for_the_ot
     assert torch.equal(found.x_adv[fell], without.x_adv[fell])
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_on_a_random_purifier_whose_successes_hold_on_fresh_draws():
     defended, whole = malade(1), parts(1)
     given = whole._replace(x=whole.x[:10], y=whole.y[:10])
