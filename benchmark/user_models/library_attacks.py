@@ -307,7 +307,7 @@ def _foolbox(module: ModuleType, name: str) -> Traits:
     if "distance" in inspect.signature(make).parameters:
         return Traits(make, _ALL, norm="distance", minimal=minimal)
     try:
-        made = make()
+        made: Any = make()
         order = float(made.distance.p)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]

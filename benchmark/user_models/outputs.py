@@ -104,12 +104,12 @@ class _Softmaxes(TorchFunctionMode):
         self,
         func: Callable[..., Any],
         types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
     ) -> object:
         result = func(*args, **(kwargs or {}))
         if func in _SOFTMAX and isinstance(result, Tensor):
-            given = dict(zip(("input", "dim"), args, strict=False)) | dict(kwargs or {})
+            given: dict[str, Any] = dict(zip(("input", "dim"), args, strict=False)) | dict(kwargs or {})
             dim = given.get("dim")
             self._last = given["input"].to(result.dtype), 1 if dim is None else dim
         return result
