@@ -115,8 +115,8 @@ def check(
         refuse(refused)
     if found.incomparable:
         first, *others = found.incomparable
-        several = f"for {len(found.incomparable)} reasons:\n- " + "\n- ".join((first, *others))
-        print(f"advbench: not comparable: {several if others else first}", file=sys.stderr)
+        several = f", for {len(found.incomparable)} reasons:\n- " + "\n- ".join((first, *others))
+        print(f"advbench: not comparable{several if others else f': {first}'}", file=sys.stderr)
     raise typer.Exit(found.exit_code)
 
 
