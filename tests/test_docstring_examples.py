@@ -30,9 +30,16 @@ MODULES = [
     "advbench.results.seeds",
     "advbench.results.significance",
     "advbench.results.statistics",
+    "advbench.user_models.attacking",
     "advbench.user_models.target",
 ]
-ON_A_RUN = ["advbench.api", "advbench.records.fixed_sets", "advbench.records.gating", "advbench.records.reporting"]
+ON_A_RUN = [
+    "advbench.api",
+    "advbench.records.fixed_sets",
+    "advbench.records.gating",
+    "advbench.records.kept_images",
+    "advbench.records.reporting",
+]
 """Modules whose examples read the folder that the example of `advbench.run` leaves behind."""
 
 

@@ -36,6 +36,10 @@ class AdversarialImages:
     one; of a random model on most draws; (n,) bool. distance: in the norm of the threat, infinity where a minimal-norm
     attack failed, NaN where nothing was attacked, (n,) float64. forwards, backwards, queries: what each image cost, over all
     attacked surrogates, (n,) int64.
+
+    >>> found = adversarial_images("advbench-out", "fgm", target="none", source="none")  # of a finished run
+    >>> bool((found.success <= found.clean_correct).all()), found.distance.shape == found.y.shape
+    (True, True)
     """
 
     record: Record
@@ -69,7 +73,7 @@ def adversarial_images(
     """The adversarial images of one cell of a finished run, as they were verified and scored.
 
     out: the folder that `run` or `evaluate` has left. attack, target, source: labels, as the leaderboard has them. matrix,
-    norm, epsilon, seed: of the cell. Whatever one cell alone fits may be left out.
+    norm, epsilon, seed: of the cell. What tells it from no other cell may be left out.
     x: the clean images that were scored, (n, c, h, w). They are needed where a defense was attacked through several
     surrogates or is random, to find which candidate counts, and are read from the data set, in `data_dir`, if None.
 
