@@ -51,7 +51,7 @@ _MOST_CURVES = 48
 """More curves than this in a figure cannot be told apart: the first few are drawn."""
 _FEW = 16
 _PLACES: ContextVar[Mapping[str, int]] = ContextVar("places", default=MappingProxyType({}))
-_BESIDE = ((4, 3, "left"), (4, -9, "left"), (-4, 3, "right"), (-4, -9, "right"), (4, 11, "left"), (4, -17, "left"))
+_BESIDE = tuple((right, up, end) for up in (3, -9, 11, -17) for right, end in ((4, "left"), (-4, "right")))
 """Where a note may stand beside its mark: points to the right, points up, and which of its ends is there."""
 _INHERITED = {"font-family", "mix-blend-mode"}
 _DECIMALS = re.compile(r"-?\d+\.\d+")
@@ -337,7 +337,7 @@ def _draw_curve(axes: Axes, curve: Curve, place: int) -> None:
 
 
 def _note_marks(axes: Axes, panel: Panel) -> None:
-    """A word beside each mark where it covers no other word; where every place is taken the table alone has it."""
+    """A word beside each mark where it covers no other and leaves no axis; with no such place the table alone has it."""
     taken: list[Bbox] = []
     for curve in panel.curves:
         for x, y, note in zip(curve.x, curve.y, curve.notes, strict=False):
@@ -346,7 +346,8 @@ def _note_marks(axes: Axes, panel: Panel) -> None:
                     shorten(note), (x, y), (right, up), textcoords="offset points", ha=end, fontsize=7.5, alpha=0.85
                 )
                 extent = word.get_window_extent()
-                if not any(extent.overlaps(other) for other in taken):
+                inside = axes.bbox.y0 <= extent.y0 and extent.y1 <= axes.bbox.y1
+                if inside and not any(extent.overlaps(other) for other in taken):
                     taken.append(extent)
                     break
                 word.remove()
