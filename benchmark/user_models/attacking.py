@@ -54,7 +54,7 @@ class AttackResult:
     >>> x = torch.tensor([[0.9, 0.1], [0.45, 0.55]]).view(2, 1, 1, 2)
     >>> result = attack("fgsm", model, x, torch.tensor([0, 1]), epsilon=0.1, batch=2)
     >>> print(result)
-    fgsm fools the model on 1 of 2 images that it gets right (2 in all), at a median distance of 0.1, by 1 forwards an image
+    fgsm fools the model on 1 of 2 images that it gets right (2 in all), at a median distance of 0.1; forwards per image: 1
     """
 
     x_adv: Tensor
@@ -89,7 +89,7 @@ class AttackResult:
         )
         if len(found):
             text += f", at a median distance of {float(found.quantile(0.5)):.4g}"
-        return text + f", by {float(self.forwards.double().mean()):.4g} forwards an image"
+        return f"{text}; forwards per image: {float(self.forwards.double().mean()):.4g}"
 
 
 def attack(
