@@ -143,6 +143,7 @@ def table(device: torch.device, rehearsed: bool) -> Iterator[Row]:
 def _cells(device: torch.device, rehearsed: bool, **settings: object) -> Iterator[Row]:
     """The cells of a white-box matrix on digits: robust accuracy, seconds, memory, batch."""
     import advbench
+    from advbench.results.statistics import robust
     from advbench.results.store import Store
 
     few = {"n_examples": 8, "train_examples": 60, "epochs": 1} if rehearsed else {}
@@ -154,7 +155,7 @@ def _cells(device: torch.device, rehearsed: bool, **settings: object) -> Iterato
             record, examples = Store(done.out).read(key), Store(done.out).examples(key)
             row: Row = {"model": record.target["label"], "attack": record.attack["label"], "status": record.status}
             if record.status == "ok":
-                row |= {"robust": float(examples.report_correct.mean()), "seconds": record.measured["seconds"]}
+                row |= {"robust": float(robust(record, examples).mean()), "seconds": record.measured["seconds"]}
                 row |= {"peak MiB": record.measured["peak_memory_bytes"] / 2**20, "batch": record.details["compute_batch"]}
             yield row | ({} if record.status == "ok" else {"reason": record.reason})
 
