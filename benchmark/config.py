@@ -137,6 +137,8 @@ BUDGET = (
     *("schedule", "augmentation"),
 )
 """Settings of every training."""
+_NAMED = 30
+"""Settings that a line names where an unknown one is like none of them."""
 _LARGEST = 10**8
 _LARGEST_SEED = 2**63 - 1
 
@@ -368,7 +370,8 @@ def _one_line(error: ValidationError, file: Path | None) -> str:
     if first["type"] == "extra_forbidden":
         known = [name.replace("_", "-") for name in Config.model_fields]
         close = difflib.get_close_matches(field.replace("_", "-"), known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+        some = f"known are {', '.join(known[:_NAMED])} and {len(known) - _NAMED} more (help(advbench.run))"
+        hint = f"did you mean {close[0]}?" if close else some
         return f"{file or 'settings'}: unknown setting {field!r:.80}: {hint}"
     if message.startswith("Expected"):
         return f"`{field:.80}`: {message:.300}"

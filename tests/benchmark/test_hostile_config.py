@@ -92,7 +92,7 @@ def test_values_that_cannot_be_are_one_short_line(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ValueError, match=r"\A.+\Z") as caught:
         make_config(path)
-    assert len(str(caught.value)) < 800  # where nothing is alike, all settings are named
+    assert len(str(caught.value)) < 700
 
 
 def test_long_lists_of_numbers_and_dotted_names_are_settings(tmp_path):
