@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from advbench.records.gating import check, write_baseline
     from advbench.records.kept_images import AdversarialImages, adversarial_images
     from advbench.records.reporting import report
+    from advbench.records.versions import history
     from advbench.reports.evaluation_result import EvaluationResult
     from advbench.user_models.attacking import AttackError, AttackResult, attack
     from advbench.user_models.target import evaluate
@@ -33,6 +34,7 @@ __all__ = [
     "check",
     "evaluate",
     "fixed_set",
+    "history",
     "report",
     "run",
     "write_baseline",
@@ -48,6 +50,10 @@ def __getattr__(name: str) -> object:
         from advbench.records import gating
 
         return getattr(gating, name)
+    if name == "history":
+        from advbench.records import versions
+
+        return versions.history
     if name in ("FixedSet", "fixed_set"):
         from advbench.records import fixed_sets
 

@@ -50,8 +50,10 @@ _LARGEST = (14.0, 24.0)
 _MOST_CURVES = 48
 """More curves than this in a figure cannot be told apart: the first few are drawn."""
 _FEW = 16
+_MOST_NAMES = 12
+"""The names that an x axis has room for."""
 _PLACES: ContextVar[Mapping[str, int]] = ContextVar("places", default=MappingProxyType({}))
-_BESIDE = tuple((right, up, end) for up in (3, -9, 11, -17) for right, end in ((4, "left"), (-4, "right")))
+_BESIDE = tuple((right, up, end) for up in (3, -9, 11, -17, 19, -25) for right, end in ((4, "left"), (-4, "right")))
 """Where a note may stand beside its mark: points to the right, points up, and which of its ends is there."""
 _INHERITED = {"font-family", "mix-blend-mode"}
 _DECIMALS = re.compile(r"-?\d+\.\d+")
@@ -228,11 +230,13 @@ def line_plots(
     zoomed: bool = False,
     log_x: bool = False,
     x_text: Callable[[float], str] = "{:g}".format,
+    x_names: Sequence[str] = (),
 ) -> Drawing:
     """Curves in panels side by side with one legend below.
 
     shares: whether y runs over shares in [0, 1], if `zoomed` only as far as the curves do, or over what there is. log_x:
-    whether x is on a logarithmic axis, whose ticks say what `x_text` makes of their values.
+    whether x is on a logarithmic axis, whose ticks say what `x_text` makes of their values. x_names: of the places 0, 1, ...
+    on x, in place of numbers; of many only every few are written.
     """
     panels, left_out = _fewer(panels)
     caption = f"{caption}; {left_out}" if left_out else caption
@@ -243,16 +247,20 @@ def line_plots(
     width = 4.8 if across == 1 else 3.0 * across + 0.3
     legend_columns = max(1, int(width / (0.6 + 0.08 * max(map(len, labels))))) if names else 1
     legend_rows = -(-len(names) // legend_columns)
-    height = (2.7 if across == 1 else 2.35) * down + 0.22 * legend_rows
+    slanted = 0.05 + 0.035 * max((len(shorten(name)) for name in x_names), default=0)
+    below = 0.22 * legend_rows + (slanted if x_names else 0.0)
+    height = (2.7 if across == 1 else 2.35) * down + below
 
     def draw(figure: Figure, _: str) -> None:
         grid = figure.subplots(down, across, squeeze=False, sharey=True)
-        bottom = (0.5 + 0.22 * legend_rows) / height
+        bottom = (0.5 + below) / height
         figure.subplots_adjust(0.68 / width, bottom, 1 - 0.08 / width, 1 - 0.3 / height, wspace=0.1, hspace=0.45)
         for axes, panel in zip(grid.flat, panels, strict=False):
             _draw_panel(axes, panel, places, x_label)
             if log_x:
                 _set_log_x(axes, x_text)
+            elif x_names:
+                _set_names(axes, x_names)
             elif shares:
                 axes.set_xlim(left=0)
         if shares or zoomed:  # the panels share one axis, which is fitted to what is drawn until it is limited
@@ -306,6 +314,16 @@ def _set_log_x(axes: Axes, x_text: Callable[[float], str]) -> None:
     axes.xaxis.set_minor_formatter(lambda *_: "")
 
 
+def _set_names(axes: Axes, names: Sequence[str]) -> None:
+    """Names in place of numbers at 0, 1, ... on the x axis, as many as there is room for, the last among them."""
+    every = -(-len(names) // _MOST_NAMES)
+    places = range(len(names) - 1, -1, -every)
+    axes.set_xlim(-0.35, len(names) - 0.65)
+    slant: Any = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(list(places), [shorten(names[place]) for place in places], **slant)
+    axes.tick_params(axis="x", labelsize=7.5)
+
+
 def _set_shares(axes: Axes, *, zoomed: bool) -> None:
     """A y axis of shares, from 0 as far as the curves reach if `zoomed`, else to 1."""
     if zoomed:
@@ -340,13 +358,14 @@ def _note_marks(axes: Axes, panel: Panel) -> None:
     """A word beside each mark where it covers no other and leaves no axis; with no such place the table alone has it."""
     taken: list[Bbox] = []
     for curve in panel.curves:
-        for x, y, note in zip(curve.x, curve.y, curve.notes, strict=False):
+        noted = (each for each in zip(curve.x, curve.y, curve.notes, strict=False) if each[2])
+        for x, y, note in noted:
             for right, up, end in _BESIDE:
                 word = axes.annotate(
                     shorten(note), (x, y), (right, up), textcoords="offset points", ha=end, fontsize=7.5, alpha=0.85
                 )
                 extent = word.get_window_extent()
-                inside = axes.bbox.y0 <= extent.y0 and extent.y1 <= axes.bbox.y1
+                inside = axes.bbox.y0 <= extent.y0 and extent.y1 <= axes.bbox.y1 and extent.x1 <= axes.figure.bbox.x1
                 if inside and not any(extent.overlaps(other) for other in taken):
                     taken.append(extent)
                     break

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 from advbench.reports import formatting
 from advbench.reports.markdown import escape
+from advbench.results.boards import BoardThreat
 from advbench.results.gate.verdicts import TIME, CellChange, GateRow, Verdicts
 
 _COLUMNS = ("Target", "Number", "Baseline", "Candidate", "Change", "p (Holm)", "Verdict", "Test", "Note")
@@ -55,7 +56,12 @@ def to_markdown(verdicts: Verdicts) -> str:
 
 def to_json(verdicts: Verdicts) -> str:
     """Everything, for programs: terms, rows with their differences, single cells, and the exit code."""
-    content = {
+    return json.dumps(described(verdicts), indent=1, allow_nan=False) + "\n"
+
+
+def described(verdicts: Verdicts) -> dict[str, object]:
+    """What `to_json` writes."""
+    return {
         "exit_code": verdicts.exit_code,
         "terms": asdict(verdicts.terms),
         "incomparable": list(verdicts.incomparable),
@@ -63,7 +69,6 @@ def to_json(verdicts: Verdicts) -> str:
         "cells": [_plain(change) for change in verdicts.cells],
         "caveats": list(verdicts.caveats),
     }
-    return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
 def to_junit(verdicts: Verdicts) -> str:
@@ -152,9 +157,14 @@ def _move(before: float, after: float) -> str:
     return f"{formatting.percent(before)} to {formatting.percent(after)} ({100 * (after - before):+.1f})"
 
 
+def described_threat(threat: BoardThreat) -> dict[str, object]:
+    """A threat as JSON names it."""
+    return {name: getattr(threat, name) for name in ("dataset", "split", "norm", "epsilon")}
+
+
 def _plain(item: GateRow | CellChange) -> dict[str, object]:
     content: dict[str, object] = asdict(item)
-    content["threat"] = {name: getattr(item.threat, name) for name in ("dataset", "split", "norm", "epsilon")}
+    content["threat"] = described_threat(item.threat)
     if isinstance(item, CellChange):
         content["attacker"] = item.attacker._asdict()
     return content

@@ -21,13 +21,17 @@ from advbench.reports.robustbench import NORMS, model_infos
 from advbench.reports.section import Section, Table, drop_constant
 from advbench.reports.sections import sections, summary
 from advbench.reports.standings import RankedBoard, ranked_boards
+from advbench.reports.step_texts import to_json
+from advbench.reports.steps import FILES as STEPS_FILES
+from advbench.reports.steps import history_page
 from advbench.reports.write import read
+from advbench.results.gate.steps import VersionHistory
 from advbench.results.statistics import OverSeeds
 
 TITLE = "Adversarial robustness leaderboard"
 _MANIFEST = ".advbench-site.json"
 _LARGEST_MANIFEST = 2**25
-_PAGES = ("index.html", "report.html", ".nojekyll")
+_PAGES = ("index.html", "report.html", "history.html", ".nojekyll")
 _FOLDERS = ("models", "data", "report")
 _SUFFIXES = (".html", ".csv", ".json", ".toml")
 _COMPARED = 3
@@ -45,15 +49,21 @@ class DataFile:
 
 
 def write_site(
-    folders: Mapping[Path, Sequence[str] | None], to: Path, *, title: str | None, settings: Mapping[Path, str]
+    folders: Mapping[Path, Sequence[str] | None],
+    to: Path,
+    *,
+    title: str | None,
+    settings: Mapping[Path, str],
+    history: VersionHistory | None = None,
 ) -> list[Path]:
     """Write the site of output folders into `to`; returns its files.
 
-    folders: as in `advbench.reports.write.read`. title: of the site. settings: of the runs as TOML, by folder. Files of an
-    earlier publication that this one has not are removed, and no others.
+    folders: as in `advbench.reports.write.read`. title: of the site. settings: of the runs as TOML, by folder. history: of a
+    baseline, for a page of its own. Files of an earlier publication that this one has not are removed, and no others.
     """
     names = run_names(map(str, folders)) if len(folders) > 1 else [""]
-    files = site(read(folders), title=title or TITLE, settings=dict(zip(names, settings.values(), strict=True)))
+    by_origin = dict(zip(names, settings.values(), strict=True))
+    files = site(read(folders), title=title or TITLE, settings=by_origin, history=history)
     manifest = to / _MANIFEST
     for name in set(_listed(manifest)) - set(files):
         (to / name).unlink(missing_ok=True)
@@ -63,16 +73,18 @@ def write_site(
     return [to / name for name in files]
 
 
-def site(cells: Cells, *, title: str, settings: Mapping[str, str]) -> dict[str, str]:
-    """The site's files by path. settings: of the runs as TOML, by the cells' origin."""
+def site(cells: Cells, *, title: str, settings: Mapping[str, str], history: VersionHistory | None = None) -> dict[str, str]:
+    """The site's files by path. settings: of the runs as TOML, by the cells' origin. history: of a baseline."""
     boards = ranked_boards(cells)
     listed = models(boards, cells.cells)
     labels = [model.label for model in listed]
     slugs = dict(zip(labels, formatting.slugs(labels), strict=True))
     pages = {label: f"models/{slug}.html" for label, slug in slugs.items()}
-    data = _data(cells, boards)
+    past, past_data = _history(history, title)
+    data = [*_data(cells, boards), *past_data]
     files = {
         "index.html": _index(cells, boards, title, pages, data),
+        **past,
         **to_pages(sections(cells), title=title, summary=summary(cells), page="report.html", cells=len(cells.cells)),
         ".nojekyll": "",
         **{file.path: file.content for file in data},
@@ -82,6 +94,15 @@ def site(cells: Cells, *, title: str, settings: Mapping[str, str]) -> dict[str, 
         files |= {f"data/{name}": recipe.settings for name, recipe in again if recipe.settings}
         files[pages[model.label]] = _model(model, title, again)
     return files
+
+
+def _history(history: VersionHistory | None, title: str) -> tuple[dict[str, str], list[DataFile]]:
+    """The page of a history by its path, and its data; nothing without one."""
+    if history is None:
+        return {}, []
+    page, data = STEPS_FILES
+    file = DataFile(f"data/{data}", to_json(history), "the baseline by version: every number and the gate's verdicts")
+    return {page: history_page(history, site=title, data=file.path)}, [file]
 
 
 def _index(
@@ -100,6 +121,7 @@ def _index(
         boards=listed,
         others=others,
         data=data,
+        history=any(file.path == f"data/{STEPS_FILES[1]}" for file in data),
     )
 
 

@@ -39,6 +39,7 @@ ON_A_RUN = [
     "advbench.records.gating",
     "advbench.records.kept_images",
     "advbench.records.reporting",
+    "advbench.records.versions",
 ]
 """Modules whose examples read the folder that the example of `advbench.run` leaves behind."""
 

@@ -42,7 +42,7 @@ class GateFormat(StrEnum):
 
 
 class TableFormat(StrEnum):
-    """What the table of conformance can be printed as."""
+    """What the table of conformance, or a history, can be printed as."""
 
     text = "text"
     markdown = "markdown"

@@ -47,3 +47,15 @@ KnownNoise: TypeAlias = Annotated[
     typer.Option("--known-noise", help="Also attack random models at draws that are known: a diagnostic, not ranked."),
 ]
 Fresh: TypeAlias = Annotated[bool, typer.Option("--fresh", help="Recompute everything, ignoring finished results.")]
+Alpha: TypeAlias = Annotated[float, typer.Option(help="The nominal probability of any false alarm.")]
+Tolerance: TypeAlias = Annotated[float, typer.Option(help="Ignore changes up to this size (0.01 = one percentage point).")]
+CheckpointsOnly: TypeAlias = Annotated[
+    bool, typer.Option("--checkpoints-only", help="Compare these checkpoints directly, ignoring training seeds.")
+]
+AcrossVersions: TypeAlias = Annotated[
+    bool,
+    typer.Option("--across-versions", help="Allow comparing different versions of advbench or of an attack's source."),
+]
+FailOnFlags: TypeAlias = Annotated[
+    bool, typer.Option("--fail-on-flags", help="Fail if a target has a flag that the baseline lacks.")
+]

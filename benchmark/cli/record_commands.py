@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from advbench.cli.choices import GateFormat, ReportFormat
+from advbench.cli.choices import GateFormat, ReportFormat, TableFormat
+from advbench.cli.options import AcrossVersions, Alpha, CheckpointsOnly, FailOnFlags, Tolerance
 from advbench.cli.terminal import refuse
 
 
@@ -48,6 +49,10 @@ def publish(
     folders: Annotated[list[Path], typer.Argument(help="Output directories of runs, or archives of records (.tar.xz).")],
     to: Annotated[Path, typer.Option(help="The site's directory; an earlier publication there is replaced.")],
     title: Annotated[str | None, typer.Option(help="The site's title.")] = None,
+    history: Annotated[
+        list[Path] | None,
+        typer.Option(help="Add a page of every number by version: a baseline file in git, or runs, an option each."),
+    ] = None,
     every: Annotated[
         bool, typer.Option("--all", help="Use all records in a directory, not only those of its last run.")
     ] = False,
@@ -56,7 +61,7 @@ def publish(
     try:
         from advbench.records import reporting
 
-        paths = reporting.publish(*folders, to=to, title=title, every=every)
+        paths = reporting.publish(*folders, to=to, title=title, every=every, history=history or None)
     except (ValueError, OSError) as error:
         refuse(error)
     for path in paths:
@@ -68,22 +73,15 @@ def check(
     baseline: Annotated[
         Path, typer.Option(help="A file written by `advbench baseline`, or the output directory of another run.")
     ],
-    alpha: Annotated[float, typer.Option(help="The nominal probability of any false alarm.")] = 0.01,
-    tolerance: Annotated[float, typer.Option(help="Ignore changes up to this size (0.01 = one percentage point).")] = 0.0,
+    alpha: Alpha = 0.01,
+    tolerance: Tolerance = 0.0,
     format: Annotated[GateFormat, typer.Option(help="Output format of the verdicts.")] = GateFormat.text,
-    checkpoints_only: Annotated[
-        bool, typer.Option("--checkpoints-only", help="Compare these checkpoints directly, ignoring training seeds.")
-    ] = False,
+    checkpoints_only: CheckpointsOnly = False,
     time_bound: Annotated[
         float | None, typer.Option(help="Fail if attacks take more than this many times as long on the same device.")
     ] = None,
-    across_versions: Annotated[
-        bool,
-        typer.Option("--across-versions", help="Allow comparing different versions of advbench or of an attack's source."),
-    ] = False,
-    fail_on_flags: Annotated[
-        bool, typer.Option("--fail-on-flags", help="Fail if a target has a flag that the baseline lacks.")
-    ] = False,
+    across_versions: AcrossVersions = False,
+    fail_on_flags: FailOnFlags = False,
 ) -> None:
     """Compare a run with a baseline: is any target significantly less robust or less accurate?
 
@@ -117,6 +115,48 @@ def check(
         first, *others = found.incomparable
         several = f", for {len(found.incomparable)} reasons:\n- " + "\n- ".join((first, *others))
         print(f"advbench: not comparable{several if others else f': {first}'}", file=sys.stderr)
+    raise typer.Exit(found.exit_code)
+
+
+def history(
+    sources: Annotated[
+        list[Path], typer.Argument(help="A baseline file in git, for its commits, or several runs in order, or both.")
+    ],
+    anchor: Annotated[
+        str | None,
+        typer.Option(help="The version that all later ones are tested against: a commit or a run. \\[default: the first]"),
+    ] = None,
+    last: Annotated[int | None, typer.Option(help="Show only so many of the newest versions. \\[default: all]")] = None,
+    to: Annotated[Path | None, typer.Option(help="Also write history.html and history.json into this directory.")] = None,
+    format: Annotated[TableFormat, typer.Option(help="Output format.")] = TableFormat.text,
+    alpha: Alpha = 0.01,
+    tolerance: Tolerance = 0.0,
+    checkpoints_only: CheckpointsOnly = False,
+    across_versions: AcrossVersions = False,
+    fail_on_flags: FailOnFlags = False,
+) -> None:
+    """Follow a baseline through its versions: each is checked against the one before and against a fixed anchor.
+
+    A SOURCE is a baseline file that git tracks, which stands for the commits of the main line that changed it, or a run: an
+    output directory or a baseline file. Drops that --tolerance ignores cannot add up beyond it unnoticed. If
+    $GITHUB_STEP_SUMMARY is set, the verdicts are also appended to that file as Markdown.
+
+    Exit codes, of the last version: 0 no regression since the version before or the anchor, 1 a regression or a missing
+    target, 2 not comparable or bad input.
+    """
+    terms = {name: value for name, value in locals().items() if name not in ("sources", "to", "format")}
+    try:
+        from advbench.records import versions
+        from advbench.reports.step_texts import FORMATS
+
+        found = versions.history(*sources, **terms)
+        paths = versions.write_history(found, to) if to is not None else []
+    except (ValueError, OSError) as error:
+        refuse(error)
+    versions.add_to_summary(found)
+    print(FORMATS[format.value](found), end="")
+    for path in paths if format is TableFormat.text else ():
+        print(path)
     raise typer.Exit(found.exit_code)
 
 

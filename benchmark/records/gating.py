@@ -17,7 +17,8 @@ from advbench.results.gate.compare import compare_runs
 from advbench.results.gate.verdicts import Terms, Verdicts
 from advbench.results.store import Store
 
-_LARGEST_BASELINE = 2**28
+LARGEST_BASELINE = 2**28
+"""Bytes that a baseline may have."""
 
 
 def check(
@@ -77,10 +78,15 @@ def add_to_summary(found: Verdicts) -> None:
     """Append the verdicts as Markdown to the file that $GITHUB_STEP_SUMMARY names, where it is set."""
     from advbench.reports.gate import to_markdown
 
+    append_to_summary(to_markdown(found))
+
+
+def append_to_summary(markdown: str) -> None:
+    """Append Markdown to the file that $GITHUB_STEP_SUMMARY names, where it is set."""
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if summary:
         with Path(summary).open("a", encoding="utf-8") as file:
-            file.write(to_markdown(found) + "\n")
+            file.write(markdown + "\n")
 
 
 def read_baseline(path: Path) -> Snapshot:
@@ -92,7 +98,7 @@ def read_baseline(path: Path) -> Snapshot:
         return baselines.from_text(shipped.read_text(encoding="utf-8"))
     try:
         with path.open("rb") as file:
-            text = read_text(file, _LARGEST_BASELINE)
+            text = read_text(file, LARGEST_BASELINE)
     except FileNotFoundError:
         raise ValueError(
             f"Expected a baseline at {path}, got no such file: `advbench baseline OUT -o {path}` writes one"

@@ -56,16 +56,31 @@ def report(*outs: str | Path, every: bool = False, to: str | Path | None = None,
     return export(folders, Path(to), format)
 
 
-def publish(*outs: str | Path, to: str | Path, every: bool = False, title: str | None = None) -> list[Path]:
+def publish(
+    *outs: str | Path,
+    to: str | Path,
+    every: bool = False,
+    title: str | None = None,
+    history: str | Path | Sequence[str | Path] | None = None,
+) -> list[Path]:
     """Write a static site of the leaderboards of output folders, fit for any web server and for the file system.
 
     to: its folder; files that an earlier publication left there and this one does not write are removed. every: as in
-    `report`. title: of the site. Returns the files. Raises ValueError if there are no records.
+    `report`. title: of the site. history: a baseline file in git, or several runs in order, as `advbench.history` takes
+    them, for a page of every number by version, with verdicts across versions of advbench. Returns the files. Raises
+    ValueError if there are no records.
     """
     from advbench.reports.site import write_site
 
     folders = _folders(outs, every)
-    return write_site(folders, Path(to), title=title, settings={folder: read_settings(folder) for folder in folders})
+    past = None
+    if history is not None:
+        from advbench.records import versions
+
+        sources = [history] if isinstance(history, str | Path) else history
+        past = versions.history(*sources, across_versions=True)
+    settings = {folder: read_settings(folder) for folder in folders}
+    return write_site(folders, Path(to), title=title, settings=settings, history=past)
 
 
 def _packed(outs: Sequence[str | Path], to: Path, every: bool, format: str | None) -> Path:

@@ -31,7 +31,10 @@ def test_the_settings_of_a_run_are_the_fields_of_its_configuration():
     assert all(one.kind is inspect.Parameter.KEYWORD_ONLY for name, one in parameters.items() if name != "config_file")
 
 
-@pytest.mark.parametrize("function", [advbench.run, advbench.evaluate, advbench.attack, advbench.adversarial_images])
+PUBLIC = [advbench.run, advbench.evaluate, advbench.attack, advbench.adversarial_images, advbench.history]
+
+
+@pytest.mark.parametrize("function", PUBLIC)
 def test_every_parameter_of_a_public_function_is_typed_and_named_in_its_documentation(function):
     documented = inspect.getdoc(function)
     for name, parameter in inspect.signature(function).parameters.items():

@@ -241,3 +241,16 @@ def test_words_beside_marks_cover_no_other(drawn):
     assert len(boxes) == 6
     assert all(made.axes[0].bbox.y0 <= box.y0 and box.y1 <= made.axes[0].bbox.y1 for box in boxes)
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+
+def test_named_places_are_written_as_there_is_room_and_the_last_always(drawn):
+    def written(count):
+        curve = figures.Curve("model", np.arange(count), np.linspace(0, 1, count), marked=True)
+        made = drawn([figures.Panel("", (curve,))], x_names=[f"v{i}" for i in range(count)])
+        axes = made.axes[0]
+        return {label.get_text(): place for label, place in zip(axes.get_xticklabels(), axes.get_xticks(), strict=True)}
+
+    assert written(3) == {"v0": 0, "v1": 1, "v2": 2}
+    assert written(25) == {f"v{i}": i for i in range(0, 25, 3)}
+    assert "v99" in written(100)
+    assert len(written(100)) <= 12

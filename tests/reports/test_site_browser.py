@@ -12,7 +12,7 @@ from advbench.results.store import Store
 pytestmark = pytest.mark.browser
 
 WIDTHS = (1280, 390)
-PAGES = ("index.html", "models/b-base-a.html")
+PAGES = ("index.html", "models/b-base-a.html", "history.html")
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,15 @@ def published(tmp_path_factory, make_suite):
         epsilons=(0.1, 0.3),
         failing=[("white-box", "c", "pgd")],
     ).write(Store(folder / "run"))
-    reporting.publish(folder / "run", to=folder / "site")
+    reporting.publish(folder / "run", to=folder / "site", history=[_baseline(folder, make_suite, 0.6), folder / "later"])
     return folder / "site"
+
+
+def _baseline(folder, make_suite, robustness):
+    """Two runs of one model, the second one worse; returns the first."""
+    for name, value in {"earlier": robustness, "later": robustness - 0.4}.items():
+        make_suite(targets={"a": value}, attacks={"pgd": 1.0}, matrices=("white-box",)).write(Store(folder / name))
+    return folder / "earlier"
 
 
 @pytest.fixture
