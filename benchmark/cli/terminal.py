@@ -6,6 +6,7 @@ import os
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn
@@ -181,7 +182,7 @@ def print_plan(plan: Plan) -> None:
     from advbench.tasks.execution import Listing
 
     lying = Listing(plan.config.out)
-    pending = {task.key for task in plan.pending(lying)}
+    waiting = Counter(task.kind for task in plan.pending(lying))
     names = {
         "train": "models to train",
         "substitute": "substitutes to train",
@@ -193,11 +194,10 @@ def print_plan(plan: Plan) -> None:
         "craft": "attacks to craft",
         "score": "cells to score",
     }
+    tasks = Counter(task.kind for task in plan.tasks.values())
+    there = Counter(task.kind for task in plan.tasks.values() if lying.finished(task))
     for kind in KINDS:
-        tasks = [task for task in plan.tasks.values() if task.kind == kind]
-        waiting = sum(task.key in pending for task in tasks)
-        there = sum(lying.finished(task) for task in tasks)
-        print(f"{names[kind]:40}{len(tasks):6}  already done {there:6}  to do {waiting:6}")
+        print(f"{names[kind]:40}{tasks[kind]:6}  already done {there[kind]:6}  to do {waiting[kind]:6}")
 
 
 def print_result(plan: Plan, result: RunResult, console: Console) -> None:

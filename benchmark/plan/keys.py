@@ -10,9 +10,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
+from json.encoder import encode_basestring_ascii
+from operator import attrgetter
 from typing import get_args
 
 from advbench.attacks.threat import ThreatModel
@@ -64,34 +67,62 @@ class Keys:
 
     def _text(self, value: object) -> str:
         """`canonical` of `plain`."""
-        if isinstance(value, _SHARED):
+        if isinstance(value, str):  # most members are
+            return encode_basestring_ascii(value)
+        if value is None or isinstance(value, bool):
+            return _WORDS[value]
+        if type(value) in _SHARED:
             known = self._spelled.get(id(value))
             if known is None:
                 text = canonical(value.described()) if isinstance(value, Component) else self._members(value)
                 known = self._spelled[id(value)] = value, text  # an object that is kept keeps its identity
             return known[1]
-        if isinstance(value, str | float | int | None):
+        if isinstance(value, float | int):
             return _encoded(value)
         if isinstance(value, tuple):
             return f"[{','.join(map(self._text, value))}]"
         return self._members(value)
 
     def _members(self, value: object) -> str:
-        found = ((name, getattr(value, each.name), each) for name, each in _names(type(value)))  # type: ignore[arg-type]
-        return f"{{{','.join(f'{name}{self._text(one)}' for name, one, each in found if _counts(each, one))}}}"
+        spelling, text = _spelling(type(value)), self._text  # type: ignore[arg-type]
+        members = zip(spelling.names, spelling.values(value), spelling.left_out, strict=True)
+        return f"{{{','.join([name + text(one) for name, one, out in members if one != out])}}}"
 
 
-_SHARED = (Component, Images, ThreatModel, Budget, Attacked)
+_SHARED = frozenset({Component, Images, ThreatModel, Budget, Attacked})
 """Parts of contents that a planner hands to many of them."""
+_WORDS = {None: "null", False: "false", True: "true"}
 _encoded = json.JSONEncoder(allow_nan=False).encode
 
 
+_NEVER = object()
+"""Equal to no value."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Spelling:
+    """How a kind of content is spelled. All by member, sorted by name.
+
+    names: as the text of each begins. values: all of a content. left_out: the value that is no part of a key.
+    """
+
+    names: tuple[str, ...]
+    values: Callable[[object], tuple[object, ...]]
+    left_out: tuple[object, ...]
+
+
 @cache
-def _names(kind: type) -> list[tuple[str, dataclasses.Field[object]]]:
-    """The members of a kind of content, sorted: as their text begins, and the field. TypeError for another kind."""
+def _spelling(kind: type) -> _Spelling:
+    """How a kind of content is spelled. TypeError for another kind."""
     if not dataclasses.is_dataclass(kind):
         raise TypeError(f"Expected a value that a content holds, got one of {kind.__name__}")
-    return [(f'"{field.name}":', field) for field in sorted(dataclasses.fields(kind), key=lambda field: field.name)]
+    fields = sorted(dataclasses.fields(kind), key=lambda field: field.name)
+    names = [field.name for field in fields]
+    return _Spelling(
+        names=tuple(f'"{name}":' for name in names),
+        values=attrgetter(*names) if len(names) > 1 else lambda value: (getattr(value, names[0]),),
+        left_out=tuple(field.default if field.metadata.get("if_set") else _NEVER for field in fields),
+    )
 
 
 def _counts(field: dataclasses.Field[object], value: object) -> bool:

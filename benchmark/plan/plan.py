@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -94,6 +96,17 @@ class Plan:
         return [task for key, task in self.tasks.items() if key in wanted]
 
 
+@contextmanager
+def _long_lived() -> Iterator[None]:
+    """Without passes of the garbage collector over all objects: tasks stay, and what is dropped was young."""
+    before = gc.get_threshold()
+    gc.set_threshold(before[0], before[1], 2**31 - 1)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
 def make_plan(config: Config, *, measure: bool = True, data: DataSet | None = None, place: Place | None = None) -> Plan:
     """Cross the components of `config` into tasks. ValueError, in one line, for anything that does not fit.
 
@@ -108,13 +121,14 @@ def make_plan(config: Config, *, measure: bool = True, data: DataSet | None = No
             "Expected `backend` loky or one job for `precision` tf32, got threads, which share torch's switch for it"
         )
     planner, suite = Planner(config, measure, data, place), suite_of(config)
-    for seed in config.seed:
-        targets = [
-            planner.target(defense, architecture, seed, alone=len(suite.architectures) == 1)
-            for architecture in suite.architectures
-            for defense in suite.defenses
-        ]
-        matrices.cross(planner, targets, suite.substitutes)
+    with _long_lived():
+        for seed in config.seed:
+            targets = [
+                planner.target(defense, architecture, seed, alone=len(suite.architectures) == 1)
+                for architecture in suite.architectures
+                for defense in suite.defenses
+            ]
+            matrices.cross(planner, targets, suite.substitutes)
     return Plan(
         config,
         planner.data,

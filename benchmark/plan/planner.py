@@ -58,11 +58,12 @@ _PREPARED_ON = 32
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlannedAttack:
-    """An attack of a plan. attack: the attack itself. component: what names it in a key."""
+    """An attack of a plan. attack: the attack itself. component: what names it in a key. label: as the user names it."""
 
     spec: Spec
     attack: Attack
     component: Component
+    label: str
 
     @property
     def minimal_norm(self) -> bool:
@@ -75,6 +76,8 @@ class PlannedAttack:
         return issubclass(self.attack.knowledge, WhiteBox)
 
 
+_NAMED = frozenset({str, PlannedAttack})
+"""What names a place by itself; anything else does by how it is spelled, as 1 and 1.0 are two."""
 _OWN_WEIGHTS = "own"
 """The defense that gives a network its weights, and trains nothing."""
 
@@ -108,12 +111,14 @@ class Planner:
         self.crafts: dict[str, CraftContent] = {}
         self._looks: dict[tuple[str, str, int, float | None], str] = {}
         self._keys = Keys()
-        self._kept: dict[tuple[str, ...], object] = {}
+        self._threats: dict[tuple[type, float | None], ThreatModel] = {}
+        self._scored: dict[tuple[int, int], Images] = {}
+        self._kept: dict[tuple[object, ...], object] = {}
         self.cells: list[str] = []
 
     def _once(self, make: Callable[[], _Part], *place: object) -> _Part:
         """What `make` makes for this `place`, made once: contents that share a part share one object."""
-        named = tuple(map(repr, place))
+        named = tuple([part if part.__class__ in _NAMED else repr(part) for part in place])
         if named not in self._kept:
             self._kept[named] = make()
         return cast(_Part, self._kept[named])
@@ -156,7 +161,7 @@ class Planner:
             raise ValueError(
                 f"The attack {spec.name!r} is for {', '.join(sorted(attack.norms))}, got norm {self.config.norm!r}"
             )
-        return PlannedAttack(spec, attack, Component.of("attacks", spec, attack))
+        return PlannedAttack(spec, attack, Component.of("attacks", spec, attack), str(spec))
 
     def _budget(self) -> Budget:
         given = {name: getattr(self.config, name) for name in BUDGET}
@@ -351,7 +356,7 @@ class Planner:
             images=dataclasses.replace(images, n=n),
         )
         cost = n / images.n * (target.draws * (INNER + RIVALS) + sum(self.tasks[key].cost for key in crafts.values()))
-        return self.add(content, content.label(str(attack.spec), target.label), cost)
+        return self.add(content, content.label(attack.label, target.label), cost)
 
     def known_noise(self, target: Target, attack: PlannedAttack, crafts: Mapping[str, str]) -> str | None:
         """The task that attacks a random target at draws that are known; None if it is not wanted, or not possible.
@@ -366,7 +371,7 @@ class Planner:
         candidate = dataclasses.replace(self.crafts[first], visited=False)
         content = KnownNoiseContent(target.key, candidate, self.config.score_draws, images)
         cost = self.config.score_draws * self._effort(attack, candidate.threat)
-        return self.add(content, content.label(str(attack.spec), target.label), cost)
+        return self.add(content, content.label(attack.label, target.label), cost)
 
     def craft(
         self,
@@ -392,9 +397,7 @@ class Planner:
             draws,
         )
         attacked = self._prepared(asked, view, label, epsilon, images)
-        runs = self._once(
-            lambda: with_stop(attack.attack, "never") if transfer else attack.attack, "runs", attack.spec, transfer
-        )
+        runs = self._once(lambda: with_stop(attack.attack, "never") if transfer else attack.attack, "runs", attack, transfer)
         within = None if attack.minimal_norm else epsilon
         content = CraftContent(
             attacked=attacked,
@@ -408,7 +411,7 @@ class Planner:
         )
         effort = (draws or AT_ONCE) * self._effort(attack, threat)
         cost = min(effort, self.config.budget or effort)
-        key = self.add(content, content.label(str(attack.spec), label), cost)
+        key = self.add(content, content.label(attack.label, label), cost)
         self.crafts[key] = content
         return key
 
@@ -492,13 +495,13 @@ class Planner:
         facts = ScoreFacts(
             target=target.facts,
             source=source,
-            attack=self._once(lambda: _facts_of(attack, minimal, self.config.budget), "facts", attack.spec, minimal),
+            attack=self._once(lambda: _facts_of(attack, minimal, self.config.budget), "facts", attack, minimal),
             candidates=tuple(self._candidate(name, craft) for name, craft in crafts.items()),
             precision=self.config.precision,
             known_draws=self.config.score_draws,
         )
         key, origin = self._keys.of(content), source.label if source else "itself"
-        label = content.label(str(attack.spec), origin, target.label)
+        label = content.label(attack.label, origin, target.label)
         self.tasks.setdefault(key, ScoreTask(key, content, label, float(target.draws), facts))
         self.cells.append(key)
 
@@ -512,20 +515,23 @@ class Planner:
 
     def _effort(self, attack: PlannedAttack, threat: ThreatModel) -> float:
         """The forwards of an attack of the plan."""
-        return self._once(lambda: self._forwards(attack.attack, threat), "forwards", attack.spec, threat.epsilon)
+        return self._once(lambda: self._forwards(attack.attack, threat), "forwards", attack, threat.epsilon)
 
     def _threat(self, epsilon: float | None) -> ThreatModel:
-        box = self.data.box if self.config.clip else None
-        return self._once(lambda: ThreatModel(self.config.norm, epsilon, box), "threat", epsilon)
+        named = type(epsilon), epsilon  # 1 and 1.0 are spelled differently
+        if named not in self._threats:
+            box = self.data.box if self.config.clip else None
+            self._threats[named] = ThreatModel(self.config.norm, epsilon, box)
+        return self._threats[named]
 
     def _images(self, batch: int, seed: int) -> Images:
         """The scored images."""
-        return self._once(lambda: self._scored(batch, seed), "images", batch, seed)
-
-    def _scored(self, batch: int, seed: int) -> Images:
-        return Images(seed, self.data.fingerprint, "test", len(self.split), batch, self.place.name)
+        if (batch, seed) not in self._scored:
+            n = len(self.split)
+            self._scored[batch, seed] = Images(seed, self.data.fingerprint, "test", n, batch, self.place.name)
+        return self._scored[batch, seed]
 
 
 def _facts_of(attack: PlannedAttack, minimal: bool, budget: int | None) -> AttackFacts:
     """What records show of an attack. minimal: whether its distances count."""
-    return AttackFacts(str(attack.spec), minimal, attack.by_gradients, family_of(attack.attack), attack.component, budget)
+    return AttackFacts(attack.label, minimal, attack.by_gradients, family_of(attack.attack), attack.component, budget)

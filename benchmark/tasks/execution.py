@@ -103,8 +103,10 @@ class Listing:
 
     def finished(self, task: Task) -> bool:
         """Whether the result of a task, any but a block, lay finished in its place; damage is named in the log."""
+        names, suffix = self._listed(task.kind)
+        if not names:
+            return False
         if task.key not in self._found:
-            names, suffix = self._listed(task.kind)
             self._found[task.key] = f"{task.key}{suffix}" in names and lies_there(task, self._out)
         return self._found[task.key]
 
