@@ -108,12 +108,14 @@ class Ensemble:
     """Attacks in the order in which they run, as one attack (after Croce & Hein 2020, arXiv:2003.01690).
 
     stop: of all of them, in place of their own. minimal: whether the nearest adversarial is sought, by minimal-norm
-    attacks on every example (`nearest_case`), instead of any within the threat (`worst_case`).
+    attacks on every example (`nearest_case`), instead of any within the threat (`worst_case`). draws: passes that every
+    question to a stochastic model is averaged over, in place of the access's own if it is set.
     """
 
     members: tuple[Attack, ...]
     stop: Stop = "success"
     minimal: bool = False
+    draws: int | None = None
 
     family: ClassVar[str] = ENSEMBLE
 
@@ -140,6 +142,8 @@ class Ensemble:
     def __call__(self, access: WhiteBox | ScoreBased, x: Tensor, goal: Goal, threat: ThreatModel, rng: ExampleRNG) -> Tensor:
         """Return the worst, or the nearest, image found for each example, shape (n, c, h, w)."""
         check_norm(self, threat)
+        if self.draws is not None:
+            access = access.averaging(self.draws)
         if self.minimal:
             return nearest_case(self._stopping(), access, x, goal, threat, rng)
         return worst_case(self._stopping(), access, x, goal, threat, rng, self.stop)
@@ -158,7 +162,9 @@ class WorstCase:
 
     attacks: as registered, with arguments such as ``pgd(steps=100)``; each works on the examples that withstood those before
     it. stop: of all of them; with ``never`` all attack every example. minimal: whether the nearest adversarial is sought, by
-    minimal-norm attacks alone, which all attack every example.
+    minimal-norm attacks alone, which all attack every example. draws: passes that every question to a stochastic model is
+    averaged over (EOT, Athalye et al. 2018, arXiv:1707.07397), in place of those that are found on held-out images; a
+    deterministic model is asked once.
 
     order: ``measured`` lets the harness try the attacks on held-out images of the model beforehand and run those first that
     break the most images per forward and backward (`by_yield`); ``given`` keeps the order of the list, and so does a call
@@ -167,13 +173,14 @@ class WorstCase:
     themselves leave open, such as the constant of ``lbfgs``, are found on the same images.
 
     Raises ValueError for an empty list, an unknown attack, one with other arguments, one that knows labels alone, or with
-    `minimal` one that is none of a minimal norm.
+    `minimal` one that is none of a minimal norm, or `draws` below one.
     """
 
     attacks: tuple[str, ...] = ("apgd-ce", "fab-t", "square")
     stop: Stop = "success"
     order: Order = "measured"
     minimal: bool = False
+    draws: int | None = None
 
     family: ClassVar[str] = ENSEMBLE
 
@@ -183,6 +190,8 @@ class WorstCase:
             raise ValueError(f"Expected `attacks` to be a list of one attack or more, got {given!r}")
         if self.order not in ("measured", "given"):
             raise ValueError(f"Expected `order` to be measured or given, got {self.order!r}")
+        if self.draws is not None and self.draws < 1:
+            raise ValueError(f"Expected `draws` >= 1, got {self.draws}")
         for text, attack in zip(self.attacks, self.components, strict=True):
             if not issubclass(attack.knowledge, WhiteBox | ScoreBased):
                 raise ValueError(f"Expected attacks that know gradients or scores, got {text!r}, which knows labels")
@@ -266,7 +275,7 @@ class WorstCase:
         return self.order == "measured" and self.stop == "success" and not self.minimal and len(self.attacks) > 1
 
     def _ensemble(self, members: Sequence[Attack]) -> Ensemble:
-        return Ensemble(members=tuple(members), stop=self.stop, minimal=self.minimal)
+        return Ensemble(members=tuple(members), stop=self.stop, minimal=self.minimal, draws=self.draws)
 
 
 def by_yield(broken: Tensor, passes: Tensor) -> list[int]:

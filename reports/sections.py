@@ -11,6 +11,7 @@ from advbench.reports.attackers import attackers_section, detectors_section
 from advbench.reports.cell_sections import all_cells_section, cost_sections, failure_section, provenance_section
 from advbench.reports.cells import Cells
 from advbench.reports.comparisons import comparison_section
+from advbench.reports.convergence import convergence_section
 from advbench.reports.curves import curve_sections
 from advbench.reports.distortion import distortion_sections
 from advbench.reports.images import image_section
@@ -46,6 +47,7 @@ def _sections(boards: Sequence[RankedBoard], cells: Cells) -> list[Section]:
         *([failures] if failures else []),
         *(section for board in boards for section in matrix_sections(board)),
         *(section for section in map(attack_board_section, boards) if section is not None),
+        *(section for section in map(convergence_section, boards) if section is not None),
         *(section for section in map(detectors_section, boards) if section is not None),
         *curve_sections(boards, cells.scored),
         *distortion_sections(cells.scored),

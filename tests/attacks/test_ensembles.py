@@ -220,6 +220,34 @@ def test_the_rand_version_averages_twenty_draws():
     assert (x_adv.flatten(1).mean(dim=1) >= x.flatten(1).mean(dim=1)).all()
 
 
+@pytest.mark.parametrize("more", [{}, {"minimal": True}])
+def test_draws_that_are_given_take_the_place_of_the_access_own(more):
+    x, index = images(4), torch.arange(4)
+    y = torch.zeros(4, dtype=torch.int64)
+    attacks = ("fmn(steps=3)",) if more else ("pgd(steps=5)", "square(queries=4)")
+    found = []
+    for own, given in ((3, 7), (7, None), (3, None)):
+        attack = WorstCase(attacks=attacks, draws=given, **more)
+        with WhiteBox(Noisy(), rng(index), stochastic=True, draws=own) as access:
+            x_adv = attack(access, x, Untargeted(y), ThreatModel("linf", 0.1), rng(index))
+        found.append((x_adv, access.ledger.forwards, access.ledger.backwards))
+    given, same, other = found
+    assert all(torch.equal(one, two) for one, two in zip(given, same, strict=True))
+    assert given[2].sum() * 3 == other[2].sum() * 7 > 0
+    model = small_net(3)
+    asked = [
+        attacked(WorstCase(attacks=attacks, draws=draws, **more), model, x, y, ThreatModel("linf", 0.1))
+        for draws in (None, 9)
+    ]
+    assert torch.equal(asked[0][0], asked[1][0])
+    assert torch.equal(asked[0][1].ledger.forwards, asked[1][1].ledger.forwards)
+
+
+def test_draws_below_one_are_refused():
+    with pytest.raises(ValueError, match="Expected `draws` >= 1, got 0"):
+        WorstCase(attacks=("pgd",), draws=0)
+
+
 def test_a_worst_case_is_what_its_parts_are():
     both = WorstCase(attacks=("square", "uniform-noise"))
     assert both.knowledge is ScoreBased
