@@ -51,6 +51,8 @@ _LIBRARIES = "advbench.user_models.library_attacks:resolve"
 _NETWORKS = "advbench.user_models.networks"
 _HELD = "advbench.user_models.held"
 _ONNX = "advbench.user_models.onnx_files:resolve"
+_PROGRAMS = "advbench.user_models.program_files:resolve"
+_LIBRARY_NETWORKS = "advbench.user_models.library_networks"
 _TORCHVISION = "advbench.zoo.architectures.torchvision_models:resolve"
 _KERAS = "A NumPy archive of yours by Keras' convention: x_train, y_train, x_test, y_test"
 _FOLDER = "Images of yours, a folder for each class: train/CLASS/IMAGE, test/CLASS/IMAGE"
@@ -69,6 +71,13 @@ SCHEMES: tuple[Scheme, ...] = (
     Scheme("architectures", OWN, "own:package.module:factory", f"{_NETWORKS}:resolve",
            "A network that a function in an importable module makes"),
     Scheme("architectures", OWN, "own:file.onnx", _ONNX, "A network in an ONNX file", suffix=".onnx"),
+    Scheme("architectures", OWN, "own:file.pt2", _PROGRAMS, "A program that torch.export has saved", suffix=".pt2"),
+    Scheme("architectures", OWN, "own:file.ts", _PROGRAMS, "A program that TorchScript has saved", suffix=".ts"),
+    Scheme("architectures", f"{OWN}timm/", "own:timm/NAME", f"{_LIBRARY_NETWORKS}:resolve_timm",
+           "A network of timm, where installed; NAME:WEIGHTS for timm's own weights"),
+    Scheme("architectures", f"{OWN}robustbench/", "own:robustbench/DATASET/THREAT/NAME",
+           f"{_LIBRARY_NETWORKS}:resolve_robustbench",
+           "A network of RobustBench, where installed, with its checkpoint under models/"),
     Scheme("architectures", f"{OWN}torchvision/", "own:torchvision/NAME", f"{_NETWORKS}:resolve_torchvision", _BARE),
     Scheme("architectures", HELD, "own:held:NAME", f"{_HELD}:resolve", "A live network", listed=False),
     Scheme("datasets", "npz:", "npz:PATH", "advbench.zoo.npz:resolve", _KERAS),
@@ -91,7 +100,7 @@ def listed(kind: Kind) -> tuple[Scheme, ...]:
 
 
 def targets() -> str:
-    """How targets are written, for people: ``file.py:factory, package.module:factory, file.onnx or torchvision/NAME``."""
+    """How targets are written, for people: ``file.py:factory, package.module:factory, ... or torchvision/NAME``."""
     forms = [scheme.form.removeprefix(OWN) for scheme in listed("architectures") if scheme.form.startswith(OWN)]
     return f"{', '.join(forms[:-1])} or {forms[-1]}"
 

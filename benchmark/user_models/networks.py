@@ -155,8 +155,13 @@ def without_pickle() -> Iterator[None]:
 def _halves(target: str) -> tuple[str, str]:
     place, colon, name = target.rpartition(":")
     if not (colon and place and name.isidentifier()):
-        raise ValueError(f"Expected a model as {targets()}, got {target!r}")
+        hint = ": give a file of weights with --weights, beside the code of its model" if _is_weights(target) else ""
+        raise ValueError(f"Expected a model as {targets()}, got {target!r}{hint}")
     return place, name
+
+
+def _is_weights(target: str) -> bool:
+    return target.endswith((".pt", ".pth", ".ckpt", ".bin", ".safetensors"))
 
 
 @contextmanager

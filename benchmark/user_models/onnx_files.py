@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from advbench.config import Outputs
 from advbench.errors import reason
 from advbench.registry.schemes import OWN
+from advbench.user_models.batches import in_batches
 from advbench.user_models.files import file_hash
 from advbench.user_models.handed import as_logits
 from advbench.user_models.onnx_graphs import OPSET, Intake, intake, prepared, scores_of
@@ -68,12 +69,7 @@ class OnnxModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores. A file for a fixed number of images gets so many at a time, the last ones filled up."""
-        laid_out, size = self.takes.laid_out(x), self.takes.batch
-        if size is None:
-            return self.answer(laid_out)
-        short = -len(x) % size
-        padded = torch.cat((laid_out, laid_out[:1].expand(short, *laid_out.shape[1:]))) if short else laid_out
-        return torch.cat([self.answer(part) for part in torch.split(padded, size)])[: len(x)]
+        return in_batches(self.answer, self.takes.laid_out(x), self.takes.batch)
 
     def answer(self, x: Tensor) -> Tensor:
         """The scores of images as the file takes them."""

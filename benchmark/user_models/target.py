@@ -36,6 +36,7 @@ from advbench.user_models.arrays import as_it_came, data_set_of, device_of, fold
 from advbench.user_models.files import few
 from advbench.user_models.handed import Handed
 from advbench.user_models.held import HandedOver, holding
+from advbench.user_models.library_networks import TimmNetwork
 from advbench.user_models.looks import Look, look_at
 from advbench.user_models.networks import CodeNetwork, TorchvisionNetwork
 from advbench.user_models.onnx_files import OnnxNetwork
@@ -55,6 +56,8 @@ BLACK_BOX = ("square", "hop-skip-jump")
 _WITH_QUERIES = frozenset({"auto", "autoattack"})
 """Ensembles that have such an attack among their parts."""
 _DRAWS = 16
+LibraryNetwork: TypeAlias = TorchvisionNetwork | TimmNetwork
+"""Networks of libraries that have weights of their own, and know the normalisation that these expect."""
 AttackChoice: TypeAlias = str | Sequence[str | Spec | Mapping[str, object]] | None
 """Attacks as settings name them: a comma-separated text, or specs, texts and mappings with a `name`; None: the default."""
 
@@ -265,7 +268,8 @@ def plan_target(
     own = replace(own, weights_sha256=look.weights_sha256)
     if isinstance(network, OnnxNetwork):
         onnx_files.check(network.file, look.network, first.x[:2].to(place))
-    for line in (*onnx_files.said_of(look.network), *look.said, *_drawn(network, own, data, look.network)):
+    said = (*onnx_files.said_of(look.network), *look.said, *_drawn(network, own, data, look.network))
+    for line in (*said, *_not_normalised(network, own)):
         (say or _unheard)(line)
     settings |= {"dataset": dataset, "data_dir": data_dir, "norm": norm, "n_examples": n_examples, "device": device}
     settings["attack"] = _attacks(attack, norm or "linf", look, curve=curve)
@@ -302,6 +306,13 @@ def _drawn(network: Architecture | CodeNetwork, own: Own, data: DataSet, first: 
     if not drawn:
         return ()
     return (f"{network.target} draws weights at random ({few(drawn)}): give a trained model's with --weights",)
+
+
+def _not_normalised(network: Architecture | LibraryNetwork, own: Own) -> tuple[str, ...]:
+    """A line if a library's network with a file of weights gets pixels as they are, which such weights seldom expect."""
+    if not isinstance(network, LibraryNetwork) or own.mean or network.weights:
+        return ()
+    return ("The model gets pixels in [0, 1] as they are: give --mean and --std if its weights expect a normalisation",)
 
 
 def _unheard(line: str) -> None:
@@ -395,19 +406,20 @@ def _attacks(attack: AttackChoice, norm: str, look: Look, *, curve: bool) -> Att
 
 
 def _completed(target: str, weights: str | None, mean: str | None, std: str | None) -> tuple[str, Own]:
-    """The target with torchvision's weights where these are meant, and its file of weights, mean and deviation."""
+    """The target with its library's weights where these are meant, and its file of weights, mean and deviation."""
     own = Own(weights=weights or "", mean=_numbers("mean", mean), std=_numbers("std", std))
     network = registry.architectures.factory(OWN + target)
-    if not isinstance(network, TorchvisionNetwork):
+    if not isinstance(network, LibraryNetwork):
         return target, own
     if weights is not None and not Path(weights).is_file() and weights.replace("_", "").isalnum():
         target = f"{target}:{weights}"
         network = registry.architectures.factory(OWN + target)
-    if isinstance(network, TorchvisionNetwork) and network.weights:
+    if isinstance(network, LibraryNetwork) and network.weights:
         statistics = (own.mean, own.std) if own.mean else network.statistics()
         return target, Own(mean=statistics[0], std=statistics[1])
     if not weights:
-        raise ValueError(f"Expected --weights for {target}, a file or torchvision's own such as DEFAULT, got none")
+        library = target.partition("/")[0]
+        raise ValueError(f"Expected --weights for {target}, a file or {library}'s own such as DEFAULT, got none")
     return target, own
 
 

@@ -274,6 +274,10 @@ EXAMPLES = {
     "own:file.py:factory": "own:mine_net.py:make",
     "own:package.module:factory": "own:mine_net:make",
     "own:file.onnx": "own:mine.onnx",
+    "own:file.pt2": "own:mine.pt2",
+    "own:file.ts": "own:mine.ts",
+    "own:timm/NAME": "own:timm/resnet18",
+    "own:robustbench/DATASET/THREAT/NAME": "own:robustbench/cifar10/Linf/Carmon2019Unlabeled",
     "own:torchvision/NAME": "own:torchvision/resnet18",
     "own:held:NAME": "own:held:mine",
     "npz:PATH": "npz:mine.npz",
@@ -390,7 +394,10 @@ def test_the_command_lists_the_rows_of_the_table():
 
 
 def test_targets_are_written_as_the_table_says():
-    assert schemes.targets() == "file.py:factory, package.module:factory, file.onnx or torchvision/NAME"
+    assert schemes.targets() == (
+        "file.py:factory, package.module:factory, file.onnx, file.pt2, file.ts, timm/NAME, "
+        "robustbench/DATASET/THREAT/NAME or torchvision/NAME"
+    )
     help_text = subprocess.run(
         [sys.executable, "-m", "advbench", "evaluate", "--help"],
         capture_output=True,
