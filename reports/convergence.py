@@ -25,7 +25,7 @@ _TOGETHER = "worst-case"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Setting:
+class AttackSetting:
     """An attack with its arguments on one target.
 
     passes: forwards and backwards for each attacked image, the mean over training seeds. values: by training seed, the share
@@ -49,23 +49,23 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Ladder:
+class Escalation:
     """The settings of one attack on one target, those of fewer passes first."""
 
     target: str
     attack: str
-    settings: tuple[Setting, ...]
+    settings: tuple[AttackSetting, ...]
 
-    def below(self, setting: Setting) -> Setting | None:
+    def below(self, setting: AttackSetting) -> AttackSetting | None:
         """The strongest of the settings that take fewer passes; None for the cheapest."""
         return min((one for one in self.settings if one.passes < setting.passes), key=lambda one: one.accuracy, default=None)
 
-    def gain(self, setting: Setting) -> float | None:
+    def gain(self, setting: AttackSetting) -> float | None:
         """By how much a setting is below all of fewer passes, in [-1, 1]; None for the cheapest."""
         below = self.below(setting)
         return None if below is None else below.accuracy - setting.accuracy
 
-    def p_value(self, setting: Setting) -> float:
+    def p_value(self, setting: AttackSetting) -> float:
         """Of the two-sided paired test over images of that gain; 1 for the cheapest."""
         below = self.below(setting)
         return 1.0 if below is None else paired_test(below.by_image, setting.by_image).p_value
@@ -104,7 +104,7 @@ def convergence_section(board: RankedBoard) -> Section | None:
     )
 
 
-def ladders(board: RankedBoard) -> list[Ladder]:
+def ladders(board: RankedBoard) -> list[Escalation]:
     """The attacks that ran at several settings on one target, targets in the board's order."""
     groups: dict[tuple[str, str], dict[str, list[Cell]]] = {}
     for cell in ranking(board.cells):
@@ -139,26 +139,26 @@ def _setting(record: Record) -> str:
     return attacker.attack if budget is None else f"{attacker.attack}, budget {budget:,}"
 
 
-def _ladder(target: str, attack: str, settings: dict[str, list[Cell]], epsilon: float | None) -> Ladder:
+def _ladder(target: str, attack: str, settings: dict[str, list[Cell]], epsilon: float | None) -> Escalation:
     """The settings that the same trained models faced as the first one did."""
     seeds = [sorted(cell.record.seed for cell in cells) for cells in settings.values()]
     faced = [name for name, own in zip(settings, seeds, strict=True) if own == seeds[0]]
     found = [_measured(name, settings[name], epsilon) for name in faced]
     same = [one for one in found if [len(values) for values in one.values] == [len(values) for values in found[0].values]]
-    return Ladder(target, attack, tuple(sorted(same, key=lambda one: one.passes)))
+    return Escalation(target, attack, tuple(sorted(same, key=lambda one: one.passes)))
 
 
-def _measured(name: str, cells: Iterable[Cell], epsilon: float | None) -> Setting:
+def _measured(name: str, cells: Iterable[Cell], epsilon: float | None) -> AttackSetting:
     passes, values = list[float](), list[Values]()
     for cell in sorted(cells, key=lambda cell: cell.record.seed):
         counts = cell.record.counts
         assert cell.examples is not None
         passes.append((counts["forwards"] + counts["backwards"]) / counts["examples"])
         values.append(robust(cell.record, cell.examples, epsilon))
-    return Setting(name, float(np.mean(passes)), tuple(values))
+    return AttackSetting(name, float(np.mean(passes)), tuple(values))
 
 
-def _row(ladder: Ladder, setting: Setting) -> tuple[Entry, ...]:
+def _row(ladder: Escalation, setting: AttackSetting) -> tuple[Entry, ...]:
     gain = ladder.gain(setting)
     if gain is None:
         told = Entry(formatting.NONE, tone="muted")
@@ -175,7 +175,7 @@ def _row(ladder: Ladder, setting: Setting) -> tuple[Entry, ...]:
     )
 
 
-def _open(found: Sequence[Ladder]) -> Iterable[str]:
+def _open(found: Sequence[Escalation]) -> Iterable[str]:
     for ladder in found:
         gain = ladder.gain(ladder.settings[-1])
         if gain is not None and not ladder.converged:
@@ -187,7 +187,7 @@ def _open(found: Sequence[Ladder]) -> Iterable[str]:
             )
 
 
-def _drawing(found: Sequence[Ladder], board: RankedBoard) -> Drawing:
+def _drawing(found: Sequence[Escalation], board: RankedBoard) -> Drawing:
     panels = [
         figures.Panel(attack, tuple(_curve(ladder) for ladder in found if ladder.attack == attack))
         for attack in dict.fromkeys(ladder.attack for ladder in found)
@@ -202,7 +202,7 @@ def _drawing(found: Sequence[Ladder], board: RankedBoard) -> Drawing:
     )
 
 
-def _curve(ladder: Ladder) -> figures.Curve:
+def _curve(ladder: Escalation) -> figures.Curve:
     ends = [rate(setting.by_image) for setting in ladder.settings]
     return figures.Curve(
         ladder.target,
