@@ -15,7 +15,7 @@ from advbench.records.reporting import write_manifest
 from advbench.reproduction.findings import Findings, RunFindings, ScoredCell
 from advbench.reproduction.studies import choose
 from advbench.reproduction.study import EVERY_SCALE, FIRST_SEEDS, Comparison, Scale, Settings, Study
-from advbench.reproduction.tuning import Tuned, Tuning, first, following, measure, trainings
+from advbench.reproduction.tuning import Search, Selection, Tuned, Tuning, first, following, measure, trainings
 from advbench.zoo.data import DataSet
 
 Announce = Callable[[str], None]
@@ -112,7 +112,7 @@ _Loaded: TypeAlias = dict[tuple[str, Path | None], DataSet]
 """Data sets by name and folder: the plans of a reproduction, dozens of them, share one copy of each."""
 
 
-_TunedBy: TypeAlias = dict["Tuning | None", Tuned]
+_TunedBy: TypeAlias = dict["Selection | None", Tuned]
 
 
 def _plans(
@@ -146,9 +146,9 @@ def _tune_all(
     planned: Callable[[Settings, tuple[int, ...]], Plan],
     watch: Watcher | None,
     announce: Announce,
-) -> tuple[_TunedBy, dict[Tuning | None, str]]:
+) -> tuple[_TunedBy, dict[Selection | None, str]]:
     """What the tunings of the studies found, and why some found nothing; none follows one that was interrupted."""
-    tuned, problems = _TunedBy(), dict[Tuning | None, str]()
+    tuned, problems = _TunedBy(), dict[Selection | None, str]()
     for tuning in dict.fromkeys(study.tuning for study in studies):
         if tuning is None or scale not in tuning.scales:
             continue
@@ -157,7 +157,14 @@ def _tune_all(
             continue
         judged = {seed for study in studies if study.tuning is tuning for seed in study.seeds(asked, scale)}
         try:
-            found = _tune(tuning, scale, judged, planned, watch, announce)
+            if shared := sorted(judged & {*tuning.seeds}):
+                raise ValueError(
+                    f"Expected other `seeds` than those that strengths are chosen by, got {shared[0]} among both"
+                )
+            if isinstance(tuning, Search):
+                found = _search(tuning, scale, planned, watch, announce)
+            else:
+                found = _tune(tuning, scale, planned, watch, announce)
         except ValueError as error:
             problems[tuning] = str(error)
             continue
@@ -171,31 +178,57 @@ def _tune_all(
 def _tune(
     tuning: Tuning,
     scale: Scale,
-    judged: set[int],
     planned: Callable[[Settings, tuple[int, ...]], Plan],
     watch: Watcher | None,
     announce: Announce,
 ) -> Tuned | None:
     """The strengths that the rule chooses, trained until no grid is to be extended; None if it was interrupted.
 
-    Raises ValueError, in one line, where a training failed or a seed is judged too.
+    Raises ValueError, in one line, where a training failed.
     """
-    if shared := sorted(judged & {*tuning.seeds}):
-        raise ValueError(f"Expected other `seeds` than those that strengths are chosen by, got {shared[0]} among both")
     strengths = first(tuning)
     while True:
         plan = planned(tuning.run(scale, trainings(tuning, strengths)), tuning.seeds)
         announce(f"{tuning.name}: {sum(map(len, strengths.values()))} strengths of {len(strengths)} methods")
-        result = run_plan(plan, watch)
-        if result.interrupted:
+        run = _whole(plan, watch)
+        if run is None:
             return None
-        for key, reason in result.failures.items():
-            raise ValueError(f"{plan.tasks[key].label}: {reason}")
-        found = measure(tuning, Findings({tuning.name: _findings(plan)}, tuning.seeds), strengths)
+        found = measure(tuning, Findings({tuning.name: run}, tuning.seeds), strengths)
         further = following(tuning, found)
         if {name: {*each} for name, each in further.items()} == {name: {*each} for name, each in strengths.items()}:
             return found
         strengths = further
+
+
+def _search(
+    search: Search,
+    scale: Scale,
+    planned: Callable[[Settings, tuple[int, ...]], Plan],
+    watch: Watcher | None,
+    announce: Announce,
+) -> Tuned | None:
+    """What a search chooses from its trainings; None if it was interrupted. Raises ValueError as `_tune`."""
+    runs = dict[str, RunFindings]()
+    for name, own in search.runs(scale).items():
+        announce(f"{search.name} ({name})")
+        run = _whole(planned(own, search.seeds), watch)
+        if run is None:
+            return None
+        runs[name] = run
+    try:
+        return search.find(Findings(runs, search.seeds), scale)
+    except KeyboardInterrupt:
+        return None
+
+
+def _whole(plan: Plan, watch: Watcher | None) -> RunFindings | None:
+    """The findings of a run without failures; None if it was interrupted. Raises ValueError, in one line, for a failure."""
+    result = run_plan(plan, watch)
+    if result.interrupted:
+        return None
+    for key, reason in result.failures.items():
+        raise ValueError(f"{plan.tasks[key].label}: {reason}")
+    return _findings(plan)
 
 
 def _run(

@@ -13,7 +13,7 @@ from advbench.reproduction.measured import difference
 from advbench.results.papers import load
 
 if TYPE_CHECKING:
-    from advbench.reproduction.tuning import Tuned, Tuning
+    from advbench.reproduction.tuning import Selection, Tuned
 
 Scale = Literal["smoke", "small", "medium", "full"]
 EVERY_SCALE: tuple[Scale, ...] = ("smoke", "small", "medium", "full")
@@ -80,7 +80,7 @@ def within(text: str, ours: Sequence[float], others: Sequence[float], margin: fl
 class Withheld(NamedTuple):
     """Why inequalities that hold, or decide nothing, do not make a claim hold, and the verdict that stands there instead."""
 
-    verdict: Literal["undecided", "not decidable here"]
+    verdict: Literal["undecided", "not decidable here", "not tested"]
     reason: str
 
 
@@ -187,7 +187,7 @@ class Study:
     compare: Callable[[Findings], Sequence[Comparison]]
     differs: Callable[[Scale], Sequence[str]]
     scales: tuple[Scale, ...] = SCALES
-    tuning: Tuning | None = None
+    tuning: Selection | None = None
     tuned_runs: Callable[[Scale, Tuned], Mapping[str, Settings]] | None = None
     more_seeds: Mapping[Scale, int] = field(default_factory=dict)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
@@ -64,6 +64,26 @@ class Tuning:
     untuned: Mapping[str, float]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Search:
+    """How settings are chosen by what trained models do on validation images, where no strength of a training is wanted.
+
+    name: of the search. runs: the trainings that it looks at, by name, as the runs of a study. find: what it chooses from
+    them. seeds, scales: as of `Tuning`. untuned: what to plan with before anything is chosen.
+    """
+
+    name: str
+    runs: Callable[[Scale], Mapping[str, Settings]]
+    find: Callable[[Findings, Scale], Tuned]
+    seeds: tuple[int, ...]
+    scales: tuple[Scale, ...]
+    untuned: Mapping[str, float]
+
+
+Selection: TypeAlias = Tuning | Search
+"""What chooses before the judged runs."""
+
+
 @dataclass(frozen=True, slots=True)
 class Point:
     """A method at a strength, in percent: its loss of held-out accuracy with its upper bound, its accuracy there, and under
@@ -81,16 +101,18 @@ class Tuned:
     """What a tuning found.
 
     chosen: the strength of each method; 0 where no point of the grid was small enough. points: by method, ascending; none
-    where nothing was tuned. plain: the training without a penalty. images: held out.
+    where nothing was tuned. plain: the training without a penalty. images: held out. seen: of a search, what it looked at
+    as rows of tables: by name, the label of each and its figures.
     """
 
     chosen: Mapping[str, float]
     points: Mapping[str, tuple[Point, ...]]
     plain: Point | None = None
     images: int = 0
+    seen: Mapping[str, tuple[tuple[str, tuple[float, ...]], ...]] = field(default_factory=dict)
 
 
-def untuned(tuning: Tuning) -> Tuned:
+def untuned(tuning: Selection) -> Tuned:
     """The strengths before any is chosen."""
     return Tuned(tuning.untuned, {})
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 from advbench.reproduction.findings import RunFindings, ScoredCell
 from advbench.reproduction.measured import SeedFigure
-from advbench.reproduction.study import Scale, Settings
+from advbench.reproduction.study import FIRST_SEEDS, Scale, Settings
 from advbench.results.papers import PaperTable, load
 
 RADIUS = 0.3
@@ -15,6 +16,7 @@ CLASSIFIERS = {letter: f"malade2018/{letter.lower()}" for letter in "ABCD"}
 PAIRS: Mapping[Scale, Mapping[str, tuple[str, ...]]] = {
     "smoke": {"D": ("D",)},
     "small": {"C": ("D",), "D": ("D",)},
+    "medium": {"A": ("B", "C"), "B": ("A", "D"), "C": ("B", "D"), "D": ("A", "D")},
     "full": {"A": ("B", "C"), "B": ("A", "D"), "C": ("B", "D"), "D": ("A", "D")},
 }
 """The architectures of the substitutes, by that of the classifier that they imitate."""
@@ -34,6 +36,10 @@ NAMES = {
     "magnet": "MagNet",
 }
 """The columns as the paper calls them."""
+ATTACKER = "gu2014/n100-100-10"
+"""The other net, on whose FGSM images schedules are searched."""
+OFFSET = "annealed, with an offset"
+"""How step size and noise fall where nothing else is said."""
 COMMON: Mapping[Scale, Settings] = {
     "smoke": {
         "dataset": "digits",
@@ -51,43 +57,79 @@ COMMON: Mapping[Scale, Settings] = {
         "epochs": 4,
         "train_examples": 8_000,
         "batch_size": 32,
-        "n_examples": 100,
-        "batch": 25,
-        "score_draws": 3,
-        "substitute_rounds": 3,
+        "n_examples": 1_000,
+        "batch": 50,
+        "score_draws": 1,
+        "substitute_rounds": 6,
     },
+    "medium": {"dataset": "mnist", "epochs": 10, "n_examples": 1_000, "score_draws": 3, "substitute_rounds": 6},
     "full": {"dataset": "mnist", "epochs": 50, "substitute_rounds": 6},
 }
 """Of every run: the budget of trainings, and how many images and draws."""
-_STRENGTH: Mapping[Scale, Settings] = {
-    "smoke": {"steps": 4, "step_size": 1.0, "noise": 0.05},
-    "small": {},
-    "full": {},
-}
-"""Of the Langevin steps; where it is not given it is searched."""
 _GAN: Mapping[Scale, Settings] = {
     "smoke": {"steps": 5, "restarts": 1, "generator": "generator(network='dense', width=16, iterations=40)"},
     "small": {
-        "steps": 10,
-        "restarts": 1,
-        "generator": "generator(width=16, iterations=500, learning_rate=0.0005, batch_size=32)",
+        "steps": 100,
+        "restarts": 4,
+        "generator": "generator(network='dense', iterations=8000, learning_rate=0.0003)",
+    },
+    "medium": {
+        "steps": 200,
+        "restarts": 4,
+        "generator": "generator(network='dense', width=128, iterations=20000, learning_rate=0.0003)",
     },
     "full": {"steps": 200, "restarts": 10, "generator": "generator(iterations=200000)"},
 }
-_ONE_SEED: Mapping[Scale, Settings] = {"smoke": {"seed": (0,)}, "small": {"seed": (0,)}, "full": {}}
-"""Of the costliest runs."""
+DEAR_SEEDS: Mapping[Scale, Settings] = {
+    "smoke": {FIRST_SEEDS: 1},
+    "small": {FIRST_SEEDS: 3},
+    "medium": {FIRST_SEEDS: 3},
+    "full": {},
+}
+"""Of runs that cost much: as few seeds as decide anything."""
+MORE_SEEDS: Mapping[Scale, int] = {"small": 2, "medium": 2}
+"""Judged beside those that were asked for, where a seed costs little."""
+
+Chosen: TypeAlias = Mapping[str, float]
+"""What was chosen on a seed that is not judged, by name: the numbers of the schedules, and what qualifies Defense-GAN."""
 
 
-def defense(name: str, scale: Scale, **arguments: object) -> Settings:
-    """One of the paper's columns, as a run takes it; `arguments` beside or instead of the usual ones."""
-    usual: Settings = {}
-    if name in ("mala", "malade"):
-        usual = {"epsilon": RADIUS, **_STRENGTH[scale]}
-    elif name == "defense_gan":
-        usual = _GAN[scale]
-    elif name == "magnet":
-        usual = {"detector": None}
-    return {"name": DEFENSES[name], **usual, **arguments}
+def chosen_key(column: str, classifier: str, family: str, name: str) -> str:
+    """The name of a number of a schedule among what was chosen."""
+    return f"{column} on {classifier}, {family}: {name}"
+
+
+def schedule(chosen: Chosen, column: str, classifier: str, family: str = OFFSET) -> Settings:
+    """The chosen schedule of MALA or MALADE before a classifier, as arguments; that of D where it has none of its own."""
+    on = classifier if chosen_key(column, classifier, family, "steps") in chosen else "D"
+    names = ("step_size", "noise", "decay", "step_offset", "noise_offset")
+    found: dict[str, object] = {name: chosen[chosen_key(column, on, family, name)] for name in names}
+    return {**found, "steps": int(chosen[chosen_key(column, on, family, "steps")])}
+
+
+def unscheduled(column: str) -> Settings:
+    """MALA or MALADE with some schedule, for its parts alone."""
+    return {"name": DEFENSES[column], "step_size": 1.0, "noise": 0.0}
+
+
+def relaxing(column: str, chosen: Chosen, classifier: str, family: str = OFFSET, **arguments: object) -> Settings:
+    """MALA or MALADE with its chosen schedule, as a run takes it."""
+    return {"name": DEFENSES[column], **schedule(chosen, column, classifier, family), **arguments}
+
+
+def defense(column: str, scale: Scale) -> Settings:
+    """One of the paper's columns that has no schedule, as a run takes it."""
+    usual: Mapping[str, Settings] = {"defense_gan": _GAN[scale], "magnet": {"detector": None}}
+    return {"name": DEFENSES[column], **usual.get(column, {})}
+
+
+def columns(scale: Scale, chosen: Chosen, classifier: str, *, gan: bool) -> list[Settings]:
+    """All columns before a classifier. gan: whether Defense-GAN is among them."""
+    return [
+        relaxing(column, chosen, classifier) if column in ("mala", "malade") else defense(column, scale)
+        for column in DEFENSES
+        if gan or column != "defense_gan"
+    ]
 
 
 def black_box(scale: Scale, classifier: str, defenses: Sequence[Settings], **settings: object) -> Settings:
@@ -120,11 +162,6 @@ def one_pair(scale: Scale, classifier: str, defenses: Sequence[Settings], **sett
     """FGSM through the last substitute of one classifier, for every defense."""
     last = CLASSIFIERS[PAIRS[scale][classifier][-1]]
     return black_box(scale, classifier, defenses, **{"substitute": [last], **settings})
-
-
-def once(scale: Scale) -> Settings:
-    """One training seed, for the costliest runs; as many as are asked for at full scale."""
-    return _ONE_SEED[scale]
 
 
 def table(name: str) -> PaperTable:
@@ -189,18 +226,20 @@ def pair_of(run: RunFindings) -> str:
 def differs(scale: Scale) -> tuple[str, ...]:
     """What is other than in the paper."""
     sizes = {
-        "smoke": "digits, classifier D alone; 3 epochs on 400 images, 10 test images; 4 Langevin steps of a given strength; "
-        "Defense-GAN with 5 steps, one restart and a small dense generator; substitutes from 60 images and one round of "
-        "augmentation",
-        "small": "pairs C/D and D/D; 4 epochs on 8,000 images, 100 test images, stochastic models scored on 3 draws; "
-        "Defense-GAN with L=10, R=1 and a generator of a quarter of the width after 500 updates; 3 rounds of augmentation, "
-        "not 6",
+        "smoke": "digits, classifier D alone; 3 epochs on 400 images, 10 test images; Defense-GAN with 5 steps, one restart "
+        "and a small dense generator; substitutes from 60 images and one round of augmentation",
+        "small": "pairs C/D and D/D; 4 epochs on 8,000 images, 1,000 test images, stochastic models scored on one draw; "
+        "Defense-GAN with L=100, R=4 and a dense generator after 8,000 updates; C on three training "
+        "seeds and with D's schedule",
+        "medium": "10 epochs, 1,000 test images; Defense-GAN with L=200, R=4 and a dense generator after 20,000 updates; "
+        "all but D on three training seeds",
         "full": "optimizer and schedule, which the paper does not print",
     }
     return (
         sizes[scale],
-        "the paper's step sizes, noise and annealing are lost: a_t = a_0 0.9^t + 0.05, d_t = d_0 0.9^t + 0.005, a_0 and d_0 "
-        "searched on held-out images of another net's FGSM; the filters of its denoiser are lost too",
+        "the paper's step sizes, noise and annealing are lost: a_t = a_0 decay^t + 0.05, d_t = d_0 decay^t + 0.005; a_0, "
+        "d_0, decay and the number of steps are searched on validation images of a seed that is not judged, by the mean of "
+        "clean accuracy and of that on another net's FGSM; the filters of its denoiser are lost too",
         "Defense-GAN, the substitute and the sizes of A to D follow the code of Samangouei et al. 2018, to which the paper "
         "compares itself",
     )

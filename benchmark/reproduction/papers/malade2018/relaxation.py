@@ -14,8 +14,18 @@ from advbench.defenses.inference.malade import sampler_of
 from advbench.reports.images import image_grid
 from advbench.reports.section import ImageGrid
 from advbench.reproduction.findings import Findings, RunFindings
-from advbench.reproduction.papers.malade2018.nets import DEFENSES, NAMES, defense, differs, one_pair, substitutes
-from advbench.reproduction.study import Comparison, Ours, Pair, Plot, Scale, Series, Settings, Study
+from advbench.reproduction.papers.malade2018.nets import (
+    DEFENSES,
+    MORE_SEEDS,
+    NAMES,
+    Chosen,
+    differs,
+    one_pair,
+    relaxing,
+    substitutes,
+)
+from advbench.reproduction.papers.malade2018.schedules import study
+from advbench.reproduction.study import Comparison, Ours, Pair, Plot, Scale, Series, Settings
 from advbench.tasks.images import scored_split
 
 _SHOWN = 6
@@ -39,14 +49,14 @@ class Way:
     restored: Tensor
 
 
-def _runs(scale: Scale) -> Mapping[str, Settings]:
-    return {"D": one_pair(scale, "D", [defense(name, scale) for name in _COLUMNS])}
+def _runs(scale: Scale, chosen: Chosen) -> Mapping[str, Settings]:
+    return {"D": one_pair(scale, "D", [relaxing(name, chosen, "D") for name in _COLUMNS])}
 
 
 def _compare(findings: Findings) -> Sequence[Comparison]:
     run = findings["D"]
     seeds = run.plan.config.seed
-    ways = {column: [relaxed(run, column, seed) for seed in seeds] for column in _COLUMNS}
+    ways = {column: [relaxed(run, column, seed, shown_to="malade") for seed in seeds] for column in _COLUMNS}
     rows, series = [], []
     for column, found in ways.items():
         away = [_distance(way) for way in found]
@@ -65,11 +75,10 @@ def _compare(findings: Findings) -> Sequence[Comparison]:
     caption = "Adversarial images relaxed by the defenses (figure 2 and appendix D show images alone)"
     columns = (("distance before", "l2"), ("distance after", "l2"), ("restored of those that fool the bare net", "%"))
     plot = Plot("Mean distance to the clean image by Langevin step", "step", "l2 distance", tuple(series))
-    pair = {column: relaxed(run, column, seeds[0], shown_to="malade") for column in _COLUMNS}
+    pair = {column: found[0] for column, found in ways.items()}
     images = (_side_by_side(pair), *(grid for column, found in ways.items() for grid in grids(found[0], NAMES[column])))
     notes = (
-        "each defense has a substitute, and with it adversarial images, of its own; where both are shown, one image, they "
-        "are those of MALADE",
+        "the adversarial images are those of MALADE's substitute, the same for both",
         "clean images of a relaxed adversarial's class need not be where it goes: a distance is no accuracy",
     )
     return (Comparison(caption, columns, tuple(rows), (), notes, (plot,), images),)
@@ -106,14 +115,15 @@ def _side_by_side(ways: Mapping[str, Way]) -> ImageGrid:
     *others, last = ways.values()
     told = torch.stack([last.fooled, last.fooled & last.restored, *(last.restored & ~way.restored for way in others)])
     row = int(told.sum(dim=0).argmax())
-    steps = range(len(last.states))
-    images = torch.stack([torch.stack([way.clean[row], *way.states[:, row].clamp(0, 1)]) for way in ways.values()])
+    steps = range(min(len(way.states) for way in ways.values()) - 1)
+    of_each = [(way.clean[row], *way.states[: len(steps), row], way.states[-1, row]) for way in ways.values()]
+    images = torch.stack([torch.stack(one).clamp(0, 1) for one in of_each])
     names = [NAMES[column] for column in ways]
     ends = ", ".join(f"{name} {'restores' if way.restored[row] else 'does not restore'} it" for name, way in _named(ways))
     return image_grid(
         images.numpy().astype(np.float32),
         rows=names,
-        columns=["clean", *(f"step {t}" for t in steps)],
+        columns=["clean", *(f"step {t}" for t in steps), "last step"],
         alt=f"One adversarial image relaxed by {' and by '.join(names)}, step by step",
         caption=f"An adversarial image of class {int(last.label[row])}: {ends}",
         group="Figure 2",
@@ -154,4 +164,13 @@ def _differs(scale: Scale) -> Sequence[str]:
     )
 
 
-STUDIES = (Study("malade2018.fig2", "figure 2: images on their way through the Langevin steps", _runs, _compare, _differs),)
+STUDIES = (
+    study(
+        "malade2018.fig2",
+        "figure 2: images on their way through the Langevin steps",
+        _runs,
+        _compare,
+        _differs,
+        more_seeds=MORE_SEEDS,
+    ),
+)

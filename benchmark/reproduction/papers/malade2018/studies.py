@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from advbench.reproduction.papers.malade2018 import blackbox, relaxation, sweeps, timing, whitebox
+from advbench.reproduction.papers.malade2018 import (
+    blackbox,
+    clusters,
+    relaxation,
+    schedules,
+    shared,
+    sweeps,
+    timing,
+    whitebox,
+)
 from advbench.reproduction.study import Study
 
 STUDIES: tuple[Study, ...] = tuple(
@@ -13,6 +22,9 @@ STUDIES: tuple[Study, ...] = tuple(
             *sweeps.STUDIES,
             *timing.STUDIES,
             *relaxation.STUDIES,
+            *schedules.STUDIES,
+            *shared.STUDIES,
+            *clusters.STUDIES,
         ),
         key=lambda study: (not study.name.startswith("malade2018.table"), study.name),
     )
