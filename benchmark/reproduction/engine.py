@@ -15,7 +15,7 @@ from advbench.records.reporting import write_manifest
 from advbench.reproduction.findings import Findings, RunFindings, ScoredCell
 from advbench.reproduction.studies import choose
 from advbench.reproduction.study import EVERY_SCALE, FIRST_SEEDS, Comparison, Scale, Settings, Study
-from advbench.reproduction.tuning import Search, Selection, Tuned, Tuning, first, following, measure, trainings
+from advbench.reproduction.tuning import Selection, Tuned, Tuning, ValidationSearch, first, following, measure, trainings
 from advbench.zoo.data import DataSet
 
 Announce = Callable[[str], None]
@@ -161,7 +161,7 @@ def _tune_all(
                 raise ValueError(
                     f"Expected other `seeds` than those that strengths are chosen by, got {shared[0]} among both"
                 )
-            if isinstance(tuning, Search):
+            if isinstance(tuning, ValidationSearch):
                 found = _search(tuning, scale, planned, watch, announce)
             else:
                 found = _tune(tuning, scale, planned, watch, announce)
@@ -201,7 +201,7 @@ def _tune(
 
 
 def _search(
-    search: Search,
+    search: ValidationSearch,
     scale: Scale,
     planned: Callable[[Settings, tuple[int, ...]], Plan],
     watch: Watcher | None,

@@ -65,7 +65,7 @@ class Tuning:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Search:
+class ValidationSearch:
     """How settings are chosen by what trained models do on validation images, where no strength of a training is wanted.
 
     name: of the search. runs: the trainings that it looks at, by name, as the runs of a study. find: what it chooses from
@@ -80,7 +80,7 @@ class Search:
     untuned: Mapping[str, float]
 
 
-Selection: TypeAlias = Tuning | Search
+Selection: TypeAlias = Tuning | ValidationSearch
 """What chooses before the judged runs."""
 
 

@@ -119,7 +119,7 @@ class Relaxed(TestTimeDefense):
         if self.epsilon is None:
             raise ValueError("Expected `epsilon` for the images of the search, got None")
         split = data.validation.select(slice(-min(_SEARCHED, len(data.validation)), None)).to(device)
-        x_adv = transferred(inputs["attacker"], split, ThreatModel("linf", self.epsilon, data.box), seed)
+        x_adv = _transferred(inputs["attacker"], split, ThreatModel("linf", self.epsilon, data.box), seed)
         step_size, noise, accuracy = strongest(defended, sampler, x_adv, split, candidates, seed)
         facts = {"step_size": step_size, "noise": noise, "search_accuracy": accuracy}
         return Defended(defended.model, defended.stochastic, defended.surrogates, facts=facts, detector=defended.detector)
@@ -184,8 +184,8 @@ def strongest(
     return *best, scores[best][0]
 
 
-def transferred(attacker: Defended, split: Split, threat: ThreatModel, seed: int) -> Tensor:
-    """FGSM images of `split` within `threat` that were made on `attacker`, (n, c, h, w)."""
+def _transferred(attacker: Defended, split: Split, threat: ThreatModel, seed: int) -> Tensor:
+    """FGSM images made on `attacker`."""
     rng = ExampleRNG.make(seed, "calibrate", split.index)
     with WhiteBox(attacker.model, rng.fork("attacker"), stochastic=attacker.stochastic) as access:
         return FGSM()(access, split.x, Untargeted(split.y), threat, rng.fork("attack"))

@@ -13,7 +13,7 @@ from advbench.defenses.inference.composition import purified
 from advbench.defenses.inference.langevin import Langevin
 from advbench.reproduction.papers.malade2018 import clusters
 from advbench.reproduction.papers.malade2018.clusters import Clusters, relaxed
-from advbench.reproduction.papers.malade2018.grid import Axis, Grid, Schedule, Scored, best, scored, searched
+from advbench.reproduction.papers.malade2018.grid import Axis, Grid, Schedule, ScheduleScore, best, scored, searched
 from advbench.zoo.data import Split
 
 
@@ -27,7 +27,11 @@ def test_an_axis_grows_at_the_edge_that_is_best_until_there_is_nothing_to_add():
 
 def test_the_score_counts_clean_and_attacked_images_alike_and_then_the_loss():
     schedule = Schedule(1.0, 0.0, 0.9, 5)
-    found = [Scored(schedule, 90.0, 50.0, 1.0), Scored(schedule, 60.0, 80.0, 0.5), Scored(schedule, 99.0, 40.0, 0.1)]
+    found = [
+        ScheduleScore(schedule, 90.0, 50.0, 1.0),
+        ScheduleScore(schedule, 60.0, 80.0, 0.5),
+        ScheduleScore(schedule, 99.0, 40.0, 0.1),
+    ]
     assert best(found) is found[1]
 
 

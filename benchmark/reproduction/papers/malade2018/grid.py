@@ -95,7 +95,7 @@ FAMILIES: Mapping[str, Grid] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScheduleScore:
     """A schedule on validation images: accuracies in percent, and the cross-entropy of both kinds of images."""
 
     schedule: Schedule = field(compare=False)
@@ -109,18 +109,18 @@ class Scored:
         return (self.clean + self.attacked) / 2, -self.loss
 
 
-def best(found: Iterable[Scored]) -> Scored:
+def best(found: Iterable[ScheduleScore]) -> ScheduleScore:
     """The one with the highest score."""
     return max(found, key=lambda one: one.score)
 
 
-def searched(defended: Defended, clean: Split, x_adv: Tensor, grid: Grid, seed: int) -> list[Scored]:
+def searched(defended: Defended, clean: Split, x_adv: Tensor, grid: Grid, seed: int) -> list[ScheduleScore]:
     """All schedules that the rule scores, the extensions among them.
 
     defended: one of `mala` or `malade`; its own schedule does not count, and comes back. clean: images with their labels.
     x_adv: their adversarials, (n, c, h, w). Every schedule sees the same random numbers.
     """
-    found = dict[Schedule, Scored]()
+    found = dict[Schedule, ScheduleScore]()
     while True:
         wanted = [one for one in grid.schedules() if one not in found]
         found |= {one.schedule: one for one in scored(defended, clean, x_adv, wanted, seed)}
@@ -130,7 +130,9 @@ def searched(defended: Defended, clean: Split, x_adv: Tensor, grid: Grid, seed: 
         grid = wider
 
 
-def scored(defended: Defended, clean: Split, x_adv: Tensor, schedules: Iterable[Schedule], seed: int) -> Iterator[Scored]:
+def scored(
+    defended: Defended, clean: Split, x_adv: Tensor, schedules: Iterable[Schedule], seed: int
+) -> Iterator[ScheduleScore]:
     """Schedules on images and their adversarials; those that differ in the number of steps alone share one chain."""
     sampler, classifier = sampler_of(defended), defended.surrogates["base"].model
     chains = dict[tuple[float, ...], list[Schedule]]()
@@ -153,8 +155,8 @@ def scored(defended: Defended, clean: Split, x_adv: Tensor, schedules: Iterable[
         sampler.decay, sampler.steps, sampler.step_offset, sampler.noise_offset = before[1:]
 
 
-def _scored(schedule: Schedule, logits: Tensor, y: Tensor) -> Scored:
+def _scored(schedule: Schedule, logits: Tensor, y: Tensor) -> ScheduleScore:
     """logits: of the clean images and then of their adversarials, (2 n, classes)."""
     right = 100.0 * (logits.argmax(dim=1) == y.repeat(2)).double()
     clean, attacked = right.view(2, -1).mean(dim=1).tolist()
-    return Scored(schedule, clean, attacked, float(cross_entropy(logits.double(), y.repeat(2))))
+    return ScheduleScore(schedule, clean, attacked, float(cross_entropy(logits.double(), y.repeat(2))))

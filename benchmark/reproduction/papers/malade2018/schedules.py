@@ -7,13 +7,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
+from torch import Tensor
 
-from advbench.attacks.threat import ThreatModel
-from advbench.defenses.inference.malade import transferred
+from advbench.attacks.access import WhiteBox
+from advbench.attacks.fgm import FGSM
+from advbench.attacks.rng import ExampleRNG
+from advbench.attacks.threat import ThreatModel, Untargeted
+from advbench.defenses.defended import Defended
 from advbench.reproduction.clean import kept_path
 from advbench.reproduction.findings import Findings
 from advbench.reproduction.papers.malade2018.gan import QUALIFYING, qualification, qualifying_run
-from advbench.reproduction.papers.malade2018.grid import FAMILIES, Schedule, Scored, best, searched
+from advbench.reproduction.papers.malade2018.grid import FAMILIES, Schedule, ScheduleScore, best, searched
 from advbench.reproduction.papers.malade2018.nets import (
     ATTACKER,
     COMMON,
@@ -28,7 +32,7 @@ from advbench.reproduction.papers.malade2018.nets import (
     white_box,
 )
 from advbench.reproduction.study import EVERY_SCALE, SCALES, Comparison, Ours, Pair, Scale, Settings, Study
-from advbench.reproduction.tuning import Search, Tuned
+from advbench.reproduction.tuning import Tuned, ValidationSearch
 from advbench.tasks.artefacts import read, save, whole
 from advbench.zoo.data import Split
 
@@ -61,7 +65,7 @@ def _with_gan(scale: Scale) -> Mapping[str, Settings]:
     return {**_runs(scale), QUALIFYING: {**qualifying_run(scale), "seed": (SEED,)}}
 
 
-def points_of(findings: Findings, scale: Scale, classifier: str, column: str, family: str) -> list[Scored]:
+def points_of(findings: Findings, scale: Scale, classifier: str, column: str, family: str) -> list[ScheduleScore]:
     """All schedules that the search scores for a defense of a classifier; kept beside the run's results."""
     run, other = findings[classifier], findings[ATTACKER]
     cell = run.first(seed=SEED, matrix="white-box", defense=DEFENSES[column])
@@ -71,13 +75,20 @@ def points_of(findings: Findings, scale: Scale, classifier: str, column: str, fa
     if not whole(path):
         split = held_out(run.plan.data.validation, images)
         net = other.defended(other.first(seed=SEED, matrix="white-box", defense="none"))
-        x_adv = transferred(net, split, ThreatModel("linf", RADIUS, run.plan.data.box), SEED)
+        x_adv = _transferred(net, split, ThreatModel("linf", RADIUS, run.plan.data.box))
         found = searched(run.defended(cell), split, x_adv, grid, SEED)
         save(path, numbers=np.array([_numbers(one) for one in found]))
     return [
-        Scored(Schedule(a, d, decay, int(steps), a_end, d_end), clean, attacked, loss)
+        ScheduleScore(Schedule(a, d, decay, int(steps), a_end, d_end), clean, attacked, loss)
         for a, d, decay, steps, a_end, d_end, clean, attacked, loss in read(path)["numbers"].tolist()
     ]
+
+
+def _transferred(net: Defended, split: Split, threat: ThreatModel) -> Tensor:
+    """FGSM images of a net, which neither defense stands before, (n, c, h, w)."""
+    rng = ExampleRNG.make(SEED, "calibrate", split.index)
+    with WhiteBox(net.model, rng.fork("attacker"), stochastic=net.stochastic) as access:
+        return FGSM()(access, split.x, Untargeted(split.y), threat, rng.fork("attack"))
 
 
 def held_out(validation: Split, images: int) -> Split:
@@ -85,7 +96,7 @@ def held_out(validation: Split, images: int) -> Split:
     return validation.select(slice(len(validation) - min(images, len(validation) // 2), None))
 
 
-def _numbers(one: Scored) -> tuple[float, ...]:
+def _numbers(one: ScheduleScore) -> tuple[float, ...]:
     return (*map(float, one.schedule.settings.values()), one.clean, one.attacked, one.loss)  # type: ignore[arg-type]
 
 
@@ -102,7 +113,7 @@ def _find(findings: Findings, scale: Scale) -> Tuned:
     return Tuned({**chosen, **gan}, {}, images=_IMAGES[scale], seen=seen)
 
 
-def _told(found: Sequence[Scored]) -> Iterator[tuple[str, tuple[float, ...]]]:
+def _told(found: Sequence[ScheduleScore]) -> Iterator[tuple[str, tuple[float, ...]]]:
     """The best schedule first, and then the best of each number of steps: the mean accuracy, the clean one, the attacked."""
     first = best(found)
     yield f"{first.schedule.text}, chosen", _figures(first)
@@ -111,7 +122,7 @@ def _told(found: Sequence[Scored]) -> Iterator[tuple[str, tuple[float, ...]]]:
         yield one.schedule.text, _figures(one)
 
 
-def _figures(one: Scored) -> tuple[float, ...]:
+def _figures(one: ScheduleScore) -> tuple[float, ...]:
     return one.score[0], one.clean, one.attacked
 
 
@@ -127,8 +138,8 @@ _UNTUNED: Chosen = {
     for family in families
     for name, value in _before(family).settings.items()
 }
-SEARCH = Search("malade2018.schedules", _runs, _find, (SEED,), EVERY_SCALE, _UNTUNED)
-SEARCH_WITH_GAN = Search("malade2018.schedules, Defense-GAN", _with_gan, _find, (SEED,), EVERY_SCALE, _UNTUNED)
+SEARCH = ValidationSearch("malade2018.schedules", _runs, _find, (SEED,), EVERY_SCALE, _UNTUNED)
+SEARCH_WITH_GAN = ValidationSearch("malade2018.schedules, Defense-GAN", _with_gan, _find, (SEED,), EVERY_SCALE, _UNTUNED)
 """The same, and whether Defense-GAN qualifies."""
 
 
@@ -140,7 +151,7 @@ def study(
     differs_at: Callable[[Scale], Sequence[str]],
     *,
     scales: tuple[Scale, ...] = SCALES,
-    search: Search = SEARCH,
+    search: ValidationSearch = SEARCH,
     more_seeds: Mapping[Scale, int] | None = None,
 ) -> Study:
     """A study whose runs have the schedules that were chosen."""
