@@ -11,7 +11,17 @@ from scipy import stats
 from advbench.reproduction import engine, studies, tuning
 from advbench.reproduction.findings import Findings
 from advbench.reproduction.study import Comparison, Ours, Pair, Study
-from advbench.reproduction.tuning import Method, Point, Tuned, Tuning, bound, first, following, largest_kept
+from advbench.reproduction.tuning import (
+    Method,
+    Point,
+    Tuned,
+    Tuning,
+    ValidationSearch,
+    bound,
+    first,
+    following,
+    largest_kept,
+)
 
 _RUN = {
     "dataset": "digits",
@@ -134,5 +144,27 @@ def test_too_few_held_out_images_and_a_seed_on_both_sides_are_told(tmp_path, mon
     few = engine.reproduce("gu2014.tiny", scale="smoke", out=tmp_path, seeds=(0,), jobs=1)
     assert few.exit_code == 1
     assert few.outcomes[0].problem.startswith("Expected at least 5,000 held-out images to choose by, got ")
+    both = engine.reproduce("gu2014.tiny", scale="smoke", out=tmp_path, seeds=(6,), jobs=1)
+    assert both.outcomes[0].problem == "Expected other `seeds` than those that strengths are chosen by, got 7 among both"
+
+
+def test_a_search_looks_at_nets_of_its_own_and_its_choice_is_judged(tmp_path, monkeypatch, cache):
+    def runs(scale):
+        return {"looked at": {**_RUN, "defense": [{"name": "none"}]}}
+
+    def find(findings, scale):
+        (cell,) = findings["looked at"].cells
+        return Tuned({"gn": 0.001 if cell.record.seed == 7 else 0.0}, {}, seen={"seeds": (("the seed", (7.0,)),)})
+
+    search = ValidationSearch("gu2014.search", runs, find, (7,), ("smoke",), {"gn": 0.5})
+    monkeypatch.setattr(studies, "STUDIES", (replace(_study(_tuning()), tuning=search),))
+    ran = []
+    (outcome,) = engine.reproduce(
+        "gu2014.tiny", scale="smoke", out=tmp_path, seeds=(0,), jobs=1, announce=ran.append
+    ).outcomes
+    assert not outcome.problem
+    assert ran == ["gu2014.search (looked at)", "gu2014.tiny (judged)"]
+    used, chosen = (pair.ours.values for pair in outcome.comparisons[0].rows[0][1])
+    assert used == chosen == (0.001,)
     both = engine.reproduce("gu2014.tiny", scale="smoke", out=tmp_path, seeds=(6,), jobs=1)
     assert both.outcomes[0].problem == "Expected other `seeds` than those that strengths are chosen by, got 7 among both"

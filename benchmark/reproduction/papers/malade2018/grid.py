@@ -1,8 +1,8 @@
 """Srinivasan et al. 2018 (arXiv:1805.12017): schedules of the Langevin steps, searched by forward passes alone.
 
 The rule. A schedule's score is the mean of two accuracies on validation images, clean ones and FGSM images that were made on
-another net. Every combination of the axes is scored; where the best one lies at an edge of an axis, the axis is extended and
-what is new is scored too. Of equal scores the smaller cross-entropy decides.
+another net. Every combination of the axes is scored. Where the best one lies at an edge of an axis, that axis is extended,
+and what is new beside the best is scored too, until nothing is. Of equal scores the smaller cross-entropy decides.
 """
 
 from __future__ import annotations
@@ -79,10 +79,20 @@ class Grid:
         for step_size, noise, decay, steps in product(*axes):
             yield Schedule(step_size, noise, decay, int(steps), **offsets)
 
+    def around(self, one: Schedule) -> list[Schedule]:
+        """The combinations that are at most one place from `one` on every axis."""
+        near = {name: _beside(getattr(self, name).values, getattr(one, name)) for name in _AXES}
+        return [each for each in self.schedules() if all(getattr(each, name) in near[name] for name in _AXES)]
+
     def extended(self, best: Schedule) -> Grid:
         """The grid with one more value on every axis that `best` is at an edge of."""
         axes = {name: getattr(self, name).extended(getattr(best, name)) for name in _AXES}
         return Grid(**axes, offset=self.offset)
+
+
+def _beside(values: tuple[float, ...], value: float) -> tuple[float, ...]:
+    place = values.index(value)
+    return values[max(0, place - 1) : place + 2]
 
 
 _AXES = tuple(one.name for one in fields(Grid) if one.name != "offset")
@@ -120,14 +130,14 @@ def searched(defended: Defended, clean: Split, x_adv: Tensor, grid: Grid, seed: 
     defended: one of `mala` or `malade`; its own schedule does not count, and comes back. clean: images with their labels.
     x_adv: their adversarials, (n, c, h, w). Every schedule sees the same random numbers.
     """
-    found = dict[Schedule, ScheduleScore]()
+    found = {one.schedule: one for one in scored(defended, clean, x_adv, grid.schedules(), seed)}
     while True:
-        wanted = [one for one in grid.schedules() if one not in found]
-        found |= {one.schedule: one for one in scored(defended, clean, x_adv, wanted, seed)}
-        wider = grid.extended(best(found.values()).schedule)
-        if wider == grid:
+        top = best(found.values()).schedule
+        grid = grid.extended(top)
+        wanted = [one for one in grid.around(top) if one not in found]
+        if not wanted:
             return list(found.values())
-        grid = wider
+        found |= {one.schedule: one for one in scored(defended, clean, x_adv, wanted, seed)}
 
 
 def scored(
