@@ -45,7 +45,7 @@ _CLASSIFIERS: Mapping[Scale, tuple[str, ...]] = {
     "full": ("A", "B", "C", "D"),
 }
 """Those with schedules of their own; the others take that of D, whose pass costs least."""
-_IMAGES: Mapping[Scale, int] = {"smoke": 40, "small": 200, "medium": 500, "full": 1000}
+_IMAGES: Mapping[Scale, int] = {"smoke": 20, "small": 200, "medium": 500, "full": 1000}
 """The last of the validation images: the first are the black-box attacker's."""
 _FAMILIES = {"mala": (OFFSET,), "malade": tuple(FAMILIES)}
 """How step size and noise may fall, by the defense whose schedules are searched so."""
@@ -184,8 +184,8 @@ def _compare(findings: Findings) -> Sequence[Comparison]:
     caption = f"Schedules on {tuned.images} validation images of seed {SEED}, which no claim counts"
     notes = (
         "every combination is scored by forward passes alone; where the best lies at an edge, the axis is extended and what "
-        "is new beside the best is scored (below one step, beyond 40, beyond a_0 = 1.8 and without decay there is nothing to "
-        "add). Of every other number of steps the best stands here; the paper has N = 10",
+        "is new beside the best is scored (below one step, beyond 40, beyond a_0 = 1.8 and without decay there is nothing "
+        "to add). Of every other number of steps the best stands here; the paper has N = 10",
     )
     return (Comparison(caption, columns, rows, (), notes),)
 
