@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from advbench.config import make_config
+from advbench.defenses.defended import Defended, Surrogate
+from advbench.defenses.inference.composition import purified
 from advbench.registry import registry
 from advbench.reproduction.claim_verdicts import judge_claims, verdict
 from advbench.reproduction.findings import Findings
-from advbench.reproduction.measured import Figure
-from advbench.reproduction.papers.malade2018 import blackbox, gan, relaxation, sweeps, whitebox
+from advbench.reproduction.measured import Figure, SeedFigure
+from advbench.reproduction.papers.malade2018 import blackbox, gan, relaxation, shared, sweeps, whitebox
 from advbench.reproduction.papers.malade2018.grid import FAMILIES, Schedule
 from advbench.reproduction.papers.malade2018.nets import (
     CLASSIFIERS,
@@ -34,6 +36,7 @@ from advbench.reproduction.papers.malade2018.studies import STUDIES
 from advbench.reproduction.study import FIRST_SEEDS
 from advbench.reproduction.tuning import Tuned
 from advbench.results.record import Examples
+from advbench.zoo.data import Split
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
@@ -219,6 +222,11 @@ def test_the_headline_takes_the_least_of_black_box_and_adaptive_accuracy():
     assert claim.withheld is None
 
 
+def gan_facts(clean: float, attacked: float) -> dict[str, float]:
+    """What a qualification finds beside a bare net of 97% and a paper of 87.83%."""
+    return {gan._CLEAN: clean, gan._BARE: 97.0, gan._ATTACKED: attacked, gan._PAPER: 87.83, gan._ERROR: 20.0}
+
+
 def test_under_the_papers_attacks_cw_counts_and_pgd_does_not():
     """Black-box FGSM leaves 70, FGSM and R+FGSM all; MALADE has 60 under CW and MagNet 5, whose PGD would be 90."""
     black = Run(*(cell(defense=name, attack="fgsm", candidates={}, accuracy=70.0) for name in ("malade", "magnet")))
@@ -231,7 +239,8 @@ def test_under_the_papers_attacks_cw_counts_and_pgd_does_not():
         )
     )
     far = Run(*(cell(defense=name, attack="carlini-wagner", candidates={"faithful": s}) for name, s in names.items()))
-    findings = Findings({"D": near, "D, CW": far, "D, black-box": black}, (0,))
+    tuned = Tuned(gan_facts(90.0, 40.0), {})
+    findings = Findings({"D": near, "D, CW": far, "D, black-box": black}, (0,), tuned=tuned)
     claim = whitebox._headline(findings, whitebox._PAPERS)
     assert claim.parts[0].differences == pytest.approx((60.0 - 5.0,))
     assert claim.withheld is not None
@@ -284,11 +293,6 @@ def test_a_substitute_that_agrees_too_rarely_is_named():
             one.record.details["substitute"]["fidelity"] = 0.79
     (comparison,) = blackbox._pairs(Findings({"D": run}, SEEDS))
     assert "D/D: the black-box accuracies of MagNet are upper bounds" in comparison.notes
-
-
-def gan_facts(clean: float, attacked: float) -> dict[str, float]:
-    """What a qualification finds beside a bare net of 97% and a paper of 87.83%."""
-    return {gan._CLEAN: clean, gan._BARE: 97.0, gan._ATTACKED: attacked, gan._PAPER: 87.83, gan._ERROR: 20.0}
 
 
 def test_defense_gan_qualifies_by_clean_and_by_the_papers_accuracy():
@@ -380,3 +384,40 @@ def test_side_by_side_stands_the_image_that_only_the_last_defense_restores():
     assert grid.rows == ("MALA", "MALADE")
     assert grid.columns == ("clean", "step 0", "last step")
     assert grid.caption == "An adversarial image of class 1: MALA does not restore it, MALADE restores it"
+
+
+def test_mala_and_malade_are_compared_on_every_source_and_under_either_schedule(monkeypatch):
+    """MALADE is 5 points above MALA under MALA's schedule and 2 under its own, which adds 10 to both."""
+
+    def on(_, name, settings, source):
+        gain = {"mala": {True: 0.0, False: 10.0}, "malade": {True: 5.0, False: 12.0}}
+        mine = settings["steps"] == 4
+        assert name == ("own" if (settings["name"] == "mala") == mine else "swapped")
+        return SeedFigure([gain[settings["name"]][mine] + shared._SOURCES.index(source)] * 3)
+
+    monkeypatch.setattr(shared, "_on", on)
+    chosen = {**SEARCH.untuned, chosen_key("mala", "D", OFFSET, "steps"): 4.0}
+    found = shared._side_by_side(Findings({}, SEEDS), chosen)
+    assert [label for label, _ in found.rows] == [
+        "MALA, schedule of MALA",
+        "MALA, schedule of MALADE",
+        "MALADE, schedule of MALA",
+        "MALADE, schedule of MALADE",
+    ]
+    beats, term = found.claims
+    assert [part.differences[0] for part in beats.parts] == [12.0] * 3
+    assert [part.differences[0] for part in beats.attributable] == [5.0] * 3
+    assert [part.differences[0] for part in term.parts] == [2.0] * 3
+
+
+def test_the_reconstruction_error_is_the_squared_distance_by_image():
+    class Black(torch.nn.Module):
+        def forward(self, x, rng):
+            return torch.zeros_like(x)
+
+    net = torch.nn.Flatten()
+    defended = purified(Defended(net, False, {"faithful": Surrogate(net)}), Black(), stochastic=True)
+    split = Split.of(torch.full((3, 1, 2, 2), 0.5), torch.zeros(3, dtype=torch.int64))
+    assert gan.reconstruction_error(defended, split, 0) == pytest.approx(4 * 0.25)
+    with pytest.raises(TypeError, match="Expected a model behind a generator, got Flatten"):
+        gan.reconstruction_error(Defended(net), split, 0)

@@ -28,7 +28,7 @@ PAPER_WITHIN = 5.0
 """Points that it may stay below the paper's black-box accuracy."""
 _RECONSTRUCTED = 50
 """Images of the reconstruction error."""
-_IMAGES: Mapping[Scale, int] = {"smoke": 10, "small": 200, "medium": 500, "full": 1000}
+_IMAGES: Mapping[Scale, int] = {"smoke": 10, "small": 300, "medium": 500, "full": 1000}
 _CLEAN, _BARE, _ATTACKED, _PAPER, _ERROR = "GAN: clean", "GAN: bare", "GAN: black-box", "GAN: paper", "GAN: reconstruction"
 
 

@@ -71,7 +71,7 @@ _GAN: Mapping[Scale, Settings] = {
     "small": {
         "steps": 100,
         "restarts": 4,
-        "generator": "generator(network='dense', iterations=8000, learning_rate=0.0003)",
+        "generator": "generator(network='dense', iterations=5000, learning_rate=0.0005)",
     },
     "medium": {
         "steps": 200,
@@ -229,7 +229,7 @@ def differs(scale: Scale) -> tuple[str, ...]:
         "smoke": "digits, classifier D alone; 3 epochs on 400 images, 10 test images; Defense-GAN with 5 steps, one restart "
         "and a small dense generator; substitutes from 60 images and one round of augmentation",
         "small": "pairs C/D and D/D; 4 epochs on 8,000 images, 1,000 test images, stochastic models scored on one draw; "
-        "Defense-GAN with L=100, R=4 and a dense generator after 8,000 updates; C on three training "
+        "Defense-GAN with L=100, R=4 and a dense generator after 5,000 updates; C on three training "
         "seeds and with D's schedule",
         "medium": "10 epochs, 1,000 test images; Defense-GAN with L=200, R=4 and a dense generator after 20,000 updates; "
         "all but D on three training seeds",

@@ -39,7 +39,7 @@ _SOURCES = ("no_defense", "mala", "malade")
 _RELAXING = ("mala", "malade")
 _WEIGHTS: Mapping[Scale, tuple[float, ...]] = {
     "smoke": (10.0,),
-    "small": (0.1, 10.0, 100.0),
+    "small": (10.0, 100.0),
     "medium": (0.01, 0.1, 0.5, 2.0, 10.0, 100.0),
     "full": (0.01, 0.1, 0.5, 2.0, 4.0, 10.0, 100.0),
 }
