@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 PAGED = 4000
 """Of a report with more cells than this, most sections are pages of their own."""
-_ON_THE_FIRST_PAGE = ("Leaderboard", "Test-time defenses", "Incomplete evaluations", "Cells without numbers")
+_ON_THE_FIRST_PAGE = (
+    "Leaderboard",
+    "Robust accuracy",
+    "Test-time defenses",
+    "Incomplete evaluations",
+    "Cells without numbers",
+)
 _BAR = 100.0
 _JOINTS = re.compile(r"(\(|,(?! )|/(?=\w))")
 

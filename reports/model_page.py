@@ -19,6 +19,8 @@ from advbench.results.cells import Cell
 from advbench.results.statistics import Estimate, Values, distance, robust_curve
 
 _POINTS = 120
+_COMPARED = 3
+"""How many attacks there must be before their table is worth a search field and a choice of columns."""
 _TABULATED = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 
@@ -46,20 +48,27 @@ def models(boards: Sequence[RankedBoard], cells: Sequence[Cell]) -> list[Model]:
     return [Model(label, tuple(own[label]), tuple(places.get(label, ()))) for label in dict.fromkeys((*places, *own))]
 
 
-def model_sections(model: Model) -> list[Section]:
-    """All that the records say about one model."""
+def model_sections(model: Model, caveats: Sequence[str] = ()) -> list[Section]:
+    """All that the records say about one model. caveats: what else to know of its standing."""
     families = dict.fromkeys(threat_of(cell).family for cell in model.scored)
     curves = (_curve_section(model, family) for family in families if family.norm != "none")
-    sections = [_standing_section(model), _flag_section(model), *curves, _attack_section(model), _distance_section(model)]
+    sections = [
+        _standing_section(model, caveats),
+        _flag_section(model),
+        *curves,
+        _attack_section(model),
+        _distance_section(model),
+    ]
     return [section for section in (*sections, image_section(model.scored)) if section is not None]
 
 
-def _standing_section(model: Model) -> Section | None:
+def _standing_section(model: Model, caveats: Sequence[str]) -> Section | None:
     if not model.places:
         return None
+    alone = all(len(board.standings) == 1 for board, _ in model.places)
     columns = (
         Column("Threat", heading=True),
-        Column("Rank", numeric=True),
+        *(() if alone else (Column("Rank", numeric=True),)),
         Column("Robust accuracy", "Worst case over every attack of every matrix, with its 95% interval", numeric=True),
         Column("Clean", numeric=True),
         Column("Weakest cell", "The single attack that leaves the least robust accuracy"),
@@ -67,7 +76,7 @@ def _standing_section(model: Model) -> Section | None:
     rows = tuple(
         (
             formatting.text_entry(board.title),
-            Entry(f"{standing.rank_text or formatting.NONE} of {len(board.standings)}", order=standing.rank),
+            *(() if alone else (_rank_entry(board, standing),)),
             robust_entry(standing),
             formatting.share_entry(standing.clean.estimate if standing.clean else None),
             formatting.text_entry(str(standing.weakest or "")),
@@ -81,12 +90,16 @@ def _standing_section(model: Model) -> Section | None:
         if standing.lacks
     ]
     return Section(
-        title="Standing",
+        title="Robust accuracy" if alone else "Standing",
         anchor="standing",
         text="Images that the model gets wrong without an attack count as not robust.",
         tables=(Table("Worst-case robust accuracy", columns, rows),),
-        caveats=tuple(lacks),
+        caveats=(*lacks, *caveats),
     )
+
+
+def _rank_entry(board: RankedBoard, standing: Standing) -> Entry:
+    return Entry(f"{standing.rank_text or formatting.NONE} of {len(board.standings)}", order=standing.rank)
 
 
 def _flag_section(model: Model) -> Section:
@@ -191,7 +204,8 @@ def _attack_section(model: Model) -> Section:
         Column("Queries", "Per image", numeric=True),
     )
     cells = sorted(model.cells, key=_left)
-    table = Table("Every attack on this model", columns, tuple(map(_attack_row, cells)), True, True)
+    long = len(cells) >= _COMPARED
+    table = Table("Every attack on this model", columns, tuple(map(_attack_row, cells)), long, long)
     return Section(
         title="Attacks",
         anchor="attacks",

@@ -18,6 +18,7 @@ from advbench.reports.images import image_section
 from advbench.reports.leaderboard import leaderboard_section
 from advbench.reports.masking import masking_section
 from advbench.reports.matrices import matrix_sections
+from advbench.reports.model_page import model_sections, models
 from advbench.reports.random_models import random_models_section
 from advbench.reports.section import LONGEST, Section
 from advbench.reports.standings import RankedBoard, ranked_boards
@@ -29,10 +30,45 @@ from advbench.results.cells import Cell
 
 
 def sections(cells: Cells) -> list[Section]:
-    """Leaderboards first, then what they rest on. A model has one colour in all figures."""
+    """Leaderboards first, then what they rest on; of one model its page. A model has one colour in all figures."""
     boards = ranked_boards(cells)
     with figures.same_colours([standing.label for board in boards for standing in board.standings]):
-        return _sections(boards, cells)
+        return _of_one_model(boards, cells) if only_model(cells) else _sections(boards, cells)
+
+
+def only_model(cells: Cells) -> str:
+    """The label of the one model that all cells attack; empty if there are several, or cells without a record."""
+    labels = {label_of(cell) for cell in cells.cells}
+    return labels.pop() if len(labels) == 1 and not cells.missing else ""
+
+
+def heading(cells: Cells) -> str:
+    """The title of a report."""
+    label = only_model(cells)
+    return f"Robustness of {label}" if label else "Adversarial robustness leaderboard"
+
+
+def _of_one_model(boards: Sequence[RankedBoard], cells: Cells) -> list[Section]:
+    """A model's page, and behind it, before the images, what a report says of attacks and costs."""
+    (model,) = models(boards, cells.cells)
+    own = model_sections(model, [line for board in boards for line in leaderboard_section(board).caveats])
+    failures = failure_section(cells)
+    return _distinct(
+        *(section for section in own if section.anchor != "images"),
+        *([failures] if failures else []),
+        *union_sections(boards),
+        *(section for section in map(random_models_section, boards) if section is not None),
+        *(section for section in map(attackers_section, boards) if section is not None),
+        *(section for section in map(unit_test_section, boards) if section is not None),
+        *(section for section in map(attack_board_section, boards) if section is not None),
+        *(section for section in map(convergence_section, boards) if section is not None),
+        *(section for section in map(detectors_section, boards) if section is not None),
+        *(section for section in map(tradeoff_section, boards) if section is not None),
+        *(section for section in own if section.anchor == "images"),
+        all_cells_section(cells),
+        *cost_sections(cells),
+        provenance_section(cells),
+    )
 
 
 def _sections(boards: Sequence[RankedBoard], cells: Cells) -> list[Section]:

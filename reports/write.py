@@ -72,11 +72,11 @@ def _render(cells: Cells) -> dict[str, str]:
     from advbench.reports.html import to_pages
     from advbench.reports.markdown import to_markdown
     from advbench.reports.section import drawings
-    from advbench.reports.sections import sections, summary
+    from advbench.reports.sections import heading, sections, summary
     from advbench.reports.spreadsheets import frame_csv
 
     report_sections = sections(cells)
-    title = "Adversarial robustness leaderboard"
+    title = heading(cells)
     markdown, page, table = REPORTS
     return {
         markdown: to_markdown(report_sections, title=title, folder=_FIGURES),
