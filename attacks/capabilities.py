@@ -40,6 +40,7 @@ MINIMAL_NORM: Final = "minimal norm"
 SCORES: Final = "score-based"
 DECISIONS: Final = "decision-based"
 ENSEMBLE: Final = "ensemble"
+GIVEN: Final = "given images"
 """The families of advbench's attacks; a plug-in may name another one."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from advbench.attacks.access import DecisionBased
+from advbench.attacks.capabilities import GIVEN
 from advbench.plan.planner import PlannedAttack, Planner
 from advbench.plan.targets import Target, View
 from advbench.registry import registry
@@ -53,12 +54,18 @@ def queries(planner: Planner, target: Target) -> None:
     """Attacks that ask for scores or labels alone need no surrogate: they ask the model itself, its detector with it."""
     for attack in planner.attacks:
         if not attack.by_gradients:
-            labels = issubclass(attack.attack.knowledge, DecisionBased)
-            source = SourceFacts("label queries" if labels else "score queries", "queries")
+            source = SourceFacts(_asked(attack), "queries")
             for epsilon in planner.epsilons:
                 found = _crafts(planner, target, attack, epsilon, (target.itself,))
-                tested = planner.unit_test(target, attack, epsilon, found)
+                tested = None if attack.given else planner.unit_test(target, attack, epsilon, found)
                 planner.score("black-box", target, attack, epsilon, found, source, unit_test=tested)
+
+
+def _asked(attack: PlannedAttack) -> str:
+    """What an attack without gradients asks the target for."""
+    if attack.given:
+        return GIVEN
+    return "label queries" if issubclass(attack.attack.knowledge, DecisionBased) else "score queries"
 
 
 def _crafts(

@@ -12,7 +12,7 @@ import torch
 
 from advbench.attacks.access import AT_ONCE, WhiteBox
 from advbench.attacks.attack import Attack
-from advbench.attacks.capabilities import family_of, need_of, passes_of, with_stop
+from advbench.attacks.capabilities import GIVEN, family_of, need_of, passes_of, with_stop
 from advbench.attacks.draws import CAP, LEVEL
 from advbench.attacks.threat import ThreatModel
 from advbench.clocks import resolve_devices
@@ -69,6 +69,11 @@ class PlannedAttack:
     def minimal_norm(self) -> bool:
         """Whether it seeks the smallest perturbation, for any epsilon."""
         return self.attack.minimal_norm
+
+    @property
+    def given(self) -> bool:
+        """Whether it asks nothing, as its images were found elsewhere."""
+        return family_of(self.attack) == GIVEN
 
     @property
     def by_gradients(self) -> bool:

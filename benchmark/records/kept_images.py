@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from advbench.attacks import balls
+from advbench.files import write_atomically
 from advbench.registry import registry
 from advbench.results.archive import is_archive
 from advbench.results.record import Examples, Record
@@ -55,6 +57,14 @@ class AdversarialImages:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    def save(self, file: str | Path) -> Path:
+        """Write a compressed NumPy archive with x_adv, y and index, which the attack ``images:FILE`` reads; its path."""
+        path = Path(file)
+        content = io.BytesIO()
+        np.savez_compressed(content, x_adv=self.x_adv.numpy(), y=self.y.numpy(), index=self.index.numpy())
+        write_atomically(path, content.getvalue())
+        return path
 
 
 def adversarial_images(

@@ -63,6 +63,8 @@ SCHEMES: tuple[Scheme, ...] = (
     Scheme("attacks", "foolbox/", "foolbox/NAME", _LIBRARIES, "An attack of foolbox, where installed"),
     Scheme("attacks", "torchattacks/", "torchattacks/NAME", _LIBRARIES, "An attack of torchattacks, where installed"),
     Scheme("attacks", "adv-lib/", "adv-lib/NAME", _LIBRARIES, "An attack of adv-lib, where installed"),
+    Scheme("attacks", "images:", "images:FILE", "advbench.user_models.given_images:resolve",
+           "Adversarial images that another tool has found, in a NumPy archive: x_adv, and index in the test split"),
     Scheme("defenses", "own", "own(weights='FILE')", "advbench.user_models.weights:Own",
            "A trained model of yours, of an architecture own:TARGET", exact=True),
     Scheme("architectures", "torchvision/", "torchvision/NAME", _TORCHVISION,
