@@ -6,13 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from advbench.registry import registry
 from advbench.reproduction import engine, studies
 from advbench.reproduction.papers.mosca2018 import nets, rates, tables
-from advbench.reproduction.papers.shaham2015 import epochs
+from advbench.reproduction.papers.shaham2015 import epochs, fit
 from advbench.reproduction.study import Ours
 from advbench.reproduction.watching import Course
 from advbench.results.papers import load
+from advbench.tasks.craft import read_images
+from advbench.tasks.images import scored_split
 
 _TINY = {
     "dataset": "digits",
@@ -33,12 +37,17 @@ def reproduce(tmp_path, cache, monkeypatch):
         (study,) = (one for one in studies.STUDIES if one.name == name)
         runs = {run: {**own, **_TINY, **changes} for run, own in study.runs("small").items() if keep(run)}
         with monkeypatch.context() as patch:
-            patch.setattr(studies, "STUDIES", (replace(study, runs=lambda _: runs),))
+            patch.setattr(studies, "STUDIES", (replace(study, runs=lambda _: runs, more_seeds={}),))
             (outcome,) = engine.reproduce(name, scale="small", out=tmp_path / "out", seeds=(0,), jobs=1).outcomes
         assert not outcome.problem
         return outcome.comparisons
 
     return run
+
+
+def _small_runs(name):
+    (study,) = (one for one in studies.STUDIES if one.name == name)
+    return study.runs("small").items()
 
 
 def test_the_input_batch_norm_is_told_from_the_training(reproduce):
@@ -70,6 +79,76 @@ def test_the_fixed_set_is_what_the_baseline_gets_wrong(reproduce):
     assert not any(fixed)
     assert comparison.images
     assert all(grid.rows == ("clean", "adversarial", "change") for grid in comparison.images)
+
+
+def test_the_fixed_set_is_shown_to_a_net_of_the_same_seed(reproduce, tmp_path):
+    """By hand, from the nets and images that the run left: the share of the set that each robust net gets right."""
+    net = "gu2014/n100-100-10"
+    changes = {"architecture": [net], "epochs": 10, "n_examples": 60, "batch": 60}
+    (comparison,) = reproduce("shaham2015.table1", **changes)
+    (again,) = reproduce("shaham2015.table1", **changes)  # from what was kept
+    assert dict(again.rows)["robust_l2"] == dict(comparison.rows)["robust_l2"]
+    data = registry.load_dataset("digits", None)
+    split = scored_split(data, 60)
+    runs = {
+        run: {**own, **_TINY, "architecture": [net], "epochs": 10, "n_examples": 60, "batch": 60}
+        for run, own in _small_runs("shaham2015.table1")
+    }
+    plans = {run: engine._plan(own, (0,), tmp_path / "out", {}, {}) for run, own in runs.items()}
+    found = {run: engine._findings(plan) for run, plan in plans.items()}
+    shown = found["own gradients"].one(seed=0, defense="robust-l2")
+    for place, norm in enumerate(("l1", "l2", "linf"), start=2):
+        right = total = 0
+        for cell in found[norm].cells:
+            (craft,) = cell.record.details["crafts"]
+            x_adv = read_images(craft, tmp_path / "out")
+            with torch.no_grad():
+                baseline = found[norm].defended(cell).model
+                chosen = (baseline(split.x).argmax(1) == split.y) & (baseline(x_adv).argmax(1) != split.y)
+                answers = found["own gradients"].defended(shown).model(x_adv).argmax(1) == split.y
+            right, total = right + int((answers & chosen).sum()), total + int(chosen.sum())
+        value = dict(comparison.rows)["robust_l2"][place].ours.values[0]
+        assert total
+        assert value == pytest.approx(100 * right / total)
+
+
+def test_a_training_that_kept_no_weights_has_the_course_that_it_noted(reproduce):
+    (comparison,) = reproduce("shaham2015.fig5", architecture=["gu2014/n100-100-10"], epochs=3)
+    (plot,) = comparison.plots
+    assert [series.name for series in plot.series] == ["baseline", "robust_l1", "robust_l2", "robust_linf"]
+    assert all(series.x == (1.0, 2.0, 3.0) for series in plot.series)
+    assert all(0 <= ours.values[0] <= 100 for series in plot.series for ours in series.ours)
+    first = [series.ours[0].values[0] for series in plot.series]
+    assert any(value > 1 for value in first)  # percent, not shares
+
+
+def test_a_robust_step_is_two_forwards_and_two_backwards(reproduce):
+    (comparison,) = reproduce("shaham2015.time", architecture=["gu2014/n100-100-10"])
+    rows = dict(comparison.rows)
+    assert [pair.ours.values[0] for pair in rows["baseline"]] == [1.0, 1.0, 1.0]
+    for net in ("robust_l1", "robust_l2", "robust_linf"):
+        ratio, forwards, backwards = rows[net]
+        assert ratio.paper == 2
+        assert ratio.ours.values[0] > 0
+        assert (forwards.ours.values[0], backwards.ours.values[0]) == (2.0, 2.0)
+    (claim,) = comparison.claims
+    assert [part.differences[0] for part in claim.parts] == [rows[net][0].ours.values[0] - 2 for net in list(rows)[1:]]
+
+
+def test_under_and_over_fitted_nets_stand_beside_those_of_the_tables(reproduce):
+    (comparison,) = reproduce("shaham2015.fit", architecture=["gu2014/n100-100-10"])
+    assert not comparison.claims
+    rows = dict(comparison.rows)
+    assert len(rows) == 12
+    for setting in ("under-fitted", "as in the tables", "over-fitted"):
+        (bare, robust) = (rows[f"{setting}, {net}"] for net in ("baseline", "robust_l2"))
+        assert bare[2].ours.values[0] == bare[4].ours.values[0] == 0
+        assert robust[2].ours.values[0] == pytest.approx(robust[1].ours.values[0] - bare[1].ours.values[0])
+        assert robust[4].ours.values[0] == pytest.approx(robust[3].ours.values[0] - bare[3].ours.values[0])
+    runs = fit._fit_runs("small")
+    assert [run["weight_decay"] for run in runs.values()] == [1e-3, 1e-3, 0.0]
+    steps = [run["epochs"] * run["learning_rate"] for run in runs.values()]
+    assert steps[0] < steps[1] < steps[2]
 
 
 def test_table_5_compares_both_sets_of_adversarials(reproduce, monkeypatch):

@@ -18,27 +18,32 @@ from advbench.reproduction.papers.shaham2015.nets import (
     CIFAR,
     CIFAR_RADII,
     MNIST,
+    MORE_SEEDS,
     NETS,
     NORMS,
     RADII,
     SET_RADII,
-    defenses,
     differs,
     differs_cifar,
 )
+from advbench.reproduction.papers.shaham2015.shown import on_images_of
+from advbench.reproduction.papers.shaham2015.sweep import sweep_runs
 from advbench.reproduction.study import Comparison, Ours, Pair, Scale, Settings, Study, above, claim_of
 from advbench.results.papers import load
 from advbench.results.statistics import Values, clean_correct
 
 _SHOWN = 10
+_NETS_RUN = "own gradients"
+"""The run of all nets."""
 
 
 def _fixed_runs(budget: Settings, radii: Mapping[str, float]) -> Mapping[str, Settings]:
-    return {
+    """The baseline under the steps that make the set, and all nets, to which it is shown."""
+    made: dict[str, Settings] = {
         norm: {
             **budget,
-            "matrix": ["transfer"],
-            "defense": defenses(radii),
+            "matrix": ["white-box"],
+            "defense": [{"name": BASELINE}],
             "norm": norm,
             "clip": False,
             "epsilon": [factor * radii[norm] for factor in SET_RADII],
@@ -46,6 +51,7 @@ def _fixed_runs(budget: Settings, radii: Mapping[str, float]) -> Mapping[str, Se
         }
         for norm in NORMS
     }
+    return made | sweep_runs(budget, radii, (1.0,))
 
 
 def _table1_runs(scale: Scale) -> Mapping[str, Settings]:
@@ -105,7 +111,7 @@ def _samples(findings: Findings) -> tuple[ImageGrid, ...]:
     for norm in NORMS:
         seed = findings.seeds[0]
         chosen = _set(findings, norm, seed)
-        cells = _from_baseline(findings, norm, BASELINE, seed)
+        cells = _from_baseline(findings, norm, seed)
         radius = next((place for place in (1, 2, 0) if chosen[place].any()), None)
         if radius is None:
             continue
@@ -132,8 +138,8 @@ def _marked(norm: str, x_adv: NDArray[np.float32], change: NDArray[np.float32]) 
 
 
 def _clean(findings: Findings, defense: str) -> SeedFigure:
-    run = findings["linf"]
-    return clean_by_seed(run, [run.first(seed=seed, defense=defense) for seed in findings.seeds])
+    run = findings[_NETS_RUN]
+    return clean_by_seed(run, [run.one(seed=seed, defense=defense) for seed in findings.seeds])
 
 
 def _on_fixed_set(findings: Findings, norm: str, defense: str) -> SeedFigure:
@@ -144,16 +150,23 @@ def _on_fixed_set(findings: Findings, norm: str, defense: str) -> SeedFigure:
     found = []
     for seed in findings.seeds:
         chosen = _set(findings, norm, seed)
-        cells = _from_baseline(findings, norm, defense, seed)
-        answers = np.stack([_answers(cell) for cell in cells])
+        cells = _from_baseline(findings, norm, seed)
+        answers = np.stack([_shown_to(findings, norm, cell, defense) for cell in cells])
         found.append(ratio((answers * chosen).sum(axis=0), chosen.sum(axis=0), cells[0].examples.index, PERCENT))
     return SeedFigure.of(found)
 
 
+def _shown_to(findings: Findings, norm: str, made: ScoredCell, defense: str) -> Values:
+    """The answers of one net on the images of a cell of the baseline, which a net of the same seed is asked for, (n,)."""
+    if defense == BASELINE:
+        return _answers(made)
+    run = findings[_NETS_RUN]
+    return on_images_of(findings[norm], made, run, run.one(seed=made.record.seed, defense=defense))
+
+
 def _set(findings: Findings, norm: str, seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
     """The fixed adversarials, (radii, n): what the baseline gets right clean and wrong perturbed."""
-    cells = _from_baseline(findings, norm, BASELINE, seed)
-    return np.stack([clean_correct(cell.examples) & (_answers(cell) == 0) for cell in cells])
+    return np.stack([clean_correct(cell.examples) & (_answers(cell) == 0) for cell in _from_baseline(findings, norm, seed)])
 
 
 def _answers(cell: ScoredCell) -> Values:
@@ -162,11 +175,9 @@ def _answers(cell: ScoredCell) -> Values:
     return shares
 
 
-def _from_baseline(findings: Findings, norm: str, defense: str, seed: int) -> list[ScoredCell]:
-    """The cells of one target under the baseline's adversarials, by radius."""
-    label = findings[norm].first(seed=seed, defense=BASELINE).record.target["label"]
-    found = findings[norm].all(seed=seed, defense=defense, source=label)
-    return sorted(found, key=lambda cell: cell.radius)
+def _from_baseline(findings: Findings, norm: str, seed: int) -> list[ScoredCell]:
+    """The baseline's cells under its own adversarials of one norm, by radius."""
+    return sorted(findings[norm].all(seed=seed, defense=BASELINE), key=lambda cell: cell.radius)
 
 
 def _differs_fixed(scale: Scale) -> Sequence[str]:
@@ -184,6 +195,7 @@ STUDIES = (
         _table1_runs,
         partial(_fixed_table, table_id="shaham2015.table1", column="A_mnist_accuracy"),
         _differs_fixed,
+        more_seeds=MORE_SEEDS,
     ),
     Study(
         "shaham2015.table2",

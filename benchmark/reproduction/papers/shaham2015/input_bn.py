@@ -4,42 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from advbench.reproduction.claim_verdicts import SEEDS_NEEDED
 from advbench.reproduction.clean import clean_by_seed
-from advbench.reproduction.findings import Findings
+from advbench.reproduction.findings import Findings, RunFindings, ScoredCell
 from advbench.reproduction.measured import SeedFigure
-from advbench.reproduction.papers.shaham2015.nets import MNIST, NETS, NORMS, RADII, defenses, differs
-from advbench.reproduction.study import Comparison, Ours, Pair, Scale, Settings, Study, above, claim_of
+from advbench.reproduction.papers.shaham2015.nets import BASELINE, MNIST, MORE_SEEDS, NETS, NORMS, RADII, defenses, differs
+from advbench.reproduction.study import FIRST_SEEDS, Comparison, Ours, Pair, Scale, Settings, Study, above, claim_of
 
 _PLAIN = "shaham2015/convnet"
 _INPUT_BN = "shaham2015/convnet-bn"
 
 
 def _input_bn_runs(scale: Scale) -> Mapping[str, Settings]:
-    norms = NORMS if scale == "full" else ("linf",)
+    """At small the robust nets with the layer, which no claim is about, are of the first three seeds."""
+    robust = defenses(RADII, NORMS if scale == "full" else ("linf",))[1:]
+    few = {} if scale == "full" else {FIRST_SEEDS: SEEDS_NEEDED}
     return {
-        "own gradients": {
-            **MNIST[scale],
-            "architecture": [_PLAIN, _INPUT_BN],
-            "matrix": ["white-box"],
-            "defense": defenses(RADII, norms),
-            "norm": "linf",
-            "clip": False,
-            "epsilon": [RADII["linf"]],
-            "attack": ["fgsm"],
-        }
+        "own gradients": _run(scale, _PLAIN, [{"name": BASELINE}, *robust]),
+        "baseline, batch norm of the input": _run(scale, _INPUT_BN, [{"name": BASELINE}]),
+        "robust, batch norm of the input": {**_run(scale, _INPUT_BN, robust), **few},
+    }
+
+
+def _run(scale: Scale, architecture: str, trainings: list[Settings]) -> Settings:
+    return {
+        **MNIST[scale],
+        "architecture": [architecture],
+        "matrix": ["white-box"],
+        "defense": trainings,
+        "norm": "linf",
+        "clip": False,
+        "epsilon": [RADII["linf"]],
+        "attack": ["fgsm"],
     }
 
 
 def _input_bn(findings: Findings) -> Sequence[Comparison]:
-    run = findings["own gradients"]
-    nets = [net for net, defense in NETS.items() if run.all(defense=defense)]
-    found = {
-        (net, architecture): [run.one(seed=seed, defense=NETS[net], architecture=architecture) for seed in findings.seeds]
-        for net in nets
-        for architecture in (_PLAIN, _INPUT_BN)
-    }
-    clean = {key: clean_by_seed(run, cells) for key, cells in found.items()}
-    own = {key: SeedFigure.of(cell.accuracy for cell in cells) for key, cells in found.items()}
+    found = _cells(findings)
+    clean = {key: clean_by_seed(run, cells) for key, (run, cells) in found.items()}
+    own = {key: SeedFigure.of(cell.accuracy for cell in cells) for key, (_, cells) in found.items()}
     rows = tuple(
         (
             net + (", batch norm of the input" if architecture == _INPUT_BN else ""),
@@ -48,7 +51,7 @@ def _input_bn(findings: Findings) -> Sequence[Comparison]:
         for net, architecture in found
     )
     with_layer = ("baseline", _INPUT_BN)
-    robust = [net for net in nets if net != "baseline"]
+    robust = [net for net, architecture in found if net != "baseline" and architecture == _PLAIN]
     claims = tuple(
         claim_of(
             f"shaham2015.input_bn.{which}",
@@ -63,6 +66,19 @@ def _input_bn(findings: Findings) -> Sequence[Comparison]:
     return (Comparison(caption, columns, rows, claims),)
 
 
+def _cells(findings: Findings) -> Mapping[tuple[str, str], tuple[RunFindings, list[ScoredCell]]]:
+    """By net and architecture, net by net: their run, and a cell for each of its seeds."""
+    found = {}
+    for net, defense in NETS.items():
+        for architecture in (_PLAIN, _INPUT_BN):
+            for run in findings.runs.values():
+                if run.all(defense=defense, architecture=architecture):
+                    seeds = run.plan.config.seed
+                    cells = [run.one(seed=seed, defense=defense, architecture=architecture) for seed in seeds]
+                    found[net, architecture] = run, cells
+    return found
+
+
 def _differs_input_bn(scale: Scale) -> Sequence[str]:
     return (*differs(scale), "the paper does not mention the layer; nothing of this is printed there")
 
@@ -75,5 +91,6 @@ STUDIES = (
         _input_bn,
         _differs_input_bn,
         scales=("small", "full"),
+        more_seeds=MORE_SEEDS,
     ),
 )

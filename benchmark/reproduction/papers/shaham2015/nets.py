@@ -22,17 +22,22 @@ SWEEP = (0.5, 1.0, 1.5, 2.0, 2.5)
 
 BASELINE = "none"
 NETS = {"baseline": BASELINE, "robust_l1": "robust-l1", "robust_l2": "robust-l2", "robust_linf": "robust-linf"}
+MORE_SEEDS: Mapping[Scale, int] = {"small": 5}
+"""Eight seeds at small: a gain of the l2 net takes as many."""
 MNIST: Mapping[Scale, Settings] = {
     "smoke": {"dataset": "digits", "epochs": 8, "architecture": ["gu2014/n100-100-10"], "keep_epochs": True},
     "small": {
         "dataset": "mnist",
-        "epochs": 8,
+        "epochs": 16,
         "train_examples": 6_000,
         "n_examples": 2_000,
-        "learning_rate": 1e-3,
+        "batch_size": 100,
+        "optimizer": "sgd",
+        "learning_rate": 0.01,
+        "nesterov": False,
+        "weight_decay": 1e-3,
         "schedule": "constant",
         "architecture": ["shaham2015/convnet"],
-        "keep_epochs": True,
     },
     "full": {
         "dataset": "mnist",
@@ -70,7 +75,9 @@ def differs(scale: Scale) -> Sequence[str]:
     """What every study of MNIST (digits at smoke) does otherwise than the paper."""
     sizes = {
         "smoke": "digits and N100-100-10 in place of MNIST and the convnet, 8 epochs",
-        "small": "8 epochs of Adam at a constant rate on 6,000 images, and 2,000 test images",
+        "small": f"{MNIST['small']['epochs']} epochs on 6,000 images in place of 120 on 60,000, by the recipe of the "
+        "authors' scripts (SGD with momentum, L2 1e-3): the fewest epochs, in fours, after which a baseline of another seed "
+        "classified 99.9% of its training images; attacks on 2,000 test images, clean accuracy on all",
         "full": "the rate does not fall by 5e-6 a step as in the authors' scripts; weight decay spares biases and norms",
     }
     return (

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from advbench.reproduction.papers.shaham2015 import epochs, fixed_set, input_bn, sweep
+from advbench.reproduction.papers.shaham2015 import cost, epochs, fit, fixed_set, input_bn, sweep
 
 STUDIES = (
     *fixed_set.STUDIES,
     *sweep.STUDIES,
     *epochs.STUDIES,
+    *fit.STUDIES,
+    *cost.STUDIES,
     *input_bn.STUDIES,
 )

@@ -13,6 +13,7 @@ from advbench.reproduction.papers.shaham2015.nets import (
     CIFAR_PIXELS_PER_UNIT,
     CIFAR_RADII,
     MNIST,
+    MORE_SEEDS,
     NETS,
     PIXELS_PER_UNIT,
     RADII,
@@ -90,6 +91,7 @@ STUDIES = (
         _figure3_runs,
         partial(_sweep, unit=PIXELS_PER_UNIT),
         differs,
+        more_seeds=MORE_SEEDS,
     ),
     Study(
         "shaham2015.fig6",
