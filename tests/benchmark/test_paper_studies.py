@@ -56,7 +56,6 @@ def test_the_input_batch_norm_is_told_from_the_training(reproduce):
         "baseline",
         "baseline, batch norm of the input",
         "robust_linf",
-        "robust_linf, batch norm of the input",
     ]
     values = {label: [pair.ours.values[0] for pair in pairs] for label, pairs in comparison.rows}
     assert values["baseline"] != values["baseline, batch norm of the input"]

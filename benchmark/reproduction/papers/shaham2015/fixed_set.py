@@ -51,7 +51,7 @@ def _fixed_runs(budget: Settings, radii: Mapping[str, float]) -> Mapping[str, Se
         }
         for norm in NORMS
     }
-    return made | sweep_runs(budget, radii, (1.0,))
+    return {**made, **sweep_runs(budget, radii, (1.0,))}
 
 
 def _table1_runs(scale: Scale) -> Mapping[str, Settings]:

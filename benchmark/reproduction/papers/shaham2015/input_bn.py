@@ -8,21 +8,20 @@ from advbench.reproduction.clean import clean_by_seed
 from advbench.reproduction.findings import Findings, RunFindings, ScoredCell
 from advbench.reproduction.measured import SeedFigure
 from advbench.reproduction.papers.shaham2015.nets import BASELINE, MNIST, MORE_SEEDS, NETS, NORMS, RADII, defenses, differs
-from advbench.reproduction.study import FIRST_SEEDS, Comparison, Ours, Pair, Scale, Settings, Study, above, claim_of
+from advbench.reproduction.study import Comparison, Ours, Pair, Scale, Settings, Study, above, claim_of
 
 _PLAIN = "shaham2015/convnet"
 _INPUT_BN = "shaham2015/convnet-bn"
 
 
 def _input_bn_runs(scale: Scale) -> Mapping[str, Settings]:
-    """At small the robust net with the layer, which no claim is about, is of the first seed."""
+    """The robust nets with the layer, which no claim is about, at full alone."""
     robust = defenses(RADII, NORMS if scale == "full" else ("linf",))[1:]
-    few = {} if scale == "full" else {FIRST_SEEDS: 1}
-    return {
+    runs = {
         "own gradients": _run(scale, _PLAIN, [{"name": BASELINE}, *robust]),
         "baseline, batch norm of the input": _run(scale, _INPUT_BN, [{"name": BASELINE}]),
-        "robust, batch norm of the input": {**_run(scale, _INPUT_BN, robust), **few},
     }
+    return runs | {"robust, batch norm of the input": _run(scale, _INPUT_BN, robust)} if scale == "full" else runs
 
 
 def _run(scale: Scale, architecture: str, trainings: list[Settings]) -> Settings:
