@@ -51,7 +51,7 @@ def _small_runs(name):
 
 
 def test_the_input_batch_norm_is_told_from_the_training(reproduce):
-    (comparison,) = reproduce("shaham2015.input_bn", epochs=5, train_examples=600, n_examples=60, batch=60)
+    (comparison,) = reproduce("shaham2015.input_bn", epochs=5, train_examples=600, learning_rate=0.03, n_examples=60)
     assert [label for label, _ in comparison.rows] == [
         "baseline",
         "baseline, batch norm of the input",
