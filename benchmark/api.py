@@ -13,6 +13,7 @@ from advbench.engine.claims import SharedClaims
 from advbench.engine.engine import Engine
 from advbench.engine.scheduler import Watcher, run_plan
 from advbench.plan.plan import Plan, make_plan
+from advbench.records.entries import declared
 from advbench.records.reporting import write_manifest
 from advbench.results.store import Store
 
@@ -168,7 +169,7 @@ def finish(plan: Plan, engine: Engine | None = None, *, watch: Watcher | None = 
     if config.fresh:
         plan.forget()
     config.out.mkdir(parents=True, exist_ok=True)
-    write_manifest(config.out, plan.cells, to_toml(config))
+    write_manifest(config.out, plan.cells, to_toml(config), declared(spec.name for spec in config.defense or ()))
     result = run_plan(plan, watch) if engine is None else run_plan(plan, watch, lambda *_: engine, SharedClaims(config.out))
     reports = write_reports(config.out, plan.cells)
     return RunResult(config.out, plan.cells, result.failures, tuple(reports), result.ran, result.interrupted)

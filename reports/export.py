@@ -7,24 +7,30 @@ from pathlib import Path
 
 from advbench.files import write_atomically
 from advbench.reports.cells import Cells
-from advbench.reports.robustbench import NORMS, model_infos
+from advbench.reports.robustbench import NO_ENTRIES, NORMS, model_infos
 from advbench.reports.section import Section, drawings
 from advbench.reports.standings import ranked_boards
 from advbench.reports.write import read
+from advbench.results.entries import ModelEntry
 
 
-def export(folders: Mapping[Path, Sequence[str] | None], to: Path, format: str) -> list[Path]:
+def export(
+    folders: Mapping[Path, Sequence[str] | None],
+    to: Path,
+    format: str,
+    entries: Mapping[str, ModelEntry] = NO_ENTRIES,
+) -> list[Path]:
     """Write every figure as ``svg``, ``png`` or ``pdf``, all cells as ``csv``, or ``robustbench``, into the folder `to`.
 
-    folders: output folders and their cells, all if None. Returns the files. Raises ValueError if there is nothing to
-    write: no figure, or no board whose norm RobustBench has.
+    folders: output folders and their cells, all if None. entries: of models, by label or defense, for ``robustbench``.
+    Returns the files. Raises ValueError if there is nothing to write: no figure, or no board whose norm RobustBench has.
     """
     cells = read(folders)
     files: Mapping[str, str | bytes]
     if format == "csv":
         files = {"results.csv": csv(cells)}
     elif format == "robustbench":
-        files = _robustbench(cells)
+        files = _robustbench(cells, entries)
     else:
         from advbench.reports.sections import sections
 
@@ -52,10 +58,10 @@ def figures(sections: Sequence[Section], format: str) -> dict[str, bytes]:
     }
 
 
-def _robustbench(cells: Cells) -> dict[str, str]:
+def _robustbench(cells: Cells, entries: Mapping[str, ModelEntry]) -> dict[str, str]:
     boards = ranked_boards(cells)
     fitting = [board for board in boards if board.threat.norm in NORMS and board.threat.epsilon is not None]
     if not fitting:
         got = ", ".join(board.title for board in boards) or "none"
         raise ValueError(f"Expected a linf or l2 board with an epsilon for RobustBench, got {got}")
-    return {f"model_info/{path}": info for board in fitting for path, info in model_infos(board).items()}
+    return {f"model_info/{path}": info for board in fitting for path, info in model_infos(board, entries).items()}

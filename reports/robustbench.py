@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from advbench.reports import formatting
 from advbench.reports.standings import RankedBoard, Standing
 from advbench.results.boards import Attacker
+from advbench.results.entries import ModelEntry, facts_of_model
 
 NORMS = {"linf": "Linf", "l2": "L2"}
 """RobustBench's names of the threats that it has."""
+NO_ENTRIES: Mapping[str, ModelEntry] = MappingProxyType({})
 
 
-def model_infos(board: RankedBoard) -> dict[str, str]:
+def model_infos(board: RankedBoard, entries: Mapping[str, ModelEntry] = NO_ENTRIES) -> dict[str, str]:
     """The model_info of every ranked model, by its path under ``model_info/``.
 
     ``external`` is this board's worst case; ``autoattack_acc`` is there if `autoattack` itself was run in the white-box
-    matrix, and ``unreliable`` says that the evaluation is flagged. Of what the records cannot know (authors, venue, link)
-    the fields are empty, for you to fill in. Raises ValueError for a norm that RobustBench has not.
+    matrix, and ``unreliable`` says that the evaluation is flagged. Paper, authors, venue, link and further data are those of
+    `entries`, by label or defense; of what is unknown the fields are empty. Raises ValueError for a norm that RobustBench
+    has not.
     """
     threat = board.threat
     if threat.norm not in NORMS or threat.epsilon is None:
@@ -27,22 +32,24 @@ def model_infos(board: RankedBoard) -> dict[str, str]:
     names = formatting.slugs(
         f"{standing.label} {formatting.epsilon_text(threat.epsilon)} {threat.run}".strip() for standing in ranked
     )
-    infos = (_info(board, standing) for standing in ranked)
+    infos = (_info(board, standing, entries) for standing in ranked)
     return {f"{folder}/{name}.json": info for name, info in zip(names, infos, strict=True)}
 
 
-def _info(board: RankedBoard, standing: Standing) -> str:
+def _info(board: RankedBoard, standing: Standing, entries: Mapping[str, ModelEntry]) -> str:
     assert standing.robust is not None
     assert standing.clean is not None
     assert board.threat.epsilon is not None
+    defense = str(board.cells_of[standing.label][0].record.target["defense"]["name"])
+    entry = facts_of_model(entries, standing.label, defense)
     info: dict[str, object] = {
-        "link": "",
-        "name": standing.defense,
-        "authors": "",
-        "additional_data": None,
+        "link": entry.link,
+        "name": entry.paper or standing.defense,
+        "authors": entry.authors,
+        "additional_data": entry.additional_data,
         "number_forward_passes": None if _stochastic(board, standing) else 1,
         "dataset": board.threat.dataset,
-        "venue": "",
+        "venue": entry.venue,
         "architecture": standing.architecture,
         "eps": formatting.epsilon_text(board.threat.epsilon),
         "clean_acc": _percent(standing.clean.estimate.value),

@@ -17,7 +17,7 @@ from advbench.reports.leaderboard import leaderboard_section
 from advbench.reports.merge import run_names
 from advbench.reports.model_page import Model, model_sections, models
 from advbench.reports.reproduce import RerunRecipe, reproduction
-from advbench.reports.robustbench import NORMS, model_infos
+from advbench.reports.robustbench import NO_ENTRIES, NORMS, model_infos
 from advbench.reports.section import Section, Table, drop_constant
 from advbench.reports.sections import sections, summary
 from advbench.reports.standings import RankedBoard, ranked_boards
@@ -25,6 +25,7 @@ from advbench.reports.step_texts import to_json
 from advbench.reports.steps import FILES as STEPS_FILES
 from advbench.reports.steps import history_page
 from advbench.reports.write import read
+from advbench.results.entries import ModelEntry, facts_of_model
 from advbench.results.gate.steps import VersionHistory
 from advbench.results.statistics import OverSeeds
 
@@ -55,15 +56,17 @@ def write_site(
     title: str | None,
     settings: Mapping[Path, str],
     history: VersionHistory | None = None,
+    entries: Mapping[str, ModelEntry] = NO_ENTRIES,
 ) -> list[Path]:
     """Write the site of output folders into `to`; returns its files.
 
     folders: as in `advbench.reports.write.read`. title: of the site. settings: of the runs as TOML, by folder. history: of a
-    baseline, for a page of its own. Files of an earlier publication that this one has not are removed, and no others.
+    baseline, for a page of its own. entries: what is known of models, by label or defense. Files of an earlier publication
+    that this one has not are removed, and no others.
     """
     names = run_names(map(str, folders)) if len(folders) > 1 else [""]
     by_origin = dict(zip(names, settings.values(), strict=True))
-    files = site(read(folders), title=title or TITLE, settings=by_origin, history=history)
+    files = site(read(folders), title=title or TITLE, settings=by_origin, history=history, entries=entries)
     manifest = to / _MANIFEST
     for name in set(_listed(manifest)) - set(files):
         (to / name).unlink(missing_ok=True)
@@ -73,15 +76,25 @@ def write_site(
     return [to / name for name in files]
 
 
-def site(cells: Cells, *, title: str, settings: Mapping[str, str], history: VersionHistory | None = None) -> dict[str, str]:
-    """The site's files by path. settings: of the runs as TOML, by the cells' origin. history: of a baseline."""
+def site(
+    cells: Cells,
+    *,
+    title: str,
+    settings: Mapping[str, str],
+    history: VersionHistory | None = None,
+    entries: Mapping[str, ModelEntry] = NO_ENTRIES,
+) -> dict[str, str]:
+    """The site's files by path.
+
+    settings: of the runs as TOML, by the cells' origin. history: of a baseline. entries: of models, by label or defense.
+    """
     boards = ranked_boards(cells)
     listed = models(boards, cells.cells)
     labels = [model.label for model in listed]
     slugs = dict(zip(labels, formatting.slugs(labels), strict=True))
     pages = {label: f"models/{slug}.html" for label, slug in slugs.items()}
     past, past_data = _history(history, title)
-    data = [*_data(cells, boards), *past_data]
+    data = [*_data(cells, boards, entries), *past_data]
     files = {
         "index.html": _index(cells, boards, title, pages, data),
         **past,
@@ -92,7 +105,7 @@ def site(cells: Cells, *, title: str, settings: Mapping[str, str], history: Vers
     for model in listed:
         again = _reproductions(model, settings, slugs[model.label])
         files |= {f"data/{name}": recipe.settings for name, recipe in again if recipe.settings}
-        files[pages[model.label]] = _model(model, title, again)
+        files[pages[model.label]] = _model(model, title, again, entries)
     return files
 
 
@@ -138,11 +151,13 @@ def _linked(section: Section, board: RankedBoard, pages: Mapping[str, str]) -> S
     return replace(section, text=text, tables=(replace(table, rows=rows, selectable=True, filterable=False), *rest))
 
 
-def _model(model: Model, title: str, again: Sequence[tuple[str, RerunRecipe]]) -> str:
+def _model(model: Model, title: str, again: Sequence[tuple[str, RerunRecipe]], entries: Mapping[str, ModelEntry]) -> str:
     record = model.cells[0].record
     target = record.target
     weights = {f"{cell.record.seed}": cell.record.weights_sha256[:16] for cell in model.cells if cell.record.weights_sha256}
+    entry = facts_of_model(entries, model.label, target["defense"]["name"])
     facts = [
+        *_entry_facts(entry),
         ("Defense", _component(target["defense"]["name"], target["defense"]["arguments"])),
         ("Architecture", _component(target["architecture"]["name"], target["architecture"]["arguments"])),
         ("Kind", "stochastic" if target["stochastic"] else "deterministic"),
@@ -159,6 +174,19 @@ def _model(model: Model, title: str, again: Sequence[tuple[str, RerunRecipe]]) -
         sections=sections,
         again=again,
     )
+
+
+def _entry_facts(entry: ModelEntry) -> list[tuple[str, str]]:
+    """What is known of a model, for its page."""
+    data = {True: "yes", False: "no", None: ""}[entry.additional_data]
+    return [
+        ("Paper", entry.paper),
+        ("Authors", entry.authors),
+        ("Venue", entry.venue),
+        ("Link", entry.link),
+        ("Additional data", data),
+        ("Parameters", "" if entry.parameters is None else f"{entry.parameters:,}"),
+    ]
 
 
 def _searchable(section: Section) -> Section:
@@ -187,7 +215,7 @@ def _reproductions(model: Model, settings: Mapping[str, str], slug: str) -> list
     ]
 
 
-def _data(cells: Cells, boards: Sequence[RankedBoard]) -> list[DataFile]:
+def _data(cells: Cells, boards: Sequence[RankedBoard], entries: Mapping[str, ModelEntry]) -> list[DataFile]:
     standings = json.dumps([_board(board) for board in boards], indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     files = [
         DataFile("data/cells.csv", csv(cells), "every cell of the matrices, failed ones among them: a row each"),
@@ -197,7 +225,7 @@ def _data(cells: Cells, boards: Sequence[RankedBoard]) -> list[DataFile]:
         if board.threat.norm in NORMS and board.threat.epsilon is not None:
             files += [
                 DataFile(f"data/model_info/{path}", info, "RobustBench's model_info", one_of_many=True)
-                for path, info in model_infos(board).items()
+                for path, info in model_infos(board, entries).items()
             ]
     return files
 

@@ -26,6 +26,7 @@ MODULES = [
     "advbench.defenses.kernels.projection",
     "advbench.registry.specs",
     "advbench.reports.evaluation_result",
+    "advbench.results.entries",
     "advbench.results.ranking",
     "advbench.results.seeds",
     "advbench.results.significance",

@@ -59,3 +59,7 @@ AcrossVersions: TypeAlias = Annotated[
 FailOnFlags: TypeAlias = Annotated[
     bool, typer.Option("--fail-on-flags", help="Fail if a target has a flag that the baseline lacks.")
 ]
+Entries: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(help="A TOML file with a table for each model: paper, authors, venue, link, additional_data, parameters."),
+]

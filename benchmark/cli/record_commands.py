@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from advbench.cli.choices import GateFormat, ReportFormat, TableFormat
-from advbench.cli.options import AcrossVersions, Alpha, CheckpointsOnly, FailOnFlags, Tolerance
+from advbench.cli.options import AcrossVersions, Alpha, CheckpointsOnly, Entries, FailOnFlags, Tolerance
 from advbench.cli.terminal import refuse
 
 
@@ -27,6 +27,7 @@ def report(
             help="Instead of the reports, write all figures (svg, png, pdf), all cells (csv), or robustbench entries."
         ),
     ] = None,
+    entries: Entries = None,
     every: Annotated[
         bool, typer.Option("--all", help="Use all records in a directory, not only those of its last run.")
     ] = False,
@@ -38,7 +39,7 @@ def report(
     try:
         from advbench.records import reporting
 
-        paths = reporting.report(*folders, every=every, to=to, format=format.value if format else None)
+        paths = reporting.report(*folders, every=every, to=to, format=format.value if format else None, entries=entries)
     except (ValueError, OSError) as error:
         refuse(error)
     for path in paths:
@@ -53,6 +54,7 @@ def publish(
         list[Path] | None,
         typer.Option(help="Add a page of every number by version: a baseline file in git, or runs, an option each."),
     ] = None,
+    entries: Entries = None,
     every: Annotated[
         bool, typer.Option("--all", help="Use all records in a directory, not only those of its last run.")
     ] = False,
@@ -61,7 +63,7 @@ def publish(
     try:
         from advbench.records import reporting
 
-        paths = reporting.publish(*folders, to=to, title=title, every=every, history=history or None)
+        paths = reporting.publish(*folders, to=to, title=title, every=every, history=history or None, entries=entries)
     except (ValueError, OSError) as error:
         refuse(error)
     for path in paths:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from advbench.files import write_atomically
 from advbench.reading import json_of, seen, text_of
+from advbench.records.entries import kept, read_entries
 from advbench.results.archive import is_archive, pack, source_of
+from advbench.results.entries import ModelEntry, joined
 from advbench.results.parts import check_key
 from advbench.results.store import Store
 
@@ -21,15 +23,22 @@ _LARGEST_MANIFEST = 2**25
 FORMATS = ("svg", "png", "pdf", "csv", "robustbench")
 
 
-def report(*outs: str | Path, every: bool = False, to: str | Path | None = None, format: str | None = None) -> list[Path]:
+def report(
+    *outs: str | Path,
+    every: bool = False,
+    to: str | Path | None = None,
+    format: str | None = None,
+    entries: str | Path | None = None,
+) -> list[Path]:
     """Rebuild the reports of output folders from their records; no model is loaded and nothing is run.
 
     every: all records in the folders, not only the cells of their last runs. to: where the files go, by default the folder
     itself where there is one; several make one report there. format: in place of the reports, every figure as ``svg``,
     ``png`` or ``pdf``, all cells as ``csv``, or the model_info of ``robustbench``; these need `to`, as an archive of records
     (``.tar.xz``, `advbench.results.archive`) does in place of a folder. Where `to` is an archive, the records of the one
-    folder are packed into it, and no report is written. Returns the files.
-    Raises ValueError if there are no records, or no `to` where it is needed.
+    folder are packed into it, and no report is written. entries: a TOML file of papers, authors, venues and links of models
+    (`advbench.results.entries`), for the format ``robustbench``. Returns the files. Raises ValueError if there are no
+    records, or no `to` where it is needed.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +62,7 @@ def report(*outs: str | Path, every: bool = False, to: str | Path | None = None,
         return write_merged(folders, Path(to))
     from advbench.reports.export import export
 
-    return export(folders, Path(to), format)
+    return export(folders, Path(to), format, _entries(folders, entries))
 
 
 def publish(
@@ -62,13 +71,14 @@ def publish(
     every: bool = False,
     title: str | None = None,
     history: str | Path | Sequence[str | Path] | None = None,
+    entries: str | Path | None = None,
 ) -> list[Path]:
     """Write a static site of the leaderboards of output folders, fit for any web server and for the file system.
 
     to: its folder; files that an earlier publication left there and this one does not write are removed. every: as in
     `report`. title: of the site. history: a baseline file in git, or several runs in order, as `advbench.history` takes
-    them, for a page of every number by version, with verdicts across versions of advbench. Returns the files. Raises
-    ValueError if there are no records.
+    them, for a page of every number by version, with verdicts across versions of advbench. entries: as in `report`, for the
+    models' pages too. Returns the files. Raises ValueError if there are no records.
     """
     from advbench.reports.site import write_site
 
@@ -80,7 +90,16 @@ def publish(
         sources = [history] if isinstance(history, str | Path) else history
         past = versions.history(*sources, across_versions=True)
     settings = {folder: read_settings(folder) for folder in folders}
-    return write_site(folders, Path(to), title=title, settings=settings, history=past)
+    facts = _entries(folders, entries)
+    return write_site(folders, Path(to), title=title, settings=settings, history=past, entries=facts)
+
+
+def _entries(folders: Iterable[Path], file: str | Path | None) -> dict[str, ModelEntry]:
+    """What the user's file says of models, and beside that what the runs have kept of them."""
+    found = read_entries(file)
+    for folder in folders:
+        found = joined(found, kept(_manifest(folder).get("entries")))
+    return found
 
 
 def _packed(outs: Sequence[str | Path], to: Path, every: bool, format: str | None) -> Path:
@@ -136,9 +155,13 @@ def _manifest(out: Path) -> dict[str, object]:
     return content if isinstance(content, dict) else {}
 
 
-def write_manifest(out: Path, cells: Sequence[str], settings: str = "") -> None:
+def write_manifest(
+    out: Path, cells: Sequence[str], settings: str = "", entries: Mapping[str, ModelEntry] | None = None
+) -> None:
     """Name the cells of the run that is about to start, so that a report can show those that are missing.
 
-    settings: of the run, as TOML, to repeat it.
+    settings: of the run, as TOML, to repeat it. entries: what is known of its models, by label or defense.
     """
-    write_atomically(out / _MANIFEST, json.dumps({"cells": list(cells), "settings": settings}, indent=1) + "\n")
+    known = {name: entry.described() for name, entry in entries.items()} if entries else {}
+    manifest = {"cells": list(cells), "settings": settings} | ({"entries": known} if known else {})
+    write_atomically(out / _MANIFEST, json.dumps(manifest, indent=1) + "\n")
