@@ -68,7 +68,7 @@ class Grid:
 
     step_size: Axis = Axis((0.4, 0.7, 1.0, 1.4), (0.2, 0.1), (1.8,))
     noise: Axis = Axis((0.0, 0.1), (), (0.2, 0.4))
-    decay: Axis = Axis((0.3, 0.6, 0.9), (0.1,), (1.0,))
+    decay: Axis = Axis((0.3, 0.6, 0.9), (0.1,), (0.97,))
     steps: Axis = Axis((3, 5, 10), (2, 1), (20, 40))
     offset: bool = True
 

@@ -184,7 +184,7 @@ def _compare(findings: Findings) -> Sequence[Comparison]:
     caption = f"Schedules on {tuned.images} validation images of seed {SEED}, which no claim counts"
     notes = (
         "every combination is scored by forward passes alone; where the best lies at an edge, the axis is extended and what "
-        "is new beside the best is scored (below one step, beyond 40, beyond a_0 = 1.8 and without decay there is nothing "
+        "is new beside the best is scored (below one step, beyond 40, beyond a_0 = 1.8 and a decay of 0.97 there is nothing "
         "to add). Of every other number of steps the best stands here; the paper has N = 10",
     )
     return (Comparison(caption, columns, rows, (), notes),)
