@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
+from advbench.reproduction.clean import clean_accuracy
 from advbench.reproduction.findings import Findings, RunFindings, ScoredCell
 from advbench.reproduction.measured import SeedFigure, highest, lowest, percent
 from advbench.reproduction.papers.malade2018.blackbox import pair_accuracies, pair_run, there
@@ -17,7 +19,6 @@ from advbench.reproduction.papers.malade2018.nets import (
     PAIRS,
     RADIUS,
     Chosen,
-    clean,
     columns,
     defense,
     differs,
@@ -169,9 +170,10 @@ def _rows(findings: Findings, attack: str, classifier: str, printed: PaperTable)
     """The rows of an attack on a classifier, one per defense that it was run on."""
     rows = []
     run = _run_of(findings, classifier, attack)
+    figures: tuple[Callable[[ScoredCell], float], ...] = (through, worst, ignoring, partial(clean_accuracy, run))
     for column, name in there(run).items():
         paper = printed.cell(column, attack, classifier) if attack in _ATTACKS else None
-        found = [_smallest(run, name, attack, figure) for figure in (through, worst, ignoring, clean)]
+        found = [_smallest(run, name, attack, figure) for figure in figures]
         pairs = (Pair(paper, Ours(found[0])), *(Pair(None, Ours(values)) for values in found[1:]))
         rows.append((_row(classifier, attack, column), pairs))
     return rows
