@@ -29,10 +29,10 @@ _SWEPT: Mapping[Scale, str] = {"smoke": "D", "small": "D", "medium": "C", "full"
 """The classifier of the sweeps; its last substitute attacks it."""
 _SIGMAS: Mapping[Scale, tuple[float, ...]] = {
     "smoke": (0.1, 0.3),
-    "small": (0.01, 0.1, 0.2, 0.3, 0.4),
     "medium": (0.01, 0.1, 0.2, 0.3, 0.4),
     "full": (0.01, 0.1, 0.2, 0.3, 0.4),
 }
+"""Not at small: twelve more denoisers and substitutes, where three seeds cannot tell 0.2 and 0.4 from 0.3."""
 _COLUMNS = (("clean", "%"), ("FGSM", "%"))
 
 
@@ -139,7 +139,14 @@ def _differs(scale: Scale) -> Sequence[str]:
 
 
 STUDIES = (
-    study("malade2018.table5", "table 5: the denoiser's training noise", _sigma_runs, _sigma, _differs, scales=EVERY_SCALE),
+    study(
+        "malade2018.table5",
+        "table 5: the denoiser's training noise",
+        _sigma_runs,
+        _sigma,
+        _differs,
+        scales=("smoke", "medium", "full"),
+    ),
     study(
         "malade2018.stepsize",
         "how step sizes and noise of the Langevin steps fall",
