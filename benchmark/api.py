@@ -169,7 +169,8 @@ def finish(plan: Plan, engine: Engine | None = None, *, watch: Watcher | None = 
     if config.fresh:
         plan.forget()
     config.out.mkdir(parents=True, exist_ok=True)
-    write_manifest(config.out, plan.cells, to_toml(config), declared(spec.name for spec in config.defense or ()))
+    names = ([spec.name for spec in components or ()] for components in (config.defense, config.attack))
+    write_manifest(config.out, plan.cells, to_toml(config), declared(*names))
     result = run_plan(plan, watch) if engine is None else run_plan(plan, watch, lambda *_: engine, SharedClaims(config.out))
     reports = write_reports(config.out, plan.cells)
     return RunResult(config.out, plan.cells, result.failures, tuple(reports), result.ran, result.interrupted)

@@ -20,9 +20,9 @@ def export(
     format: str,
     entries: Mapping[str, ModelEntry] = NO_ENTRIES,
 ) -> list[Path]:
-    """Write every figure as ``svg``, ``png`` or ``pdf``, all cells as ``csv``, or ``robustbench``, into the folder `to`.
+    """Write all figures as ``svg``, ``png`` or ``pdf``, all cells as ``csv``, ``robustbench`` or ``latex``, into `to`.
 
-    folders: output folders and their cells, all if None. entries: of models, by label or defense, for ``robustbench``.
+    folders: output folders and their cells, all if None. entries: of models, by label or defense, for the last two.
     Returns the files. Raises ValueError if there is nothing to write: no figure, or no board whose norm RobustBench has.
     """
     cells = read(folders)
@@ -31,6 +31,10 @@ def export(
         files = {"results.csv": csv(cells)}
     elif format == "robustbench":
         files = _robustbench(cells, entries)
+    elif format == "latex":
+        from advbench.reports.latex import latex
+
+        files = latex(cells, entries)
     else:
         from advbench.reports.sections import sections
 

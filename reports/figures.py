@@ -231,12 +231,14 @@ def line_plots(
     log_x: bool = False,
     x_text: Callable[[float], str] = "{:g}".format,
     x_names: Sequence[str] = (),
+    x_shares: bool = False,
 ) -> Drawing:
     """Curves in panels side by side with one legend below.
 
     shares: whether y runs over shares in [0, 1], if `zoomed` only as far as the curves do, or over what there is. log_x:
     whether x is on a logarithmic axis, whose ticks say what `x_text` makes of their values. x_names: of the places 0, 1, ...
-    on x, in place of numbers; of many only every few are written.
+    on x, in place of numbers; of many only every few are written. x_shares: whether x runs over shares,
+    as far as the marks do.
     """
     panels, left_out = _fewer(panels)
     caption = f"{caption}; {left_out}" if left_out else caption
@@ -261,6 +263,8 @@ def line_plots(
                 _set_log_x(axes, x_text)
             elif x_names:
                 _set_names(axes, x_names)
+            elif x_shares:
+                _set_x_shares(axes)
             elif shares:
                 axes.set_xlim(left=0)
         if shares or zoomed:  # the panels share one axis, which is fitted to what is drawn until it is limited
@@ -312,6 +316,14 @@ def _set_log_x(axes: Axes, x_text: Callable[[float], str]) -> None:
     axes.margins(x=0.15)
     axes.xaxis.set_major_formatter(lambda value, _: x_text(value))
     axes.xaxis.set_minor_formatter(lambda *_: "")
+
+
+def _set_x_shares(axes: Axes) -> None:
+    """An x axis of shares, as far as the marks reach and no further than shares can."""
+    axes.margins(x=0.2)
+    low, high = axes.get_xlim()
+    axes.set_xlim(max(low, -0.02), min(high, 1.01))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}%" if 0 <= value <= 1 else "")
 
 
 def _set_names(axes: Axes, names: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from advbench.reports.masking import masking_section
 from advbench.reports.matrices import matrix_sections
 from advbench.reports.model_page import model_sections, models
 from advbench.reports.random_models import random_models_section
+from advbench.reports.scatter import scatter_section
 from advbench.reports.section import LONGEST, Section
 from advbench.reports.standings import RankedBoard, ranked_boards
 from advbench.reports.tradeoff import tradeoff_section
@@ -75,6 +76,7 @@ def _sections(boards: Sequence[RankedBoard], cells: Cells) -> list[Section]:
     failures, images = failure_section(cells), image_section(_from_the_top(boards, cells.scored))
     return _distinct(
         *(leaderboard_section(board, missing=len(cells.missing)) for board in boards),
+        *(section for section in map(scatter_section, boards) if section is not None),
         *union_sections(boards),
         *(section for section in map(random_models_section, boards) if section is not None),
         *(section for section in map(attackers_section, boards) if section is not None),

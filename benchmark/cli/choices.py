@@ -30,6 +30,7 @@ class ReportFormat(StrEnum):
     pdf = "pdf"
     csv = "csv"
     robustbench = "robustbench"
+    latex = "latex"
 
 
 class GateFormat(StrEnum):

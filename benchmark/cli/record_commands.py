@@ -24,7 +24,8 @@ def report(
     format: Annotated[
         ReportFormat | None,
         typer.Option(
-            help="Instead of the reports, write all figures (svg, png, pdf), all cells (csv), or robustbench entries."
+            help="Instead of the reports, write all figures (svg, png, pdf), all cells (csv), robustbench entries, "
+            "or tables for a paper (latex, with BibTeX)."
         ),
     ] = None,
     entries: Entries = None,

@@ -5,22 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from advbench.reading import text_of
 from advbench.results.entries import ModelEntry, entries_of, entry_in, entry_of
 
+if TYPE_CHECKING:
+    from advbench.registry.registry import Registry
 
-def declared(defenses: Iterable[str]) -> dict[str, ModelEntry]:
-    """What registered defenses say of themselves, by name: their `entry`, a mapping, and the paper in their first line.
 
-    What cannot be read as facts is left out: a run does not end for it.
+def declared(defenses: Iterable[str], attacks: Iterable[str] = ()) -> dict[str, ModelEntry]:
+    """What registered components say of themselves: their `entry`, a mapping, and the paper in their first line.
+
+    Defenses are found by name, attacks as ``attack NAME``. What cannot be read as facts is left out: a run does not end for
+    it.
     """
     from advbench.registry import registry
 
+    found = _declared(registry.defenses, defenses)
+    return found | {f"attack {name}": entry for name, entry in _declared(registry.attacks, attacks).items()}
+
+
+def _declared(known: Registry[object], names: Iterable[str]) -> dict[str, ModelEntry]:
     found = {}
-    for name in dict.fromkeys(defenses):
-        entry = entry_in(registry.defenses.describe(name))
-        own = getattr(registry.defenses.factory(name), "entry", None)
+    for name in dict.fromkeys(names):
+        entry = entry_in(known.describe(name))
+        own = getattr(known.factory(name), "entry", None)
         if isinstance(own, Mapping):
             with suppress(ValueError):
                 entry = entry_of(own, name).over(entry)

@@ -20,7 +20,7 @@ _MANIFEST = "run.json"
 _LARGEST_MANIFEST = 2**25
 
 
-FORMATS = ("svg", "png", "pdf", "csv", "robustbench")
+FORMATS = ("svg", "png", "pdf", "csv", "robustbench", "latex")
 
 
 def report(
@@ -37,7 +37,7 @@ def report(
     ``png`` or ``pdf``, all cells as ``csv``, or the model_info of ``robustbench``; these need `to`, as an archive of records
     (``.tar.xz``, `advbench.results.archive`) does in place of a folder. Where `to` is an archive, the records of the one
     folder are packed into it, and no report is written. entries: a TOML file of papers, authors, venues and links of models
-    (`advbench.results.entries`), for the format ``robustbench``. Returns the files. Raises ValueError if there are no
+    (`advbench.results.entries`), for ``robustbench`` and ``latex``. Returns the files. Raises ValueError if there are no
     records, or no `to` where it is needed.
 
     >>> import tempfile

@@ -24,6 +24,7 @@ def _rows(table):
 def test_the_default_run_has_every_section(default_sections):
     assert list(default_sections) == [
         "Leaderboard",
+        "Clean against robust accuracy",
         "Random models by every rule",
         "White-box",
         "Black-box",

@@ -284,7 +284,7 @@ def test_figures_and_cells_are_exported_as_files(tmp_path, make_suite):
     assert info.parent == tmp_path / "rb" / "model_info" / "mnist" / "Linf"
     with pytest.raises(ValueError, match="give --to DIR"):
         reporting.report(tmp_path / "run", format="pdf")
-    with pytest.raises(ValueError, match="one of svg, png, pdf, csv, robustbench"):
+    with pytest.raises(ValueError, match="one of svg, png, pdf, csv, robustbench, latex"):
         reporting.report(tmp_path / "run", to=tmp_path, format="docx")
 
 
