@@ -43,10 +43,10 @@ def _numbers(value: object) -> object:
     if value is None:
         return None
     parts = split_list(value) if isinstance(value, str) else value if isinstance(value, list | tuple) else (value,)
-    return tuple(_fraction(part) if isinstance(part, str) else part for part in parts)
+    return tuple(fraction(part) if isinstance(part, str) else part for part in parts)
 
 
-def _fraction(text: str) -> float:
+def fraction(text: str) -> float:
     """A number; ``8/255`` is one. ValueError, in one line, for anything else."""
     above, slash, below = text.partition("/")
     try:

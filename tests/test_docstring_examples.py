@@ -36,6 +36,7 @@ MODULES = [
 ]
 ON_A_RUN = [
     "advbench.api",
+    "advbench.records.evidence",
     "advbench.records.fixed_sets",
     "advbench.records.gating",
     "advbench.records.kept_images",

@@ -26,7 +26,7 @@ from advbench.cli.options import (
     Visited,
 )
 from advbench.cli.pilot_commands import work
-from advbench.cli.record_commands import baseline, check, gc, history, publish, report
+from advbench.cli.record_commands import baseline, check, evidence, gc, history, publish, report
 from advbench.cli.terminal import complain, fail, print_plan, print_result, print_verdicts, refuse, say, watcher
 from advbench.engine.ending import as_ctrl_c
 from advbench.errors import DEBUG
@@ -442,7 +442,7 @@ def reproduce(
     raise typer.Exit(result.exit_code)
 
 
-for _command in (work, report, publish, check, history, baseline, gc):
+for _command in (work, report, publish, evidence, check, history, baseline, gc):
     app.command()(_command)
 
 

@@ -1,4 +1,4 @@
-"""The commands that work on records alone: reports, sites and the gate. Nothing is run, and torch is not needed."""
+"""The commands that work on records: reports, sites, entries and the gate. Nothing is run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from advbench.cli.choices import GateFormat, ReportFormat, TableFormat
-from advbench.cli.options import AcrossVersions, Alpha, CheckpointsOnly, Entries, FailOnFlags, Tolerance
+from advbench.cli.options import AcrossVersions, Alpha, CheckpointsOnly, DataDir, Entries, FailOnFlags, Tolerance
 from advbench.cli.terminal import refuse
 
 
@@ -65,6 +65,32 @@ def publish(
         from advbench.records import reporting
 
         paths = reporting.publish(*folders, to=to, title=title, every=every, history=history or None, entries=entries)
+    except (ValueError, OSError) as error:
+        refuse(error)
+    for path in paths:
+        print(path)
+
+
+def evidence(
+    out: Annotated[Path, typer.Argument(help="The output directory of a run.")],
+    to: Annotated[Path, typer.Option(help="Directory for evidence.json, evidence.npz and verify.py.")],
+    target: Annotated[str | None, typer.Option(help="The model's label on the leaderboard.")] = None,
+    norm: Annotated[str | None, typer.Option(help="The norm of the board, if there are several.")] = None,
+    epsilon: Annotated[str | None, typer.Option(help="Its radius, such as 8/255, if there are several.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The training seed, if there are several.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Write a model's number with the images that show it, and a script that checks it without advbench.
+
+    evidence.npz holds the clean images and, of each, the adversarial image of the first attack that broke the model;
+    verify.py needs PyTorch and NumPy alone: python verify.py model.py:factory. For deterministic models without a detector.
+    """
+    try:
+        from advbench.config import fraction
+        from advbench.records.evidence import write_evidence
+
+        radius = None if epsilon is None else fraction(epsilon)
+        paths = write_evidence(out, to, target=target, norm=norm, epsilon=radius, seed=seed, data_dir=data_dir)
     except (ValueError, OSError) as error:
         refuse(error)
     for path in paths:

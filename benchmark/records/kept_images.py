@@ -117,7 +117,7 @@ def images_of(
         raise ValueError(f"The attack {record.attack['label']} had no gradient, so it has no images")
     x_adv = there[0].x_adv
     if len(there) > 1 or record.target["stochastic"]:
-        x_adv = _chosen(_clean(record, x, data_dir), there, examples)
+        x_adv = _chosen(clean_images(record, x, data_dir), there, examples)
     fooled = robust(record, examples) < 0.5 if _has_radius(record) else _wrong(examples)
     right = np.asarray(2 * examples.clean_correct > examples.draws)
     forwards, backwards, queries = (
@@ -160,7 +160,7 @@ def _chosen(x: Tensor, crafts: Sequence[Craft], examples: Examples) -> Tensor:
     return chosen
 
 
-def _clean(record: Record, x: Tensor | None, data_dir: str | Path | None) -> Tensor:
+def clean_images(record: Record, x: Tensor | None, data_dir: str | Path | None) -> Tensor:
     """The clean images of a cell. ValueError, in one line, if they are not there."""
     n = record.dataset["n"]
     if x is not None:
