@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -40,3 +42,29 @@ def test_the_errata_and_the_reports_that_they_concern_link_to_each_other():
         assert ('href="../../../ERRATA.md"' in report.with_suffix(".html").read_text()) == linked, report
     for page in ("README.md", "CHANGELOG.md"):
         assert "](ERRATA.md)" in (ROOT / page).read_text(), page
+
+
+VERDICTS = ("holds", "fails", "undecided", "not decidable here", "not tested")
+
+
+def _verdicts(table: Path) -> list[int]:
+    """How many claims have each verdict: of a claim that several tables speak of, the one that stands worst."""
+    found: dict[str, set[str]] = {}
+    for row in csv.DictReader(table.read_text().splitlines()):
+        found.setdefault(row["claim"], set()).add(row["verdict"])
+    one = Counter("fails" if "fails" in each else max(each, key=VERDICTS.index) for each in found.values())
+    assert set(one) <= set(VERDICTS)
+    return [one[verdict] for verdict in VERDICTS]
+
+
+@pytest.mark.skipif(not ARCHIVES, reason="not a checkout")
+def test_readme_counts_the_verdicts_that_are_published():
+    rows = re.findall(
+        r"^\| \[[^]]+\]\(reports/published/(\w+)/reproduction.md\) \|(.+)\|$", (ROOT / "README.md").read_text(), re.M
+    )
+    told = {
+        paper: [int(cell) for cell in cells.split("|")[:5]] for paper, cells in rows if cells.split("|")[0].strip() != "-"
+    }
+    tables = {path.parent.name: path for path in (ROOT / "reports" / "published").glob("*/claims.csv")}
+    assert told == {paper: _verdicts(path) for paper, path in tables.items()}
+    assert len(rows) == 5
