@@ -66,7 +66,7 @@ class Axis:
 class Grid:
     """The axes of a search. offset: whether step size and noise end at the offsets of `Schedule`, or at zero."""
 
-    step_size: Axis = Axis((0.4, 0.7, 1.0, 1.4), (0.2, 0.1), (1.8,))
+    step_size: Axis = Axis((0.4, 0.7, 1.0, 1.4), (0.2, 0.1), (1.8, 2.2, 2.6, 3.0))
     noise: Axis = Axis((0.0, 0.1), (), (0.2, 0.4))
     decay: Axis = Axis((0.3, 0.6, 0.9), (0.1,), (0.97,))
     steps: Axis = Axis((3, 5, 10), (2, 1), (20, 40))
