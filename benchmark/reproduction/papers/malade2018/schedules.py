@@ -186,8 +186,9 @@ def _compare(findings: Findings) -> Sequence[Comparison]:
         "every combination is scored by forward passes alone; where the best lies at an edge, the axis is extended and what "
         "is new beside the best is scored (below one step, beyond 40, beyond a_0 = 3 and a decay of 0.97 there is nothing "
         "to add). Of every other number of steps the best stands here; the paper has N = 10",
-        "a first step beyond 1 takes away more than the denoiser finds: what FGSM added stands there with the opposite sign, "
-        "and helps the classifier. Such a schedule is made for this attack; what it leaves to one who knows it is in table 2",
+        "a first step beyond 1 takes away more than the denoiser finds: what FGSM added stands there with the opposite "
+        "sign, and helps the classifier. Such a schedule is made for this attack; what it leaves to one who knows it is in "
+        "table 2",
     )
     return (Comparison(caption, columns, rows, (), notes),)
 
