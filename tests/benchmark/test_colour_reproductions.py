@@ -47,7 +47,7 @@ def _reproduce(name, dataset, out, monkeypatch, keep=lambda run: True, **changes
 
 
 def test_table_2_of_shaham(crops, tmp_path, cache, monkeypatch):
-    """With a small net, for the table takes 180 cells, and every one of them loads its net."""
+    """With a small net, for every cell of the table loads its net."""
     changes = {"architecture": ["gu2014/n100-100-10"]}
     (comparison,) = _reproduce("shaham2015.table2", f"npz:{crops}", tmp_path / "out", monkeypatch, **changes)
     rows = dict(comparison.rows)
