@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -95,11 +96,29 @@ def publish(
 
 
 def _entries(folders: Iterable[Path], file: str | Path | None) -> dict[str, ModelEntry]:
-    """What the user's file says of models, and beside that what the runs have kept of them."""
-    found = read_entries(file)
+    """What the user's file says of models, and beside that what the runs have kept of them.
+
+    A name in the file that is no model's is logged in one line: one file may serve several reports.
+    """
+    folders, found = list(folders), read_entries(file)
+    if found:
+        known = _names(folders)
+        for name in sorted(set(found) - known):
+            close = difflib.get_close_matches(name, known, n=1)
+            meant = f": did you mean {close[0]}?" if close else f", which are of {', '.join(sorted(known)[:8])}"
+            _LOG.warning("%s: no model or attack of these records is called %s%s", file, name, meant)
     for folder in folders:
         found = joined(found, kept(_manifest(folder).get("entries")))
     return found
+
+
+def _names(folders: Iterable[Path]) -> set[str]:
+    """What an entry may be called: the labels of models, their defenses, and ``attack NAME``."""
+    sources = map(source_of, folders)
+    found = (source.outcomes(key) for source in sources for key in source.keys())  # noqa: SIM118 - no mapping
+    records = [each[0] for each in found if each is not None]
+    models = {name for one in records for name in (one.target["label"], one.target["defense"]["name"])}
+    return models | {f"attack {one.attack['name']}" for one in records}
 
 
 def _packed(outs: Sequence[str | Path], to: Path, every: bool, format: str | None) -> Path:

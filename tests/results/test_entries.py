@@ -118,3 +118,15 @@ def test_entries_stand_on_pages_and_in_robustbenchs_fields(tmp_path):
 def test_damaged_entries_of_a_run_are_left_out():
     assert kept_entries.kept({"a": {"link": "file:///x"}, "b": {"venue": "V"}, "c": 3}) == {"b": ModelEntry(venue="V")}
     assert kept_entries.kept(["a"]) == {}
+
+
+def test_an_entry_of_no_model_is_told_in_one_line(tmp_path, caplog):
+    suite = Suite(targets={"a": 0.5, "pgd-linf": 0.2}, attacks={"pgd": 1.0}, matrices=("white-box",), stochastic=(), n=40)
+    reporting.write_manifest(tmp_path / "run", suite.write(Store(tmp_path / "run")))
+    text = '["a"]\nvenue = "V"\n["pgd_linf"]\nvenue = "V"\n["zzz"]\nvenue = "V"\n["attack pgd"]\nvenue = "V"\n'
+    (tmp_path / "e.toml").write_text(text, encoding="utf-8")
+    reporting.report(tmp_path / "run", to=tmp_path / "rb", format="robustbench", entries=tmp_path / "e.toml")
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert "is called pgd_linf: did you mean pgd-linf?" in said[0]
+    assert "is called zzz, which are of a, attack pgd, pgd-linf" in said[1]
