@@ -46,7 +46,9 @@ class Inapplicable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How one check of one attack ended. status: ``holds``, ``fails`` or ``n/a``; reason: of the latter two."""
+    """How one check ended. attack: the name of what was checked, an attack or another component. status: ``holds``,
+    ``fails`` or ``n/a``; reason: of the latter two.
+    """
 
     attack: str
     check: str
@@ -235,7 +237,7 @@ def check_classes(attack: Attack, norm: str) -> None:
         try:
             x_adv = run(attack, model, x, Untargeted(labels(model, x, wrong=(1,))), threat)
         except Exception as error:
-            raise Broken(f"with {classes} classes: {_told(error)}") from error
+            raise Broken(f"with {classes} classes: {told(error)}") from error
         _within(x_adv, x, threat)
 
 
@@ -272,7 +274,7 @@ def check_zero_gradient(attack: Attack, norm: str) -> None:
         try:
             x_adv = run(attack, model, x, Untargeted(torch.zeros(4, dtype=torch.int64)), threat)
         except Exception as error:
-            raise Broken(f"with a {name} model: {_told(error)}") from error
+            raise Broken(f"with a {name} model: {told(error)}") from error
         _within(x_adv, x, threat)
 
 
@@ -376,18 +378,19 @@ def _verdict(label: str, attack: Attack, name: str, check: Callable[[Attack, str
         except Broken as reason:
             failures.append(f"{norm}: {reason}")
         except Exception as error:
-            failures.append(f"{norm}: {_told(error)}")
+            failures.append(f"{norm}: {told(error)}")
     if failures:
         return Verdict(label, name, "fails", "; ".join(failures))
     return Verdict(label, name, "n/a" if inapplicable else "holds", inapplicable)
 
 
-def table(verdicts: Iterable[Verdict]) -> tuple[list[str], list[list[str]]]:
-    """The verdicts as a table: its columns, and a row per attack."""
-    rows: dict[str, list[str]] = {}
-    for verdict in verdicts:
-        rows.setdefault(verdict.attack, [verdict.attack]).append(verdict.status)
-    return ["attack", *CHECKS], list(rows.values())
+def tables(components: Iterable[Sequence[Verdict]]) -> list[tuple[list[str], list[list[str]]]]:
+    """The verdicts on components as tables: the columns, and a row for each component that had the same checks."""
+    found: dict[tuple[str, ...], list[list[str]]] = {}
+    for verdicts in components:
+        checks = tuple(verdict.check for verdict in verdicts)
+        found.setdefault(checks, []).append([verdicts[0].attack, *(verdict.status for verdict in verdicts)])
+    return [(["attack" if checks == tuple(CHECKS) else "name", *checks], rows) for checks, rows in found.items()]
 
 
 def lines(verdicts: Iterable[Verdict], status: str = "fails") -> list[str]:
@@ -464,5 +467,6 @@ def _untouched(model: nn.Module, before: _Fingerprint) -> None:
         raise Broken("the model's weights or buffers change")
 
 
-def _told(error: BaseException) -> str:
+def told(error: BaseException) -> str:
+    """An exception in one line of at most 160 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:160]

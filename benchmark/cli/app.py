@@ -295,17 +295,20 @@ def conformance(
     attack: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[ATTACK]...",
-            help="Attacks, such as pgd or torchattacks/CW(steps=50). \\[default: all registered attacks]",
+            metavar="[NAME]...",
+            help="Attacks, such as pgd or torchattacks/CW(steps=50), architectures, such as own:net.py:make, and data sets, "
+            "such as npz:FILE. \\[default: all registered attacks]",
             autocompletion=names_of("attacks"),
         ),
     ] = None,
+    data_dir: DataDir = None,
     format: Annotated[TableFormat, typer.Option(help="Output format.")] = TableFormat.text,
 ) -> None:
     """Check that attacks meet the attack contract: budget, batches, seeds, few classes, pixels at 0 and 1, and more.
 
-    Attacks run on a small random network, with fewer iterations unless you set them. A failed check names the norm and what
-    went wrong; a check that does not apply to an attack is n/a.
+    Attacks run on a small random network, with fewer iterations unless you set them. Of architectures, logits, their
+    dependence on the batch, seeds and gradients are checked; of data sets, values, labels and whether test images are among
+    the training images. A failed check says what went wrong; one that does not apply is n/a.
 
     Exit codes: 0 no check failed, 1 at least one failed, 2 bad input.
     """
@@ -313,22 +316,22 @@ def conformance(
 
     try:
         from advbench import clocks
-        from advbench import conformance as checks
+        from advbench import component_checks as checks
 
-        console, verdicts = Console(stderr=True), []
-        specs = checks.specs_of(attack)
+        console = Console(stderr=True)
+        verdicts = list[list[checks.Verdict]]()
         with clocks.single_thread(), console.status("") as status:
-            for number, spec in enumerate(specs, 1):
-                status.update(f"{spec} ({number} of {len(specs)})")
-                found = checks.examine(spec)
-                verdicts += found
+            for kind, spec in checks.in_order(attack):
+                status.update(str(spec))
+                found = checks.examine(kind, spec, data_dir)
+                verdicts.append(found)
                 if not console.is_terminal:
                     holds = sum(verdict.status == "holds" for verdict in found)
                     print(f"{spec}: {holds} of {len(found)} hold", file=sys.stderr, flush=True)
     except (ValueError, OSError) as error:
         refuse(error)
     print_verdicts(verdicts, format)
-    raise typer.Exit(1 if checks.lines(verdicts) else 0)
+    raise typer.Exit(1 if any(map(checks.lines, verdicts)) else 0)
 
 
 @app.command("list")

@@ -28,8 +28,11 @@ _SELDOM = 30.0
 """Seconds between two plain lines about one craft."""
 
 
-def print_verdicts(verdicts: Sequence[Verdict], format: TableFormat) -> None:
-    """The table of what holds, and a line for every check that does not."""
+def print_verdicts(components: Sequence[Sequence[Verdict]], format: TableFormat) -> None:
+    """The table of what holds, one for each kind of component, and a line for every check that does not.
+
+    components: the verdicts on each.
+    """
     from dataclasses import asdict
     from json import dumps
 
@@ -38,20 +41,21 @@ def print_verdicts(verdicts: Sequence[Verdict], format: TableFormat) -> None:
     from rich.text import Text
     from tabulate import tabulate
 
-    from advbench.conformance import lines, table
+    from advbench.conformance import lines, tables
 
-    columns, rows = table(verdicts)
+    verdicts = [verdict for component in components for verdict in component]
     if format is TableFormat.json:
         print(dumps([asdict(verdict) for verdict in verdicts], indent=1))
         return
     console = Console()
-    if format is TableFormat.text and console.is_terminal:
-        grid, colours = Table(*columns), {"holds": "green", "fails": "bold red", "n/a": "dim"}
-        for row in rows:
-            grid.add_row(*(Text(cell, style=colours.get(cell, "")) for cell in row))
-        console.print(grid)
-    else:
-        print(tabulate(rows, columns, tablefmt="pipe" if format is TableFormat.markdown else "simple"))
+    for columns, rows in tables(components):
+        if format is TableFormat.text and console.is_terminal:
+            grid, colours = Table(*columns), {"holds": "green", "fails": "bold red", "n/a": "dim"}
+            for row in rows:
+                grid.add_row(*(Text(cell, style=colours.get(cell, "")) for cell in row))
+            console.print(grid)
+        else:
+            print(tabulate(rows, columns, tablefmt="pipe" if format is TableFormat.markdown else "simple"))
     bullet = "- " if format is TableFormat.markdown else ""
     failures = lines(verdicts)
     if failures:

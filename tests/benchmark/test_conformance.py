@@ -235,7 +235,7 @@ def test_verdicts_name_the_norm_and_become_a_table(monkeypatch):
     assert [verdict.check for verdict in found] == list(CHECKS)
     assert found[0] == Verdict("mine", "budget", "fails", found[0].reason)
     assert found[0].reason.startswith("linf: ")
-    columns, rows = conformance.table(found)
+    columns, rows = conformance.tables([found])[0]
     assert columns == ["attack", *CHECKS]
     assert rows[0][:2] == ["mine", "fails"]
     assert conformance.lines(found)[0].startswith("mine, budget: linf: ")

@@ -29,6 +29,7 @@ def test_the_residual_of_a_denoiser_of_gaussian_data_is_the_smoothed_score():
     """A linear denoiser is optimal there: r(x) - x = -sigma^2 (S + sigma^2)^-1 (x - m)."""
     sigma, mean = 0.5, torch.tensor([0.2, -0.1, 0.5])
     covariance = torch.tensor([[1.0, 0.6, 0.0], [0.6, 0.8, 0.2], [0.0, 0.2, 0.3]])
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 3))
     budget = Budget(epochs=20, batch_size=200, learning_rate=0.05)
     train(model, denoising(sigma), gaussian_data(4_000, covariance, mean), budget=budget, seed=0, device=CPU)
