@@ -269,6 +269,7 @@ EXAMPLES = {
     "foolbox/NAME": "foolbox/LinfPGD",
     "torchattacks/NAME": "torchattacks/PGD",
     "adv-lib/NAME": "adv-lib/ddn",
+    "images:FILE": "images:mine.npz",
     "own(weights='FILE')": "own",
     "torchvision/NAME": "torchvision/resnet18",
     "own:file.py:factory": "own:mine_net.py:make",
