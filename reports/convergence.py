@@ -29,23 +29,21 @@ class AttackSetting:
     """An attack with its arguments on one target.
 
     passes: forwards and backwards for each attacked image, the mean over training seeds. values: by training seed, the share
-    of correct answers to each image, (n,).
+    of correct answers to each image, (n,). by_image: the mean over training seeds, (n,). accuracy: the robust accuracy, in
+    [0, 1].
     """
 
     name: str
     passes: float
     values: tuple[Values, ...]
+    by_image: Values
+    accuracy: float
 
-    @property
-    def by_image(self) -> Values:
-        """The mean over training seeds, (n,)."""
-        found: Values = np.mean(np.stack(self.values), axis=0)
-        return found
-
-    @property
-    def accuracy(self) -> float:
-        """The robust accuracy, in [0, 1]."""
-        return float(self.by_image.mean())
+    @staticmethod
+    def of(name: str, passes: float, values: Sequence[Values]) -> AttackSetting:
+        """A setting from its answers by training seed."""
+        by_image: Values = np.mean(np.stack(values), axis=0)
+        return AttackSetting(name, passes, tuple(values), by_image, float(by_image.mean()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,7 +153,7 @@ def _measured(name: str, cells: Iterable[Cell], epsilon: float | None) -> Attack
         assert cell.examples is not None
         passes.append((counts["forwards"] + counts["backwards"]) / counts["examples"])
         values.append(robust(cell.record, cell.examples, epsilon))
-    return AttackSetting(name, float(np.mean(passes)), tuple(values))
+    return AttackSetting.of(name, float(np.mean(passes)), values)
 
 
 def _row(ladder: Escalation, setting: AttackSetting) -> tuple[Entry, ...]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from xml.etree import ElementTree
 
 import numpy as np
@@ -53,7 +53,9 @@ _FEW = 16
 _MOST_NAMES = 12
 """The names that an x axis has room for."""
 _PLACES: ContextVar[Mapping[str, int]] = ContextVar("places", default=MappingProxyType({}))
-_BESIDE = tuple((right, up, end) for up in (3, -9, 11, -17, 19, -25) for right, end in ((4, "left"), (-4, "right")))
+_Place: TypeAlias = tuple[int, int, Literal["left", "right"]]
+_SIDES: tuple[tuple[int, Literal["left", "right"]], ...] = ((4, "left"), (-4, "right"))
+_BESIDE: tuple[_Place, ...] = tuple((right, up, end) for up in (3, -9, 11, -17, 19, -25) for right, end in _SIDES)
 """Where a note may stand beside its mark: points to the right, points up, and which of its ends is there."""
 _INHERITED = {"font-family", "mix-blend-mode"}
 _DECIMALS = re.compile(r"-?\d+\.\d+")
@@ -370,18 +372,30 @@ def _note_marks(axes: Axes, panel: Panel) -> None:
     """A word beside each mark where it covers no other and leaves no axis; with no such place the table alone has it."""
     taken: list[Bbox] = []
     for curve in panel.curves:
-        noted = (each for each in zip(curve.x, curve.y, curve.notes, strict=False) if each[2])
-        for x, y, note in noted:
-            for right, up, end in _BESIDE:
-                word = axes.annotate(
-                    shorten(note), (x, y), (right, up), textcoords="offset points", ha=end, fontsize=7.5, alpha=0.85
-                )
-                extent = word.get_window_extent()
-                inside = axes.bbox.y0 <= extent.y0 and extent.y1 <= axes.bbox.y1 and extent.x1 <= axes.figure.bbox.x1
-                if inside and not any(extent.overlaps(other) for other in taken):
-                    taken.append(extent)
-                    break
+        for x, y, note in (each for each in zip(curve.x, curve.y, curve.notes, strict=False) if each[2]):
+            word = axes.annotate(shorten(note), (x, y), (0, 0), textcoords="offset points", fontsize=7.5, alpha=0.85)
+            free = ((place, box) for place, box in _boxes(axes, word.get_window_extent()) if _fits(axes, box, taken))
+            found = next(free, None)
+            if found is None:
                 word.remove()
+                continue
+            (right, up, end), box = found
+            word.set_position((right, up))
+            word.set_horizontalalignment(end)
+            taken.append(box)
+
+
+def _boxes(axes: Axes, extent: Bbox) -> Iterator[tuple[_Place, Bbox]]:
+    """Where a word that is now drawn at its mark, rightwards, may stand beside it, with the room that it takes there."""
+    pixels = axes.figure.dpi / 72
+    for right, up, end in _BESIDE:
+        yield (right, up, end), extent.translated(right * pixels - (extent.width if end == "right" else 0.0), up * pixels)
+
+
+def _fits(axes: Axes, box: Bbox, taken: Sequence[Bbox]) -> bool:
+    """Whether a word in this box leaves no axis and covers no other."""
+    inside = axes.bbox.y0 <= box.y0 and box.y1 <= axes.bbox.y1 and box.x1 <= axes.figure.bbox.x1
+    return inside and not any(box.overlaps(other) for other in taken)
 
 
 def _drawing(size: tuple[float, float], draw: Callable[[Figure, str], None], alt: str, caption: str) -> Drawing:

@@ -215,7 +215,7 @@ def test_a_reader_never_sees_half_a_record_whenever_the_writer_is_killed(tmp_pat
         writer.stdin.write(make_record(dataset=make_record().dataset | {"n": 500}).to_json())
         writer.stdin.close()
         assert writer.stdout.readline() == "ready\n"
-        already, patience = len(store.keys()), time.monotonic() + 20
+        already, patience = len(store.keys()), time.monotonic() + 90
         while len(store.keys()) < already + 2 and time.monotonic() < patience:
             time.sleep(0.01)
         time.sleep(0.1 * rng.random())
