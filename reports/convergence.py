@@ -10,7 +10,7 @@ import numpy as np
 from advbench.reports import figures, formatting
 from advbench.reports.section import LONGEST_BOARD, Column, Drawing, Entry, Section, Table, Tone
 from advbench.reports.standings import RankedBoard
-from advbench.results.boards import ranking, seen_attacker
+from advbench.results.boards import examples_digest, ranking, seen_attacker
 from advbench.results.cells import Cell
 from advbench.results.record import Record
 from advbench.results.significance import paired_test
@@ -117,10 +117,11 @@ def ladders(board: RankedBoard) -> list[Escalation]:
 
 
 def _direct(record: Record) -> bool:
-    """Whether the target itself was attacked, and its passes are known."""
+    """Whether the target itself was attacked, by passes that are known: images found elsewhere took none."""
     asked = record.matrix == "white-box" or (record.source is not None and record.source["kind"] == "queries")
     known = record.threat["epsilon"] is not None or not record.attack["minimal_norm"]
-    return asked and known and bool(record.counts.get("examples"))
+    counts = record.counts
+    return asked and known and bool(counts.get("examples")) and counts["forwards"] + counts["backwards"] > 0
 
 
 def _attack(record: Record) -> str:
@@ -138,12 +139,15 @@ def _setting(record: Record) -> str:
 
 
 def _ladder(target: str, attack: str, settings: dict[str, list[Cell]], epsilon: float | None) -> Escalation:
-    """The settings that the same trained models faced as the first one did."""
-    seeds = [sorted(cell.record.seed for cell in cells) for cells in settings.values()]
-    faced = [name for name, own in zip(settings, seeds, strict=True) if own == seeds[0]]
-    found = [_measured(name, settings[name], epsilon) for name in faced]
-    same = [one for one in found if [len(values) for values in one.values] == [len(values) for values in found[0].values]]
-    return Escalation(target, attack, tuple(sorted(same, key=lambda one: one.passes)))
+    """The settings that the same trained models faced as the first one did, on the same images."""
+    faced = [sorted((cell.record.seed, _images(cell)) for cell in cells) for cells in settings.values()]
+    same = [name for name, own in zip(settings, faced, strict=True) if own == faced[0]]
+    found = [_measured(name, settings[name], epsilon) for name in same]
+    return Escalation(target, attack, tuple(sorted(found, key=lambda one: one.passes)))
+
+
+def _images(cell: Cell) -> str:
+    return "" if cell.examples is None else examples_digest(cell.examples)
 
 
 def _measured(name: str, cells: Iterable[Cell], epsilon: float | None) -> AttackSetting:
@@ -152,7 +156,7 @@ def _measured(name: str, cells: Iterable[Cell], epsilon: float | None) -> Attack
         counts = cell.record.counts
         assert cell.examples is not None
         passes.append((counts["forwards"] + counts["backwards"]) / counts["examples"])
-        values.append(robust(cell.record, cell.examples, epsilon))
+        values.append(robust(cell.record, cell.examples, epsilon)[np.argsort(cell.examples.index, kind="stable")])
     return AttackSetting.of(name, float(np.mean(passes)), values)
 
 

@@ -67,7 +67,7 @@ def write_evidence(
     if cells[0].record.target["stochastic"] or _rejects(cells):
         raise ValueError(f"Expected a deterministic model without a detector, got {cells[0].record.target['label']}")
     clean = clean_images(cells[0].record, x, data_dir)
-    x_adv = _nearest_to_hand(Path(out), cells, clean, board.threat.epsilon)
+    x_adv = _first_that_broke(Path(out), cells, clean, board.threat.epsilon)
     first, examples = cells[0].record, cells[0].examples
     assert examples is not None
     claim = {
@@ -129,7 +129,7 @@ def _rejects(cells: Sequence[Cell]) -> bool:
     return any(one.clean_rejected.any() or one.report_rejected.any() for one in examples)
 
 
-def _nearest_to_hand(out: Path, cells: Sequence[Cell], clean: Tensor, epsilon: float | None) -> Tensor:
+def _first_that_broke(out: Path, cells: Sequence[Cell], clean: Tensor, epsilon: float | None) -> Tensor:
     """Of each image the first of all attackers' that broke the model, or the clean one, (n, c, h, w)."""
     x_adv, left = clean.clone(), torch.ones(len(clean), dtype=torch.bool)
     for cell in cells:

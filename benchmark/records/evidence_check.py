@@ -97,9 +97,7 @@ def main() -> int:
     if box is not None:
         outside |= ((x_adv < box[0] - 1e-6) | (x_adv > box[1] + 1e-6)).reshape(len(x), -1).any(axis=1)
     if outside.any() or not np.isfinite(x_adv).all():
-        print(
-            f"{outside.sum()} of {len(x)} images are outside {claim['norm']} {radius:g} or the box: nothing of this counts"
-        )
+        print(f"{outside.sum()} of {len(x)} images are outside {claim['norm']} {radius:g} or the box: nothing counts")
         return 1
     model = model_of(given.target, given.weights)
     clean, clean_close = answers(model, x, y, given.batch)
@@ -108,7 +106,7 @@ def main() -> int:
     rows = (("clean", clean, clean_close, "clean_correct"), ("robust", clean & under, clean_close | close, "robust_correct"))
     for name, right, unsure, key in rows:
         low, high = int((right & ~unsure).sum()), int((right | unsure).sum())
-        agrees = low <= claim[key] <= high
+        agrees = low <= claim[key] <= high and high - low <= max(1, len(x) // 100)  # of many such, any claim would stand
         stands &= agrees
         told = f", {high - low} too close to call" if high > low else ""
         print(f"{name}: {right.sum()} of {len(x)} right{told}; claimed {claim[key]}: {'stands' if agrees else 'does not'}")

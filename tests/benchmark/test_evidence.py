@@ -205,3 +205,11 @@ def test_the_command_writes_three_files(run, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(NAMES)
     refused = CliRunner().invoke(app, ["evidence", str(out), "--to", str(tmp_path), "--epsilon", "8/0"])
     assert refused.exit_code == 2
+
+
+def test_a_model_whose_answers_hang_on_rounding_makes_no_claim_stand(run, folder, tmp_path):
+    shifted = tmp_path / "shifted.py"
+    shifted.write_text(MODEL.replace("return self.layers(x)", "return self.layers(x) + 1e6"))
+    code, said = check(folder, f"{shifted}:make")
+    assert code == 1
+    assert "too close to call" in said

@@ -109,3 +109,18 @@ def test_substitutes_and_other_models_say_nothing_of_convergence():
     other = {"label": "substitute", "kind": "substitute"}
     cells = [_cell(f"pgd(steps={steps})", 30, steps, source=other) for steps in (1, 2)]
     assert _section(*cells) is None
+
+
+def test_other_images_and_images_that_took_no_pass_stand_in_no_ladder():
+    first, more = _cell("pgd(steps=1)", 30, 2), _cell("pgd(steps=2)", 20, 4)
+    moved = replace(more.examples, index=more.examples.index + 1)
+    assert _ladders(first, Cell(more.record, moved)) == []
+    backwards = replace(more.examples, **{
+        name: getattr(more.examples, name)[::-1]
+        for name in (
+            "index", "label", "clean_prediction", "clean_correct", "select_correct", "report_correct", "report_wrong"
+        )
+    })  # fmt: skip
+    (found,) = _ladders(first, Cell(more.record, backwards))
+    assert found.settings[1].by_image.tolist() == [1.0] * 20 + [0.0] * 20
+    assert _ladders(_cell("images:a", 30, 0), _cell("images:a(minimal=True)", 20, 0)) == []
